@@ -1,0 +1,197 @@
+"""The vocabulary: what every other module passes around.
+
+Shapes: ``b`` is the batch; ``...`` is any rank, an image [h, w, c], a video [f, h, w, c], an
+embedding [d].  A data point x0 and noise eps ~ N(0, I) mix into
+
+    x_t = alpha * x0 + sigma * eps                                                       (1)
+
+and everything below is a statement about (1).  Types here are values (NamedTuples, hence pytrees) or
+plain callables; none holds a config, a flag or mutable state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jaxtyping import Array, Float
+
+Params = Any
+"""A nested dict of arrays."""
+
+Cond = Any
+"""A pytree whose leaves are [b, ...], such as ``{"label": int32[b]}``; ``{}`` when unconditional."""
+
+
+class NoiseLevel(NamedTuple):
+    """How much noise: one point of a process, or a grid of n of them.
+
+    Attributes:
+        t: time, 0 (clean) to 1 (noise).
+        log_snr: λ = log(alpha² / sigma²), the stored quantity from which the rest derives.
+        alpha: factor of the data in (1), in [0, 1].
+        sigma: factor of the noise in (1), >= 0.
+
+    Each is float32 of shape [], [b] (one level per example) or [n] (a grid, noisiest first).
+    """
+
+    t: Float[Array, "*n"]
+    log_snr: Float[Array, "*n"]
+    alpha: Float[Array, "*n"]
+    sigma: Float[Array, "*n"]
+
+
+class Prediction(NamedTuple):
+    """What a network's output means at (x, level): both unknowns of (1), in x's shape.
+
+    Attributes:
+        x0: the predicted clean data, [b, ...].
+        eps: the predicted noise, [b, ...].
+        aux: output channels beyond those of x, such as learned-variance coefficients; else None.
+    """
+
+    x0: Array
+    eps: Array
+    aux: Any = None
+
+
+Target = Callable[[NoiseLevel], tuple[Array, Array]]
+"""A prediction target as a row: level -> (p, q), meaning F = p * x0 + q * eps."""
+
+Denoise = Callable[[Array, NoiseLevel], Prediction]
+"""(x [b, ...], level) -> Prediction.  What guidance returns and solvers, likelihood, editing call."""
+
+Denoiser = Callable[[Array, NoiseLevel, Cond], Prediction]
+"""(x [b, ...], level, cond) -> Prediction.  A Denoise before its condition is chosen."""
+
+
+class Net(Protocol):
+    """A network as a pure function.
+
+    Args of a call:
+        params: its parameters.
+        x: [b, ...] noisy input, already scaled.
+        time: [b] time features input (what ``Model.time_in`` returns), float32.
+        cond: conditioning pytree.
+        key: dropout key; given exactly while training.
+
+    Returns [b, ...] of x's shape, or with more channels last (see ``Prediction.aux``).
+    """
+
+    def __call__(
+        self, params: Params, x: Array, time: Array, cond: Cond, *, key: Array | None = None
+    ) -> Array: ...
+
+
+class Codec(NamedTuple):
+    """Between pixels in [-1, 1] and the space that diffusion runs in: identity, or a VAE.
+
+    Attributes:
+        encode: (params, pixels [b, h, w, c], key) -> x0.
+        decode: (params, x0) -> pixels.
+    """
+
+    encode: Callable[[Params, Array, Array], Array]
+    decode: Callable[[Params, Array], Array]
+
+
+class Model(NamedTuple):
+    """What a checkpoint means: everything but the arrays.
+
+    Attributes:
+        net: the network.
+        process: the diffusion process it was trained on (``core.process.Process``).
+        target: what its output is a prediction of.
+        scale_in: level -> factor on the network's input (1, or EDM's c_in), shaped as the level.
+        time_in: level -> what the time embedding receives, shaped as the level, float32.
+        codec: pixels <-> x0.
+        condition: (params, batch) -> cond, for a training batch or a request of the same keys.
+    """
+
+    net: Net
+    process: Any
+    target: Target
+    scale_in: Callable[[NoiseLevel], Array]
+    time_in: Callable[[NoiseLevel], Array]
+    codec: Codec
+    condition: Callable[[Params, dict[str, Array]], Cond]
+
+
+class Solver(NamedTuple):
+    """One way to walk from a level to a cleaner one.
+
+    Attributes:
+        init: x -> S, the state it carries (past predictions, ...), a pytree, () if none.
+        step: (key, denoise, x, now, nxt, S) -> (x at nxt, S).  Gets the *function* denoise, so a
+            method with several evaluations is straight-line code.
+    """
+
+    init: Callable[[Array], Any]
+    step: Callable[[Array, Denoise, Array, NoiseLevel, NoiseLevel, Any], tuple[Array, Any]]
+
+
+class Context(NamedTuple):
+    """What a loss may read and never differentiates.
+
+    Attributes:
+        step: int32 [], optimiser steps done.
+        ema: the moving average of params.
+        frozen: parameters that training leaves alone (VAE, text encoder, teacher), or {}.
+        carry: the recipe's own state from the step before (loss history, codebook, ...), or ().
+    """
+
+    step: Array
+    ema: Params
+    frozen: Params
+    carry: Any
+
+
+class Report(NamedTuple):
+    """What a loss returns beside the scalar.
+
+    Attributes:
+        metrics: name -> float32 [] to log.
+        carry: the recipe's state for the next step; same structure as ``Context.carry``.
+    """
+
+    metrics: dict[str, Array]
+    carry: Any = ()
+
+
+class Recipe(NamedTuple):
+    """A way to train: the whole difference between methods; the loop is one and the same.
+
+    Attributes:
+        init: (key, batch) -> params.
+        loss: (params, Context, batch, key) -> (scalar to minimise, Report).
+        carry: () -> the carry before the first step.
+    """
+
+    init: Callable[[Array, dict[str, Array]], Params]
+    loss: Callable[[Params, Context, dict[str, Array], Array], tuple[Array, Report]]
+    carry: Callable[[], Any] = lambda: ()
+
+
+def like(c: Array, x: Array) -> Array:
+    """Append axes so that a coefficient, [] or [b], multiplies x, [b, ...]."""
+    return jax.numpy.reshape(c, jax.numpy.shape(c) + (1,) * (x.ndim - jax.numpy.ndim(c)))
+
+
+__all__ = [
+    "Codec",
+    "Cond",
+    "Context",
+    "Denoise",
+    "Denoiser",
+    "Model",
+    "Net",
+    "NoiseLevel",
+    "Params",
+    "Prediction",
+    "Recipe",
+    "Report",
+    "Solver",
+    "Target",
+    "like",
+]
