@@ -5,8 +5,8 @@ embedding [d].  A data point x0 and noise eps ~ N(0, I) mix into
 
     x_t = alpha * x0 + sigma * eps                                                       (1)
 
-and everything below is a statement about (1).  Types here are values (NamedTuples, hence pytrees) or
-plain callables; none holds a config, a flag or mutable state.
+and everything below is a statement about (1).  Types here are values (NamedTuples, hence pytrees)
+or plain callables; none holds a config, a flag or mutable state.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Params = Any
 """A nested dict of arrays."""
 
 Cond = Any
-"""A pytree whose leaves are [b, ...], such as ``{"label": int32[b]}``; ``{}`` when unconditional."""
+"""A pytree of [b, ...] leaves, such as ``{"label": int32[b]}``; ``{}`` when unconditional."""
 
 
 class NoiseLevel(NamedTuple):
@@ -60,7 +60,7 @@ Target = Callable[[NoiseLevel], tuple[Array, Array]]
 """A prediction target as a row: level -> (p, q), meaning F = p * x0 + q * eps."""
 
 Denoise = Callable[[Array, NoiseLevel], Prediction]
-"""(x [b, ...], level) -> Prediction.  What guidance returns and solvers, likelihood, editing call."""
+"""(x [b, ...], level) -> Prediction.  What guidance returns; what solvers and likelihood call."""
 
 Denoiser = Callable[[Array, NoiseLevel, Cond], Prediction]
 """(x [b, ...], level, cond) -> Prediction.  A Denoise before its condition is chosen."""
@@ -88,8 +88,8 @@ class Codec(NamedTuple):
     """Between pixels in [-1, 1] and the space that diffusion runs in: identity, or a VAE.
 
     Attributes:
-        encode: (params, pixels [b, h, w, c], key) -> x0.
-        decode: (params, x0) -> pixels.
+        encode: (frozen params, pixels [b, h, w, c], key) -> x0.
+        decode: (frozen params, x0) -> pixels.
     """
 
     encode: Callable[[Params, Array, Array], Array]
@@ -106,7 +106,8 @@ class Model(NamedTuple):
         scale_in: level -> factor on the network's input (1, or EDM's c_in), shaped as the level.
         time_in: level -> what the time embedding receives, shaped as the level, float32.
         codec: pixels <-> x0.
-        condition: (params, batch) -> cond, for a training batch or a request of the same keys.
+        condition: (frozen params, batch) -> cond, of a training batch or a request with its keys.
+        null: (frozen params, cond) -> the empty condition in cond's shapes, for guidance.
     """
 
     net: Net
@@ -116,6 +117,7 @@ class Model(NamedTuple):
     time_in: Callable[[NoiseLevel], Array]
     codec: Codec
     condition: Callable[[Params, dict[str, Array]], Cond]
+    null: Callable[[Params, Cond], Cond]
 
 
 class Solver(NamedTuple):

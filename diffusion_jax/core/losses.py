@@ -1,0 +1,101 @@
+"""Losses of one example at one level, before weighting and averaging over the batch.
+
+The training loss of diffusion is clean regression: no adversary, no reconstruction term.
+
+    draw x0, t, eps;  x = alpha·x0 + sigma·eps;  L = w(level)·‖net(x) - F‖²,  F = p·x0 + q·eps
+
+The variational terms at the end of the file are what a learned variance is trained with.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffusion_jax.core.process import posterior
+from diffusion_jax.core.solvers.ancestral import LogVariance
+from diffusion_jax.core.targets import express
+from diffusion_jax.core.types import NoiseLevel, Prediction, Target, like
+
+
+def mean_per_example(x: Float[Array, "b ..."]) -> Float[Array, "b"]:
+    """The mean over all axes but the first."""
+    return jnp.mean(x, axis=tuple(range(1, x.ndim)))
+
+
+def regression(
+    target: Target,
+    out: Float[Array, "b ..."],
+    x0: Float[Array, "b ..."],
+    eps: Float[Array, "b ..."],
+    level: NoiseLevel,
+) -> Float[Array, "b"]:
+    """Mean squared error to F = p·x0 + q·eps (Ho et al. 2020, eq. 14, for the target eps).
+
+    Args:
+        target: what the network predicts.
+        out: its output, [b, ..., c or more]; channels beyond those of x0 are not looked at.
+        x0: clean data.
+        eps: the noise that was added.
+        level: [b].
+    """
+    return mean_per_example((out[..., : x0.shape[-1]] - express(target, x0, eps, level)) ** 2)
+
+
+def normal_kl(mean_q: Array, log_var_q: Array, mean_p: Array, log_var_p: Array) -> Array:
+    """KL(N(mean_q, e^log_var_q) || N(mean_p, e^log_var_p)) per element, nats; broadcasts."""
+    ratio = log_var_q - log_var_p
+    return 0.5 * (jnp.expm1(ratio) - ratio + (mean_q - mean_p) ** 2 * jnp.exp(-log_var_p))
+
+
+def discretised_log_likelihood(x: Array, mean: Array, log_var: Array, bins: int = 256) -> Array:
+    """log of the Gaussian mass of x's bin, per element, nats (Ho et al. 2020, eq. 13).
+
+    Args:
+        x: data in [-1, 1] on a grid of ``bins`` values (8-bit pixels).
+        mean: of the Gaussian, broadcastable to x.
+        log_var: log of its variance, broadcastable to x.
+        bins: number of values; the outermost bins reach to ∓infinity.
+    """
+    half = 1 / (bins - 1)
+    scale = jnp.exp(-0.5 * log_var)
+    lower, upper = (x - mean - half) * scale, (x - mean + half) * scale
+    # Mirror into the left tail, where the difference of log cdfs keeps its digits.
+    flip = lower + upper > 0
+    low, high = jnp.where(flip, -upper, lower), jnp.where(flip, -lower, upper)
+    log_low, log_high = jax.scipy.stats.norm.logcdf(low), jax.scipy.stats.norm.logcdf(high)
+    inner = log_high + jnp.log(-jnp.expm1(jnp.minimum(log_low - log_high, -1e-7)))
+    first = jax.scipy.stats.norm.logcdf(upper)
+    last = jax.scipy.stats.norm.logcdf(-lower)
+    return jnp.where(x <= -1 + half, first, jnp.where(x >= 1 - half, last, inner))
+
+
+def variational_term(
+    x0: Float[Array, "b ..."],
+    x: Float[Array, "b ..."],
+    prediction: Prediction,
+    now: NoiseLevel,
+    nxt: NoiseLevel,
+    variance: LogVariance,
+) -> Float[Array, "b"]:
+    """One term of the variational bound, nats per dimension (Ho et al. 2020, eq. 5).
+
+    KL(q(x_s | x_t, x0) || p(x_s | x_t)), or, where ``nxt`` is the clean level, the decoder's
+    -log p(x0 | x_t) of 8-bit data.
+
+    Args:
+        x0: clean data in [-1, 1].
+        x: x_t.
+        prediction: the model's at (x, now).
+        now, nxt: levels of t and s, [b] or [].
+        variance: log variance of p, one of ``solvers.ancestral.VARIANCES``.
+    """
+    log_var_p = like(variance(now, nxt, prediction), x)
+    mean_p, _ = posterior(x, prediction.x0, now, nxt)
+    mean_q, var_q = posterior(x, x0, now, nxt)
+    is_clean = nxt.sigma == 0
+    log_var_q = like(jnp.log(jnp.where(is_clean, 1.0, var_q)), x)
+    kl = mean_per_example(normal_kl(mean_q, log_var_q, mean_p, log_var_p))
+    decoder = mean_per_example(-discretised_log_likelihood(x0, mean_p, log_var_p))
+    return jnp.where(is_clean, decoder, kl)

@@ -1,0 +1,40 @@
+"""Attention blocks."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from diffusion_jax.models import primitives
+from diffusion_jax.models.layers import Dense, GroupNorm, Style
+
+
+class SelfAttention(nn.Module):
+    """x + out(attention(norm(x))) over all positions (Dhariwal & Nichol 2021, section 3.1).
+
+    There are max(1, c // head_dim) heads; where head_dim does not divide c the heads together are
+    narrower than c, so any channel count works.  The output projection is zero at initialisation.
+
+    Attributes:
+        style: what all blocks share.
+        normalise: False to attend to x itself; some published networks do so in the middle.
+    """
+
+    style: Style
+    normalise: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b ... c"]) -> Float[Array, "b ... c"]:
+        """Apply to [b, ..., c]; every position of ... is a token."""
+        style, c = self.style, x.shape[-1]
+        head_dim = style.head_dim or c
+        heads = max(1, c // head_dim)
+        h = GroupNorm(style, name="norm")(x) if self.normalise else x
+        h = h.reshape(x.shape[0], -1, c)
+        query, key, value = (
+            Dense(heads * head_dim, style.dtype, name=name)(h).reshape(*h.shape[:2], heads, head_dim)
+            for name in ("query", "key", "value")
+        )
+        h = primitives.attention(query, key, value).reshape(*h.shape[:2], heads * head_dim)
+        h = Dense(c, style.dtype, kernel_init=nn.initializers.zeros_init(), name="out")(h)
+        return (x + h.reshape(x.shape)) * style.skip_scale

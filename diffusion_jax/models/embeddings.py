@@ -1,0 +1,132 @@
+"""Features of a scalar time, and the vector that conditions every block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffusion_jax.models.layers import Dense
+from diffusion_jax.models.primitives import silu
+
+
+def sinusoidal(
+    time: Float[Array, " b"],
+    dim: int,
+    max_period: float = 10000.0,
+    cos_first: bool = True,
+    shift: float = 0.0,
+) -> Float[Array, "b dim"]:
+    """Cosines and sines of time at geometrically spaced frequencies (Vaswani et al. 2017, sec. 3.5).
+
+    Frequency i of n = dim // 2 is max_period^(-i / (n - shift)): from 1 to about 1 / max_period.
+
+    Args:
+        time: [b], any range; computed in float32.
+        dim: number of features; an odd dim gets a last feature of 0.
+        max_period: 2π times this is the longest period.
+        cos_first: cosines, then sines, as in ADM; False for DDPM's order.
+        shift: 0 as in ADM; 1 for DDPM's spacing, which ends exactly at 1 / max_period.
+
+    Raises:
+        ValueError: if dim is below 2 (below 4 with a shift of 1).
+    """
+    half = dim // 2
+    if half <= shift:
+        raise ValueError(f"dim={dim} is too small for sinusoidal features: use at least 4.")
+    frequencies = max_period ** (-jnp.arange(half, dtype=jnp.float32) / (half - shift))
+    angles = time.astype(jnp.float32)[:, None] * frequencies
+    parts = (jnp.cos(angles), jnp.sin(angles)) if cos_first else (jnp.sin(angles), jnp.cos(angles))
+    return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, dim % 2)))
+
+
+def fourier(
+    time: Float[Array, " b"], dim: int, bandwidth: float = 16.0
+) -> Float[Array, "b dim"]:
+    """Fourier features with Gaussian frequencies (Tancik et al. 2020), for time inputs of order 1.
+
+    The frequencies are the dim // 2 midpoint quantiles of N(0, bandwidth²) instead of a random draw:
+    the same spectrum, reproducible, and nothing to store with the weights.
+
+    Args:
+        time: [b]; computed in float32.
+        dim: number of features, at least 2; an odd dim gets a last feature of 0.
+        bandwidth: standard deviation of the frequencies, in cycles per unit of time.
+
+    Raises:
+        ValueError: if dim is below 2.
+    """
+    half = dim // 2
+    if half < 1:
+        raise ValueError(f"dim={dim} is too small for Fourier features: use at least 2.")
+    quantiles = (jnp.arange(half, dtype=jnp.float32) + 0.5) / half
+    frequencies = 2 * jnp.pi * bandwidth * jax.scipy.special.ndtri(quantiles)
+    angles = time.astype(jnp.float32)[:, None] * frequencies
+    features = jnp.sqrt(2.0) * jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return jnp.pad(features, ((0, 0), (0, dim % 2)))
+
+
+class ConditionEmbedding(nn.Module):
+    """Time and labels -> one vector per example, in float32 throughout.
+
+    Attributes:
+        dim: width of the vector.
+        feature_dim: number of time features.
+        features: (time [b], feature_dim) -> [b, feature_dim].
+        num_classes: labels are 0 ... num_classes - 1, and num_classes is the null class; 0 for a
+            network without labels.
+    """
+
+    dim: int
+    feature_dim: int
+    features: Callable[[Array, int], Array]
+    num_classes: int = 0
+
+    @nn.compact
+    def __call__(self, time: Float[Array, " b"], cond: Mapping[str, Any]) -> Float[Array, "b dim"]:
+        """The embedding; examples without a label get the null class.
+
+        Args:
+            time: [b].
+            cond: {"label": int [b]} or {}.
+
+        Raises:
+            ValueError: if cond has a key that this network has no use for, or labels that are not
+                integers.
+        """
+        known = {"label"} if self.num_classes else set()
+        if unknown := sorted(set(cond) - known):
+            raise ValueError(
+                f"cond has {unknown}, but this network (num_classes={self.num_classes}) knows "
+                f"{sorted(known) or 'no key'}: drop them, or build the network with them."
+            )
+        h = self.features(time.astype(jnp.float32), self.feature_dim)
+        h = silu(Dense(self.dim, name="time_0")(h))
+        h = Dense(self.dim, name="time_1")(h)
+        if not self.num_classes:
+            return h
+        label = cond.get("label", jnp.full(time.shape, self.num_classes))
+        return h + LabelEmbedding(self.num_classes, self.dim, name="label")(label)
+
+
+class LabelEmbedding(nn.Module):
+    """A table of num_classes + 1 vectors, the last of them the null class."""
+
+    num_classes: int
+    dim: int
+
+    @nn.compact
+    def __call__(self, label: Array) -> Float[Array, "b dim"]:
+        """[b] integers -> [b, dim] float32; labels above the null class read as the null class."""
+        if not jnp.issubdtype(label.dtype, jnp.integer):
+            raise ValueError(f"label has dtype {label.dtype}: pass integers, 0 to {self.num_classes}.")
+        rows = self.num_classes + 1
+        table = self.param("embedding", nn.initializers.normal(1.0), (rows, self.dim))
+        return table.at[label].get(mode="clip")
+
+
+TIME_FEATURES: dict[str, Callable[..., Array]] = {"sinusoidal": sinusoidal, "fourier": fourier}

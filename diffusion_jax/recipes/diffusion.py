@@ -1,0 +1,182 @@
+"""Training a diffusion model: draw x0, a level and noise; regress what the network should say.
+
+The loss is a sum of *terms*.  Each looks at one noised batch and gives a loss per example, so an
+objective of the literature is a list: ``regression`` alone is DDPM, EDM, v-prediction or flow
+matching by its weight, target and process; ``regression`` + ``variational`` is improved DDPM's
+hybrid loss; ``uncertain_regression`` is EDM2's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from diffusion_jax.core import losses
+from diffusion_jax.core.process import clean, corrupt
+from diffusion_jax.core.proposals import Proposal
+from diffusion_jax.core.solvers.ancestral import learned_range
+from diffusion_jax.core.targets import predict
+from diffusion_jax.core.types import (
+    Context,
+    Model,
+    NoiseLevel,
+    Params,
+    Prediction,
+    Recipe,
+    Report,
+    like,
+)
+from diffusion_jax.core.weighting import Weight, with_uncertainty
+
+
+class Noised(NamedTuple):
+    """One noised batch and what the network said of it: x0, eps, x, out [b, ...]; level [b]."""
+
+    x0: Array
+    eps: Array
+    x: Array
+    level: NoiseLevel
+    out: Array
+
+
+class Term(NamedTuple):
+    """One summand of the loss.
+
+    Attributes:
+        loss: (term's params, Model, Noised) -> [b].
+        init: key -> the term's own parameters, {} if none.
+    """
+
+    loss: Callable[[Params, Model, Noised], Array]
+    init: Callable[[Array], Params] = lambda key: {}
+
+
+def regression(weight: Weight) -> Term:
+    """w(level)·‖out - F‖² (Ho et al. 2020, eq. 14)."""
+
+    def loss(params, model, noised):
+        error = losses.regression(model.target, noised.out, noised.x0, noised.eps, noised.level)
+        return weight(noised.level, model.target) * error
+
+    return Term(loss)
+
+
+def uncertain_regression(weight: Weight, frequencies: int = 32) -> Term:
+    """w·‖out - F‖²/e^u + u, u(λ) a learned linear map of Fourier features (Karras et al. 2024, eq. 21).
+
+    Args:
+        weight: w.
+        frequencies: number of random Fourier features of λ/4.
+    """
+    plain = regression(weight)
+
+    def init(key):
+        of_frequency, of_phase = jax.random.split(key)
+        return {
+            # Adam moves these too; they start as EDM2's fixed random features.
+            "frequency": jax.random.normal(of_frequency, (frequencies,)),
+            "phase": jax.random.uniform(of_phase, (frequencies,)),
+            "kernel": jnp.zeros((frequencies,)),
+        }
+
+    def loss(params, model, noised):
+        c = jnp.clip(noised.level.log_snr, -30.0, 30.0)[:, None] / 4
+        features = jnp.cos(2 * jnp.pi * (c * params["frequency"] + params["phase"]))
+        u = jnp.sqrt(2.0) * features @ params["kernel"]
+        return with_uncertainty(plain.loss({}, model, noised), u)
+
+    return Term(loss, init)
+
+
+def variational(weight: float = 0.001, steps: int = 0) -> Term:
+    """weight·T·L_t with the learned-range variance; x0's gradient is stopped.
+
+    Improved DDPM's L_hybrid = L_simple + λ·L_vlb (Nichol & Dhariwal 2021, eq. 16), L_t in nats per
+    dimension.
+
+    Args:
+        weight: λ.
+        steps: T; 0 means that of the process's table.
+    """
+
+    def loss(params, model, noised):
+        total = steps or model.process.schedule.steps
+        if not total:
+            raise ValueError(
+                "config.loss.terms: variational() needs steps on a continuous schedule, "
+                "such as variational(steps=1000)"
+            )
+        now = noised.level
+        before = now.t - 1 / total
+        # t is a multiple of 1/T up to rounding; half a step separates "the first" from the rest.
+        first = before < 0.5 / total
+        earlier = model.process.at(jnp.maximum(before, 0.5 / total))
+        nxt = jax.tree.map(lambda a, b: jnp.where(first, a, b), clean(now), earlier)
+        full = predict(model.target, noised.out, noised.x, now)
+        fixed_mean = Prediction(*jax.lax.stop_gradient((full.x0, full.eps)), full.aux)
+        term = losses.variational_term(noised.x0, noised.x, fixed_mean, now, nxt, learned_range)
+        return weight * total * term
+
+    return Term(loss)
+
+
+def diffusion(
+    model: Model,
+    init_net: Callable[[Array, Array, Any], Params],
+    proposal: Proposal,
+    terms: Sequence[Term],
+    condition_dropout: float = 0.0,
+) -> Recipe:
+    """The recipe of every diffusion and flow-matching model.
+
+    Args:
+        model: what is trained; its ``net`` reads ``params["net"]``.
+        init_net: (key, x [b, ...], cond) -> the network's parameters.
+        proposal: how levels are drawn; its state is the recipe's carry.
+        terms: summands of the loss.
+        condition_dropout: share of examples whose condition is emptied, for guidance.
+
+    Returns:
+        A Recipe over params {"net": ..., "terms": [...]}.
+    """
+
+    def encode(frozen, batch, key):
+        return model.codec.encode(frozen, batch["image"], key), model.condition(frozen, batch)
+
+    def init(key, batch):
+        of_net, of_codec, *of_terms = jax.random.split(key, 2 + len(terms))
+        x0, cond = encode({}, batch, of_codec)
+        own = [term.init(k) for term, k in zip(terms, of_terms, strict=True)]
+        return {"net": init_net(of_net, x0, cond), "terms": own}
+
+    def loss(params: Params, context: Context, batch: dict[str, Array], key: Array):
+        of_codec, of_drop, of_level, of_noise, of_net = jax.random.split(key, 5)
+        x0, cond = encode(context.frozen, batch, of_codec)
+        drop = jax.random.bernoulli(of_drop, condition_dropout, x0.shape[:1])
+        null = model.null(context.frozen, cond)
+        cond = jax.tree.map(lambda n, c: jnp.where(like(drop, c), n, c), null, cond)
+        level, importance = proposal.draw(of_level, x0.shape[0], model.process, context.carry)
+        eps = jax.random.normal(of_noise, x0.shape, x0.dtype)
+        x = corrupt(x0, eps, level)
+        scaled = like(model.scale_in(level), x) * x
+        out = model.net(params, scaled, model.time_in(level), cond, key=of_net)
+        noised = Noised(x0, eps, x, level, out)
+        each = sum(
+            (term.loss(p, model, noised) for term, p in zip(terms, params["terms"], strict=True)),
+            jnp.zeros(x0.shape[0]),
+        )
+        carry = proposal.update(context.carry, level, jax.lax.stop_gradient(each))
+        return jnp.mean(importance * each), Report({}, carry)
+
+    return Recipe(init, loss, proposal.init)
+
+
+TERMS: dict[str, Callable[..., Term]] = {
+    "regression": regression,
+    "uncertain_regression": uncertain_regression,
+    "variational": variational,
+}

@@ -1,0 +1,81 @@
+"""'name(k=v)' -> value: how a string in a config selects a leaf of the code from a literal table.
+
+>>> build({"cosine": cosine}, "cosine(shift=-2)", "process.schedule")
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# Annotations that a literal can be checked against; anything richer is the function's own business.
+_LITERALS: dict[str, tuple[type, ...]] = {
+    "float": (int, float),
+    "int": (int,),
+    "str": (str,),
+    "bool": (bool,),
+}
+
+
+def build(table: Mapping[str, Callable], spec: str, field: str, **context: Any) -> Any:
+    """Call the table's entry that the string names, with the string's arguments.
+
+    Args:
+        table: name -> factory.
+        spec: "name" or "name(1, key=2.5)"; arguments are Python literals.
+        field: where the string came from, for error messages, such as "process.schedule".
+        **context: values passed to factories that have a parameter of that name.
+
+    Raises:
+        ValueError: if the string does not parse, the name is unknown (the known are listed), or the
+            arguments do not fit.
+    """
+    name, args, kwargs = parse(spec, field)
+    if name not in table:
+        known = ", ".join(sorted(table))
+        raise ValueError(f"config.{field} = {spec!r}: unknown name {name!r}; known are {known}")
+    factory = table[name]
+    signature = inspect.signature(factory)
+    given = {k: v for k, v in context.items() if k in signature.parameters and k not in kwargs}
+    try:
+        bound = signature.bind(*args, **kwargs, **given)
+    except TypeError as error:
+        raise ValueError(f"config.{field} = {spec!r}: {error}; it is {name}{signature}") from None
+    for key, value in bound.arguments.items():
+        _check_literal(key, value, signature.parameters[key].annotation, field, spec)
+    return factory(*bound.args, **bound.kwargs)
+
+
+def parse(spec: str, field: str) -> tuple[str, list[Any], dict[str, Any]]:
+    """Split "name(1, key=2)" into ("name", [1], {"key": 2}).
+
+    Raises:
+        ValueError: if it is not of that form.
+    """
+    try:
+        node = ast.parse(spec.strip(), mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, [], {}
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+            raise ValueError(spec)
+        args = [ast.literal_eval(a) for a in node.args]
+        kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
+    except (SyntaxError, ValueError, AttributeError):
+        raise ValueError(
+            f"config.{field} = {spec!r} is not of the form 'name' or 'name(key=value)', "
+            "with numbers, strings or lists as values"
+        ) from None
+    return node.func.id, args, kwargs
+
+
+def _check_literal(key: str, value: Any, annotation: Any, field: str, spec: str) -> None:
+    wanted = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    allowed = _LITERALS.get(wanted)
+    if allowed is None:
+        return
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        raise ValueError(
+            f"config.{field} = {spec!r}: {key} must be of type {wanted}, got {value!r}"
+        )
