@@ -1,0 +1,1 @@
+"""Experiments: each file is ``base`` plus its difference."""

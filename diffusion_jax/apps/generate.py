@@ -22,7 +22,7 @@ def generate(
     levels: NoiseLevel,
     guidance_scale: Weight | None = None,
 ) -> Array:
-    """Draw x_T, walk it to x_0 and decode it.  Pure: jit it with model, shape and solver closed over.
+    """Draw x_T, walk it to x_0, decode it.  Pure: jit it over model, shape and solver.
 
     Args:
         key: randomness of x_T and of the solver.

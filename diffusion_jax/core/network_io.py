@@ -1,7 +1,7 @@
 """What a network is shown of the noise level: the factor on its input, and its time input.
 
-Both are functions of a NoiseLevel, made by the factories in the two tables at the end, so that what a
-checkpoint expects is data beside it and no network knows a schedule.
+Both are functions of a NoiseLevel, made by the factories in the two tables at the end, so that what
+a checkpoint expects is data beside it and no network knows a schedule.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def unit() -> LevelFunction:
 
 
 def edm_scale(sigma_data: float = 0.5) -> LevelFunction:
-    """EDM's c_in = 1/sqrt(sigma² + alpha²·sigma_data²): unit variance in (Karras et al. 2022, eq. 7).
+    """EDM's c_in = 1/sqrt(sigma² + alpha²·sigma_data²): unit variance (Karras et al. 2022, eq. 7).
 
     Written for x = alpha·x0 + sigma·eps on any path; alpha = 1 gives the paper's.
 

@@ -54,12 +54,12 @@ class Process(NamedTuple):
     schedule: Schedule
     path: Path
 
-    def at(self, t: Float[Array, "*n"]) -> NoiseLevel:
+    def at(self, t: Float[Array, "*n"] | float) -> NoiseLevel:
         """The level at time t in [0, 1]."""
         t = jnp.asarray(t, jnp.result_type(float))
         return self._level(t, self.schedule.log_snr(t))
 
-    def at_log_snr(self, log_snr: Float[Array, "*n"]) -> NoiseLevel:
+    def at_log_snr(self, log_snr: Float[Array, "*n"] | float) -> NoiseLevel:
         """The level of a given λ."""
         log_snr = jnp.asarray(log_snr, jnp.result_type(float))
         return self._level(self.schedule.inverse(log_snr), log_snr)
@@ -150,7 +150,7 @@ def transition(now: NoiseLevel, nxt: NoiseLevel) -> Transition:
     # Two levels at λ = -inf (or +inf) are the same level: the difference is 0, not NaN.
     delta = jnp.where(now.log_snr == nxt.log_snr, 0.0, now.log_snr - nxt.log_snr)
     lost = -jnp.expm1(delta)
-    ratio = now.alpha / jnp.where(nxt.alpha > 0, nxt.alpha, 1.0)
+    ratio = jnp.where(nxt.alpha > 0, now.alpha / jnp.where(nxt.alpha > 0, nxt.alpha, 1.0), 1.0)
     shrink = jnp.where(now.sigma > 0, nxt.sigma / jnp.where(now.sigma > 0, now.sigma, 1.0), 1.0)
     return Transition(
         of_x=ratio * shrink**2,

@@ -49,19 +49,35 @@ def _from_table(log_snr: np.ndarray) -> Schedule:
     steps = len(log_snr)
     lam = jnp.asarray(log_snr, jnp.result_type(float))
     times = jnp.arange(1, steps + 1) / steps
+    with np.errstate(invalid="ignore"):
+        step = np.diff(log_snr)
+    # Slope of λ on the way to each level; the first takes its neighbour's, an infinite one none.
+    step = np.concatenate([step[:1], step]) if steps > 1 else np.zeros(1)
+    slope = jnp.asarray(np.where(np.isfinite(step), step, 0.0), lam.dtype)
 
     def at(t):
-        # Indexing keeps table entries exact (interp would make -inf a NaN next to itself).
-        u = jnp.clip(t * steps - 1, 0, steps - 1)
+        position = t * steps - 1
+        u = jnp.clip(position, 0, steps - 1)
         # t = i/T in float32 may land a rounding away from the integer i.
         near = jnp.round(u)
         u = jnp.where(jnp.abs(u - near) < 1e-3, near, u)
         low = jnp.floor(u).astype(jnp.int32)
         w = u - low
         high = jnp.minimum(low + 1, steps - 1)
-        return jnp.where(w > 0, (1 - w) * lam[low] + jnp.where(w > 0, w, 1.0) * lam[high], lam[low])
+        # Indexing keeps table entries exact (interp would make -inf a NaN next to itself).
+        value = jnp.where(
+            w > 0, (1 - w) * lam[low] + jnp.where(w > 0, w, 1.0) * lam[high], lam[low]
+        )
+        # At an entry the value's own derivative is lost in the rounding: give it the slope.
+        rise = slope[jnp.ceil(u).astype(jnp.int32)] * (position - jax.lax.stop_gradient(position))
+        return jax.lax.stop_gradient(value) + rise
 
-    inverse = lambda log_snr: jnp.interp(-log_snr, -lam, times)
+    # The cleanest and the noisiest entry are looked up, as either λ may lie outside or be infinite.
+    def inverse(log_snr):
+        inside = jnp.interp(-log_snr, -lam[:last], times[:last])
+        return jnp.where(log_snr <= lam[-1], times[-1], inside)
+
+    last = steps if np.isfinite(log_snr[-1]) else max(steps - 1, 1)
     return Schedule(at, inverse, steps)
 
 
@@ -159,7 +175,8 @@ def laplace(mu: float = 0.0, b: float = 0.5, low: float = -15.0, high: float = 1
     span = 1 - rest - first
 
     def at(t):
-        u, v = first + t * span, rest + (1 - t) * span  # u + v = 1
+        # u + v = 1.  As rest + (1 - t)·span, XLA would fold rest into the 1 and lose it at t = 1.
+        u, v = (1 - t) * first + t * (1 - rest), t * rest + (1 - t) * (1 - first)
         return jnp.where(u < v, mu - b * jnp.log(2 * u), mu + b * jnp.log(2 * v))
 
     def inverse(lam):

@@ -1,0 +1,32 @@
+"""Data sets, and batches made from them.  Nothing else of the package knows of files of images.
+
+spec = DataSpec("mnist5k", batch_size=128, image_size=(32, 32))
+for batch in batches(make_dataset(spec), start_step=0):
+    ...  # {"image": float32 [128, 32, 32, 1] in [-1, 1], "label": int32 [128]}
+"""
+
+from diffusion_jax.data.catalog import DataMissing
+from diffusion_jax.data.pipeline import (
+    Batches,
+    DataSpec,
+    batches,
+    load_captions,
+    load_images,
+    make_dataset,
+)
+from diffusion_jax.data.pixels import to_uint8, to_unit
+from diffusion_jax.data.sources import Info, info
+
+__all__ = [
+    "Batches",
+    "DataMissing",
+    "DataSpec",
+    "Info",
+    "batches",
+    "info",
+    "load_captions",
+    "load_images",
+    "make_dataset",
+    "to_uint8",
+    "to_unit",
+]

@@ -1,0 +1,6 @@
+"""Networks by name."""
+
+from diffusion_jax.models.mlp import MLP
+from diffusion_jax.models.unet import UNet
+
+MODELS = {"unet": UNet, "mlp": MLP}

@@ -12,8 +12,9 @@ from diffusion_jax.models.layers import Dense, GroupNorm, Style
 class SelfAttention(nn.Module):
     """x + out(attention(norm(x))) over all positions (Dhariwal & Nichol 2021, section 3.1).
 
-    There are max(1, c // head_dim) heads; where head_dim does not divide c the heads together are
-    narrower than c, so any channel count works.  The output projection is zero at initialisation.
+    There are c // head_dim heads (one, of width c, if head_dim is None or above c); where head_dim
+    does not divide c the heads together are narrower than c, so any channel count works.  The
+    output projection is zero at initialisation.
 
     Attributes:
         style: what all blocks share.
@@ -27,12 +28,13 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Float[Array, "b ... c"]) -> Float[Array, "b ... c"]:
         """Apply to [b, ..., c]; every position of ... is a token."""
         style, c = self.style, x.shape[-1]
-        head_dim = style.head_dim or c
-        heads = max(1, c // head_dim)
+        head_dim = min(style.head_dim or c, c)
+        heads = c // head_dim
         h = GroupNorm(style, name="norm")(x) if self.normalise else x
         h = h.reshape(x.shape[0], -1, c)
+        split = (*h.shape[:2], heads, head_dim)
         query, key, value = (
-            Dense(heads * head_dim, style.dtype, name=name)(h).reshape(*h.shape[:2], heads, head_dim)
+            Dense(heads * head_dim, style.dtype, name=name)(h).reshape(split)
             for name in ("query", "key", "value")
         )
         h = primitives.attention(query, key, value).reshape(*h.shape[:2], heads * head_dim)

@@ -21,7 +21,7 @@ def sinusoidal(
     cos_first: bool = True,
     shift: float = 0.0,
 ) -> Float[Array, "b dim"]:
-    """Cosines and sines of time at geometrically spaced frequencies (Vaswani et al. 2017, sec. 3.5).
+    """Cosines and sines of time at geometric frequencies (Vaswani et al. 2017, section 3.5).
 
     Frequency i of n = dim // 2 is max_period^(-i / (n - shift)): from 1 to about 1 / max_period.
 
@@ -44,13 +44,11 @@ def sinusoidal(
     return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, dim % 2)))
 
 
-def fourier(
-    time: Float[Array, " b"], dim: int, bandwidth: float = 16.0
-) -> Float[Array, "b dim"]:
+def fourier(time: Float[Array, " b"], dim: int, bandwidth: float = 16.0) -> Float[Array, "b dim"]:
     """Fourier features with Gaussian frequencies (Tancik et al. 2020), for time inputs of order 1.
 
-    The frequencies are the dim // 2 midpoint quantiles of N(0, bandwidth²) instead of a random draw:
-    the same spectrum, reproducible, and nothing to store with the weights.
+    The frequencies are the dim // 2 midpoint quantiles of N(0, bandwidth²) instead of a random
+    draw: the same spectrum, reproducible, and nothing to store with the weights.
 
     Args:
         time: [b]; computed in float32.
@@ -123,7 +121,9 @@ class LabelEmbedding(nn.Module):
     def __call__(self, label: Array) -> Float[Array, "b dim"]:
         """[b] integers -> [b, dim] float32; labels above the null class read as the null class."""
         if not jnp.issubdtype(label.dtype, jnp.integer):
-            raise ValueError(f"label has dtype {label.dtype}: pass integers, 0 to {self.num_classes}.")
+            raise ValueError(
+                f"label has dtype {label.dtype}: pass integers, 0 to {self.num_classes}."
+            )
         rows = self.num_classes + 1
         table = self.param("embedding", nn.initializers.normal(1.0), (rows, self.dim))
         return table.at[label].get(mode="clip")

@@ -1,7 +1,7 @@
 """Linen modules that hold the parameters of the pure functions in ``primitives``.
 
-Parameters are float32; each module computes in ``dtype``.  Parameter names are linen's (kernel, bias,
-scale) and every submodule is named, so that remat and scan leave parameter paths as they are.
+Parameters are float32; each module computes in ``dtype``.  Parameter names are linen's (kernel,
+bias, scale) and every submodule is named, so that remat leaves parameter paths as they are.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Style:
 def num_groups(channels: int, most: int = 32, group_channels: int = 4) -> int:
     """The largest divisor of channels that is at most min(most, channels // group_channels).
 
-    So groups adapt to any channel count and hold at least ``group_channels`` channels where that many
-    exist: a group of one channel would erase each channel's mean.
+    So groups adapt to any channel count and hold at least ``group_channels`` channels where that
+    many exist: a group of one channel would erase each channel's mean.
     """
     limit = max(1, min(most, channels // group_channels))
     return next(n for n in range(limit, 0, -1) if channels % n == 0)
@@ -93,7 +93,7 @@ class Conv(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation with a learned affine map and float32 statistics; keeps shape and dtype."""
+    """Group normalisation with a learned affine map; keeps shape and dtype."""
 
     style: Style
 
@@ -147,8 +147,8 @@ class Conditioning(NamedTuple):
 class ResBlock(nn.Module):
     """The residual block of ADM (Dhariwal & Nichol 2021, section 3.1 and appendix A).
 
-    x + conv(dropout(silu(norm(conv(resize(silu(norm(x)))))))), the second norm conditioned, the second
-    convolution zero at initialisation, x resized and projected where it must be.
+    x + conv(dropout(silu(norm(conv(resize(silu(norm(x)))))))), the second norm conditioned, the
+    second convolution zero at initialisation, x resized and projected where it must be.
 
     Attributes:
         features: channels out.

@@ -1,138 +1,46 @@
-"""The U-Net of ADM (Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", sec. 3).
+"""The U-Net of ADM (Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", §3).
 
-Parameter paths: ``embed``, ``conv_in``, ``down_0`` (full size) ..., ``mid``, ``up_0`` (lowest size, the
-first to run) ..., ``norm_out``, ``conv_out``; in a level ``block_0`` ... (``res``, ``attention``) and
-``resample``.  Rematerialisation changes no path; ``scan_blocks`` replaces a run of equal blocks i to j
-by one ``blocks_i_j`` whose arrays have a leading axis (see ``stack_blocks``).
+Parameter paths: ``embed``, ``conv_in``, ``down_0`` (full size) ..., ``mid``, ``up_0`` (lowest size,
+the first to run) ..., ``norm_out``, ``conv_out``; in a level ``block_0`` ... (``res``,
+``attention``) and ``resample``.  Rematerialisation changes no path; ``scan_blocks`` replaces a run
+of equal blocks i to j by one ``blocks_i_j`` whose arrays have a leading axis (``stack_blocks``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.models.attention import SelfAttention
+from diffusion_jax.core.types import Params
+from diffusion_jax.models.embeddings import TIME_FEATURES, ConditionEmbedding
 from diffusion_jax.models.layers import (
+    CONDITIONINGS,
+    DOWNSAMPLES,
+    UPSAMPLES,
     Conv,
     GroupNormSilu,
-    ResBlock,
     Style,
 )
 from diffusion_jax.models.primitives import silu
+from diffusion_jax.models.unet_blocks import REMATS, Level, Middle
+from diffusion_jax.models.unet_plan import (
+    Widths,
+    check_name,
+    check_size,
+    down_widths,
+    per_level,
+    runs,
+    up_widths,
+)
 
-Widths = list[tuple[int, int]]
-"""Of each block of a level: channels that come from the block before, and from the skip."""
-
-
-class Block(nn.Module):
-    """A residual block on x and its skip, then attention where the level has it."""
-
-    features: int
-    style: Style
-    attention: bool
-
-    @nn.compact
-    def __call__(self, x: Array, skip: Array | None, emb: Array) -> Array:
-        """[b, h, w, m], [b, h, w, n] or None, [b, d] -> [b, h, w, features]."""
-        h = x if skip is None else jnp.concatenate([x, skip], axis=-1)
-        h = ResBlock(self.features, self.style, name="res")(h, emb)
-        return SelfAttention(self.style, name="attention")(h) if self.attention else h
-
-
-class _ScannedBlock(Block):
-    """Block as a scan body: (carry, skip, emb) -> (carry, output)."""
-
-    def __call__(self, x: Array, skip: Array | None, emb: Array) -> tuple[Array, Array]:
-        h = super().__call__(x, skip, emb)
-        return h, h
-
-
-class Level(nn.Module):
-    """The blocks of one level, either side of the U, and the resampler at its end.
-
-    Attributes:
-        features: channels of the level.
-        widths: of its blocks.
-        style: what all blocks share.
-        attention: whether each block ends in attention.
-        remat: name in ``REMATS``.
-        scan_blocks: whether runs of equal blocks are scanned.
-        resample: makes the module that changes the size at the end; None where the size stays.
-    """
-
-    features: int
-    widths: Widths
-    style: Style
-    attention: bool
-    remat: str
-    scan_blocks: bool
-    resample: Callable[..., nn.Module] | None
-
-    @nn.compact
-    def __call__(
-        self, x: Array, skips: list[Array] | None, emb: Array
-    ) -> tuple[Array, list[Array]]:
-        """Run the level.
-
-        Args:
-            x: [b, h, w, c].
-            skips: one for each block on the way up; None on the way down.
-            emb: [b, d].
-
-        Returns:
-            The level's result, and every intermediate one (the skips, on the way down).
-        """
-        made = []
-        for first, last in runs(self.widths, self.scan_blocks):
-            mine = None if skips is None else skips[first : last + 1]
-            out = self._block(x, mine, emb, first) if first == last else None
-            out = self._scan(x, mine, emb, first, last) if out is None else out
-            x = out[-1]
-            made += out
-        if self.resample is not None:
-            x = self.resample(self.features, self.style, name="resample")(x, emb)
-            made.append(x)
-        return x, made
-
-    def _block(self, x: Array, skips: list[Array] | None, emb: Array, index: int) -> list[Array]:
-        block = REMATS[self.remat](Block)(
-            self.features, self.style, self.attention, name=f"block_{index}"
-        )
-        return [block(x, None if skips is None else skips[0], emb)]
-
-    def _scan(
-        self, x: Array, skips: list[Array] | None, emb: Array, first: int, last: int
-    ) -> list[Array]:
-        scanned = nn.scan(
-            REMATS[self.remat](_ScannedBlock, prevent_cse=False),
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast),
-            length=last - first + 1,
-        )(self.features, self.style, self.attention, name=f"blocks_{first}_{last}")
-        _, made = scanned(x, None if skips is None else jnp.stack(skips), emb)
-        return list(made)
-
-
-class Middle(nn.Module):
-    """Residual block, attention, residual block at the lowest size."""
-
-    features: int
-    style: Style
-    attention: bool
-    normalise: bool
-
-    @nn.compact
-    def __call__(self, x: Array, emb: Array) -> Array:
-        """[b, h, w, features] -> the same."""
-        x = ResBlock(self.features, self.style, name="res_0")(x, emb)
-        if self.attention:
-            x = SelfAttention(self.style, self.normalise, name="attention")(x)
-        return ResBlock(self.features, self.style, name="res_1")(x, emb)
+# For each side, the field that names its resamplers, and their table.
+_SIDES = {"down": ("downsample", DOWNSAMPLES), "up": ("upsample", UPSAMPLES)}
 
 
 class UNet(nn.Module):
@@ -140,10 +48,10 @@ class UNet(nn.Module):
 
     Attributes:
         channels: base width.
-        channel_mults: width of each level as a multiple of ``channels`` (rounded); the size halves
-            between levels.
-        num_res_blocks: residual blocks per level on the way down (one more on the way up); an int, or
-            one for each level.
+        channel_mults: width of each level as a multiple of ``channels`` (rounded); the size
+            halves between levels.
+        num_res_blocks: residual blocks per level on the way down (one more on the way up); an int,
+            or one for each level.
         attention_levels: indices of the levels whose blocks attend, 0 being the full size.
         head_dim: channels of an attention head; None for a single head.
         out_channels: of the output: those of x, or twice as many with a learned variance.
@@ -151,7 +59,7 @@ class UNet(nn.Module):
         dropout: rate, while training.
         conditioning: name in ``layers.CONDITIONINGS``.
         downsample: name in ``layers.DOWNSAMPLES``, or one for each change of size.
-        upsample: name in ``layers.UPSAMPLES``, or one for each change of size, in order of execution.
+        upsample: name in ``layers.UPSAMPLES``, or one for each change of size, lowest first.
         patch: the net works on patches of this side, folded into channels; 1 for none.
         groups: most groups of a norm (see ``layers.num_groups``).
         group_channels: fewest channels of a group.
@@ -163,8 +71,8 @@ class UNet(nn.Module):
         time_features: name in ``embeddings.TIME_FEATURES``.
         time_options: its options, such as {"max_period": 1e4}.
         time_dim: width of the embedding; None for 4·channels.
-        dtype: of the computation; parameters, norm statistics, softmax, time features and the output
-            are float32 whatever it is.
+        dtype: of the computation; parameters, norm statistics, softmax, time features and the
+            output are float32 whatever it is.
         remat: name in ``REMATS``: what the backward pass of a block recomputes.
         scan_blocks: scan runs of equal blocks within a level (faster compilation of deep levels).
     """
@@ -219,24 +127,124 @@ class UNet(nn.Module):
             ValueError: for a size that cannot be halved, an unknown name or cond key.
         """
         self._check(x)
-        style, dtype = self._style(train), jnp.dtype(self.dtype)
-        emb = silu(self._embedding()(time, cond)).astype(dtype)
-        h = space_to_depth(x.astype(dtype), self.patch)
-        h = Conv(self.widths[0], dtype, name="conv_in")(h)
+        style, features = self._style(train), self.features
+        emb = silu(self._embedding()(time, cond)).astype(style.dtype)
+        h = Conv(features[0], style.dtype, name="conv_in")(space_to_depth(x, self.patch))
         skips = [h]
-        for i in range(len(self.widths)):
-            h, made = self._level("down", i, style)(h, None, emb)
+        for level in self._levels("down", style, features, down_widths(features, self.counts)):
+            h, made = level(h, None, emb)
             skips += made
-        h = Middle(self.widths[-1], style, self.mid_attention, self.mid_norm, name="mid")(h, emb)
-        for i in range(len(self.widths)):
-            level = self._level("up", i, style)
-            mine = [skips.pop() for _ in level.widths]
-            h, _ = level(h, mine, emb)
+        h = Middle(features[-1], style, self.mid_attention, self.mid_norm, name="mid")(h, emb)
+        ways_up = up_widths(features, self.counts)
+        for level in self._levels("up", style, features[::-1], ways_up):
+            h, _ = level(h, [skips.pop() for _ in level.widths], emb)
         h = GroupNormSilu(style, name="norm_out")(h)
-        out = Conv(
-            self.out_channels * self.patch**2,
-            dtype,
-            kernel_init=nn.initializers.zeros_init(),
-            name="conv_out",
-        )(h)
+        folded = self.out_channels * self.patch**2
+        zeros = nn.initializers.zeros_init()
+        out = Conv(folded, style.dtype, kernel_init=zeros, name="conv_out")(h)
         return depth_to_space(out, self.patch).astype(jnp.float32)
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Channels of each level, full size first."""
+        return tuple(max(1, round(self.channels * m)) for m in self.channel_mults)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Residual blocks of each level on the way down."""
+        return per_level(self.num_res_blocks, len(self.channel_mults), "num_res_blocks")
+
+    def _style(self, train: bool) -> Style:
+        return Style(
+            dtype=jnp.dtype(self.dtype),
+            conditioning=self.conditioning,
+            dropout=self.dropout if train else 0.0,
+            groups=self.groups,
+            group_channels=self.group_channels,
+            eps=self.eps,
+            head_dim=self.head_dim,
+            skip_scale=self.skip_scale,
+            downsample_padding=self.downsample_padding,
+        )
+
+    def _embedding(self) -> ConditionEmbedding:
+        return ConditionEmbedding(
+            dim=self.time_dim or 4 * self.channels,
+            feature_dim=self.channels,
+            features=partial(TIME_FEATURES[self.time_features], **(self.time_options or {})),
+            num_classes=self.num_classes,
+            name="embed",
+        )
+
+    def _levels(
+        self, side: str, style: Style, features: tuple[int, ...], widths: list[Widths]
+    ) -> Iterator[Level]:
+        """The levels of one side, in order of execution."""
+        last = len(features) - 1
+        field, table = _SIDES[side]
+        names = per_level(getattr(self, field), last, field)
+        for i, (f, w) in enumerate(zip(features, widths, strict=True)):
+            at = i if side == "down" else last - i
+            yield Level(
+                features=f,
+                widths=w,
+                style=style,
+                attention=at in self.attention_levels,
+                remat=self.remat,
+                scan_blocks=self.scan_blocks,
+                resample=table[names[i]] if i < last else None,
+                name=f"{side}_{i}",
+            )
+
+    def _check(self, x: Array) -> None:
+        halvings = len(self.channel_mults) - 1
+        check_size(x.shape[1], x.shape[2], self.patch, halvings)
+        check_name("conditioning", self.conditioning, CONDITIONINGS)
+        check_name("time_features", self.time_features, TIME_FEATURES)
+        check_name("remat", self.remat, REMATS)
+        for field, table in _SIDES.values():
+            for name in per_level(getattr(self, field), halvings, field):
+                check_name(field, name, table)
+        if odd := [i for i in self.attention_levels if not 0 <= i <= halvings]:
+            raise ValueError(
+                f"attention_levels={self.attention_levels} names {odd}, but the levels are 0 to "
+                f"{halvings}: each is an index into channel_mults={self.channel_mults}."
+            )
+
+
+def space_to_depth(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h2 w2 c2"]:
+    """Fold patches into channels: [b, h, w, c] -> [b, h/patch, w/patch, patch²·c]."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // patch, patch, w // patch, patch, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // patch, w // patch, -1)
+
+
+def depth_to_space(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h2 w2 c2"]:
+    """The inverse of ``space_to_depth``: [b, h, w, patch²·c] -> [b, h·patch, w·patch, c]."""
+    b, h, w, _ = x.shape
+    x = x.reshape(b, h, w, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h * patch, w * patch, -1)
+
+
+def stack_blocks(unet: UNet, params: Params) -> Params:
+    """Parameters of the net without ``scan_blocks`` -> those of the same net with it.
+
+    Args:
+        unet: the net; its own ``scan_blocks`` is not read.
+        params: of the unrolled net.
+    """
+    out = dict(params)
+    ways = {
+        "down": down_widths(unet.features, unet.counts),
+        "up": up_widths(unet.features, unet.counts),
+    }
+    for side, levels in ways.items():
+        for i, widths in enumerate(levels):
+            level = dict(out[f"{side}_{i}"])
+            for first, last in runs(widths, True):
+                if first < last:
+                    blocks = [level.pop(f"block_{j}") for j in range(first, last + 1)]
+                    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+                    level[f"blocks_{first}_{last}"] = stacked
+            out[f"{side}_{i}"] = level
+    return out

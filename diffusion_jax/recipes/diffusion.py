@@ -66,40 +66,34 @@ def regression(weight: Weight) -> Term:
 
 
 def uncertain_regression(weight: Weight, frequencies: int = 32) -> Term:
-    """w·‖out - F‖²/e^u + u, u(λ) a learned linear map of Fourier features (Karras et al. 2024, eq. 21).
+    """w·‖out - F‖²/e^u + u, with u(λ) learned (Karras et al. 2024, eq. 21).
 
     Args:
         weight: w.
-        frequencies: number of random Fourier features of λ/4.
+        frequencies: number of Fourier features of λ/4 that u is a linear map of.
     """
     plain = regression(weight)
-
-    def init(key):
-        of_frequency, of_phase = jax.random.split(key)
-        return {
-            # Adam moves these too; they start as EDM2's fixed random features.
-            "frequency": jax.random.normal(of_frequency, (frequencies,)),
-            "phase": jax.random.uniform(of_phase, (frequencies,)),
-            "kernel": jnp.zeros((frequencies,)),
-        }
+    # EDM2 draws them at random once; quantiles of the same N(0, 1) need no storing.
+    frequency = jax.scipy.stats.norm.ppf((jnp.arange(frequencies) + 0.5) / frequencies)
+    phase = (jnp.arange(frequencies) * 0.618034) % 1.0
 
     def loss(params, model, noised):
         c = jnp.clip(noised.level.log_snr, -30.0, 30.0)[:, None] / 4
-        features = jnp.cos(2 * jnp.pi * (c * params["frequency"] + params["phase"]))
-        u = jnp.sqrt(2.0) * features @ params["kernel"]
+        features = jnp.sqrt(2.0) * jnp.cos(2 * jnp.pi * (c * frequency + phase))
+        u = features @ params["kernel"] / jnp.sqrt(frequencies)
         return with_uncertainty(plain.loss({}, model, noised), u)
 
-    return Term(loss, init)
+    return Term(loss, lambda key: {"kernel": jnp.zeros((frequencies,))})
 
 
-def variational(weight: float = 0.001, steps: int = 0) -> Term:
-    """weight·T·L_t with the learned-range variance; x0's gradient is stopped.
+def variational(scale: float = 0.001, steps: int = 0) -> Term:
+    """scale·T·L_t with the learned-range variance; x0's gradient is stopped.
 
     Improved DDPM's L_hybrid = L_simple + λ·L_vlb (Nichol & Dhariwal 2021, eq. 16), L_t in nats per
     dimension.
 
     Args:
-        weight: λ.
+        scale: λ.
         steps: T; 0 means that of the process's table.
     """
 
@@ -119,7 +113,7 @@ def variational(weight: float = 0.001, steps: int = 0) -> Term:
         full = predict(model.target, noised.out, noised.x, now)
         fixed_mean = Prediction(*jax.lax.stop_gradient((full.x0, full.eps)), full.aux)
         term = losses.variational_term(noised.x0, noised.x, fixed_mean, now, nxt, learned_range)
-        return weight * total * term
+        return scale * total * term
 
     return Term(loss)
 

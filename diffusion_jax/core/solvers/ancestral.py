@@ -1,8 +1,8 @@
 """DDPM ancestral sampling: draw x_s from p(x_s | x_t), the learned reverse of one noising step.
 
 p has the mean of q(x_s | x_t, x0) with the predicted x0 (``process.posterior``); what differs
-between papers is its variance.  A ``LogVariance`` is (now, nxt, prediction) -> log variance, [], [b]
-or [b, ...].
+between papers is its variance.  A ``LogVariance`` is (now, nxt, prediction) -> log variance, [],
+[b] or [b, ...].
 """
 
 from __future__ import annotations

@@ -1,0 +1,90 @@
+"""Name maps: parameter paths here <-> tensor names of other codebases.
+
+A map is data: SCOPES turn the module part of a path into the other codebase's module name, KINDS say
+how the leaf is called there and how its axes are ordered.  One map serves import and export.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+Transform = Callable[[np.ndarray], np.ndarray]
+
+
+class Leaf(NamedTuple):
+    """One array of a module.
+
+    Attributes:
+        name: what the other codebase calls it.
+        load: its array -> ours.
+        save: our array -> its.
+    """
+
+    name: str
+    load: Transform
+    save: Transform
+
+
+class Row(NamedTuple):
+    """One kind of module.
+
+    Attributes:
+        ours: regex over the module part of a path, "down_0/block_1/res/conv_0".
+        theirs: template of the module's name there, filled with the regex's groups {0}, {1} ...
+        kind: key of ``KINDS``.
+    """
+
+    ours: str
+    theirs: str
+    kind: str
+
+
+def locate(path: str, rows: tuple[Row, ...]) -> Leaf:
+    """The other codebase's full name for a parameter path, with the transforms of its array.
+
+    Raises:
+        KeyError: if no row matches, naming the path.
+    """
+    module, _, leaf = path.rpartition("/")
+    for row in rows:
+        match = re.fullmatch(row.ours, module)
+        if match and leaf in KINDS[row.kind]:
+            known = KINDS[row.kind][leaf]
+            return known._replace(name=f"{row.theirs.format(*match.groups())}.{known.name}")
+    raise KeyError(f"The name map has no row for the parameter {path}.")
+
+
+def _same(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+def _transpose(x: np.ndarray) -> np.ndarray:
+    return x.T
+
+
+def _pointwise_load(x: np.ndarray) -> np.ndarray:
+    return x[:, :, 0, 0].T if x.ndim == 4 else x.T
+
+
+_BIAS = Leaf("bias", _same, _same)
+
+KINDS: dict[str, Mapping[str, Leaf]] = {
+    # PyTorch's linear weights are [out, in]; ours [in, out].
+    "dense": {"kernel": Leaf("weight", _transpose, _transpose), "bias": _BIAS},
+    # PyTorch's convolutions are [out, in, kh, kw]; ours [kh, kw, in, out].
+    "conv": {
+        "kernel": Leaf("weight", lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
+        "bias": _BIAS,
+    },
+    # A 1x1 convolution there, a dense layer here.
+    "pointwise": {
+        "kernel": Leaf("weight", _pointwise_load, lambda x: x.T[:, :, None, None]),
+        "bias": _BIAS,
+    },
+    "norm": {"scale": Leaf("weight", _same, _same), "bias": _BIAS},
+    "table": {"embedding": Leaf("weight", _same, _same)},
+}

@@ -1,0 +1,161 @@
+"""Any folder of images as a data set; its subfolders, where there are some, are the classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from diffusion_jax.data.builders.progress import shown
+from diffusion_jax.data.images import cropped, flatten, resized
+
+ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+@dataclasses.dataclass(kw_only=True)
+class FolderConfig(tfds.core.BuilderConfig):
+    """What to make of a folder.
+
+    Attributes:
+        folder: where the images are, at any depth.
+        image_size: (height, width) to resize and centre-crop to now, or None to keep each as it is.
+        test_fraction: share of the images, chosen by a hash of their paths, that becomes ``test``.
+        skip_unreadable: how many images may be left out because they cannot be read.
+    """
+
+    folder: Path
+    image_size: tuple[int, int] | None = None
+    test_fraction: float = 0.1
+    skip_unreadable: int = 0
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Paths of the images under ``folder``, relative to it, sorted; hidden files left out.
+
+    Raises:
+        FileNotFoundError: if it is not a folder, or holds no image.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder {str(folder)!r} does not exist; give --folder=PATH.")
+    found = [path.relative_to(folder) for path in folder.rglob("*") if _is_image(path, folder)]
+    if not found:
+        raise FileNotFoundError(
+            f"folder {str(folder)!r} holds no images; they must end in {', '.join(sorted(ENDINGS))}."
+        )
+    return sorted(found)
+
+
+def _is_image(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in ENDINGS and not hidden and path.is_file()
+
+
+def classes_of(paths: list[Path]) -> list[str]:
+    """Names of the first-level subfolders, sorted; [] if no image lies in one.
+
+    Raises:
+        ValueError: if some images lie in subfolders and some beside them.
+    """
+    nested = [path for path in paths if len(path.parts) > 1]
+    if nested and len(nested) < len(paths):
+        stray = next(path for path in paths if len(path.parts) == 1)
+        raise ValueError(
+            f"image {str(stray)!r} lies beside class subfolders such as {nested[0].parts[0]!r}; "
+            "move all images into subfolders (classes), or none."
+        )
+    return sorted({path.parts[0] for path in nested})
+
+
+def split_paths(paths: list[Path], test_fraction: float) -> dict[str, list[Path]]:
+    """Share out paths to ``train`` and, if it gets any, ``test``; a fixed choice by hashed path.
+
+    Raises:
+        ValueError: if ``test_fraction`` is not in [0, 1).
+    """
+    if not 0 <= test_fraction < 1:
+        raise ValueError(f"test_fraction is {test_fraction}; choose a share in [0, 1).")
+    hashed = sorted(paths, key=lambda path: hashlib.sha256(path.as_posix().encode()).digest())
+    count = int(len(paths) * test_fraction)
+    splits = {"train": sorted(hashed[count:]), "test": sorted(hashed[:count])}
+    return {split: members for split, members in splits.items() if members}
+
+
+def fingerprint(config: FolderConfig) -> str:
+    """Text that changes when the images (path, size, time) or the settings do."""
+    seen = hashlib.sha256()
+    for path in list_images(config.folder):
+        stat = (config.folder / path).stat()
+        seen.update(f"{path.as_posix()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    settings = f"{config.image_size} {config.test_fraction} {config.skip_unreadable}"
+    return f"folder {config.folder.resolve()} {settings} {seen.hexdigest()}"
+
+
+def read_image(path: Path, image_size: tuple[int, int] | None) -> Image.Image:
+    """Read upright, over white, RGB, resized to cover and centre-cropped if a size is given.
+
+    Raises:
+        ValueError: if Pillow cannot read it to its end.
+    """
+    try:
+        with Image.open(path) as picture:
+            upright = ImageOps.exif_transpose(picture)
+            image = np.asarray(flatten(upright).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+        raise ValueError(
+            f"image {str(path)!r} cannot be read ({error}); mend or remove it, or allow a number of "
+            "such images with --skip_unreadable=N."
+        ) from error
+    if image_size is not None:
+        image = cropped(resized(image, image_size, "center"), image_size, 0.5)
+    return Image.fromarray(image)
+
+
+class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Images of a folder, RGB; class labels are its subfolders' names."""
+
+    name = "image_folder"
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, config: FolderConfig, data_dir: str):
+        self.settings = config
+        self.paths = list_images(config.folder)
+        self.classes = classes_of(self.paths)
+        self.skipped: list[str] = []
+        self.source = fingerprint(config)
+        super().__init__(config=config, data_dir=data_dir, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        size = self.settings.image_size or (None, None)
+        image = tfds.features.Image(shape=(*size, 3), encoding_format="png")
+        label = {"label": tfds.features.ClassLabel(names=self.classes)} if self.classes else {}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.__doc__ or "",
+            features=tfds.features.FeaturesDict({"image": image, **label}),
+            metadata=tfds.core.MetadataDict(source=self.source),
+        )
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        splits = split_paths(self.paths, self.settings.test_fraction)
+        return {split: self._generate_examples(split, members) for split, members in splits.items()}
+
+    def _generate_examples(self, split, paths):
+        for path in shown(paths, self.name, split):
+            try:
+                picture = read_image(self.settings.folder / path, self.settings.image_size)
+            except ValueError as error:
+                self.skipped.append(str(error))
+                if len(self.skipped) > self.settings.skip_unreadable:
+                    raise
+                continue
+            encoded = io.BytesIO()
+            picture.save(encoded, "PNG")
+            encoded.seek(0)
+            label = {"label": path.parts[0]} if self.classes else {}
+            yield path.as_posix(), {"image": encoded, **label}

@@ -1,0 +1,106 @@
+"""Names of data sets, and where each lies once prepared.
+
+mnist5k, fashion_mnist, noto_emoji     sets of our own builders
+image_folder/NAME                      a folder of images, prepared under NAME
+tfds:NAME                              an image set of the TFDS catalogue
+toy2d:NAME                             points in the plane, made on the fly
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from absl import logging
+
+from diffusion_jax.data.builders import by_name
+
+VERSION = "1.0.0"
+FORMAT = "array_record"
+
+
+class DataMissing(ValueError, FileNotFoundError):
+    """A data set is not prepared; the message names the command that prepares it."""
+
+    __str__ = ValueError.__str__
+
+
+def data_root(data_dir: str | os.PathLike | None = None) -> Path:
+    """The folder of prepared sets: ``data_dir``, or $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that no set can have.
+
+    Raises:
+        ValueError: listing the names there are.
+    """
+    family, colon, member = name.partition(":")
+    folder = name.startswith("image_folder/") and name.count("/") == 1 and not name.endswith("/")
+    if name in OWN or folder or (colon and family in ("tfds", "toy2d") and member):
+        return
+    raise ValueError(
+        f"data set {name!r} is unknown; known are {', '.join(sorted(OWN))}, image_folder/NAME, "
+        "tfds:NAME and toy2d:NAME."
+    )
+
+
+def prepared_path(name: str, data_dir: str | os.PathLike | None = None) -> Path:
+    """Where one of our own sets, or a folder's, lies or would lie."""
+    return data_root(data_dir) / name / VERSION
+
+
+def open_builder(name: str, data_dir: str | os.PathLike | None = None) -> Any:
+    """A TFDS builder to read a prepared set with; prepares nothing.
+
+    Raises:
+        DataMissing: if it is not prepared.
+        ValueError: if the name is unknown, or the set was prepared in another file format.
+    """
+    check_name(name)
+    root = data_root(data_dir)
+    path = prepared_path(name, root)
+    builder = None
+    with quiet():
+        if name.startswith("tfds:"):
+            builder = by_name.builder(name.removeprefix("tfds:"), os.fspath(root))
+        elif path.exists():
+            builder = tfds.builder_from_directory(path)
+    if builder is None or not builder.is_prepared():
+        raise DataMissing(
+            f"data set {name} is not prepared in {root}; run `{command(name, data_dir)}`."
+        )
+    return builder
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """While this lasts, TFDS says only what is a warning or worse."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def command(name: str, data_dir: str | os.PathLike | None = None) -> str:
+    """The command line that prepares a set."""
+    words = ["python scripts/prepare_data.py", name]
+    if name.startswith("image_folder/"):
+        words[1:] = ["image_folder", f"--set_name={name.split('/')[1]}", "--folder=PATH"]
+    if data_dir:
+        words.append(f"--data_dir={data_dir}")
+    return " ".join(words)
+
+
+OWN: dict[str, str] = {
+    "fashion_mnist": "Fashion-MNIST, 60,000 + 10,000 grey 28x28, 10 classes",
+    "mnist5k": "MNIST-5k, 4,000 + 1,000 grey 28x28 digits; prepares itself",
+    "noto_emoji": "Noto Color Emoji, about 3,800 RGB 64x64 with captions",
+}

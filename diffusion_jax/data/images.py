@@ -1,0 +1,80 @@
+"""Size, channels, crop and flip of one uint8 image [h, w, c]."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+CROPS = ("center", "random", "stretch")
+"""What to do with a different aspect ratio.
+
+``center`` and ``random`` keep proportions and cut the longer side, in the middle or at a place drawn
+anew each time; ``stretch`` changes proportions and cuts nothing.
+"""
+
+
+def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """[h, w, 1 | 3] -> [h, w, channels]: luma of colour, repeated grey.
+
+    Raises:
+        ValueError: if ``channels`` is not 1 or 3.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"channels is {channels!r}; choose 1 (grey) or 3 (colour).")
+    if image.shape[-1] == channels:
+        return image
+    picture = as_picture(image).convert("L" if channels == 1 else "RGB")
+    return np.asarray(picture).reshape(*image.shape[:2], channels)
+
+
+def decode(encoded: bytes) -> np.ndarray:
+    """PNG, JPEG, ... bytes -> uint8 [h, w, 1 | 3], over white where transparent."""
+    with Image.open(io.BytesIO(encoded)) as picture:
+        array = np.asarray(flatten(picture))
+    return array if array.ndim == 3 else array[..., None]
+
+
+def as_picture(image: np.ndarray) -> Image.Image:
+    """uint8 [h, w, 1 | 3] -> a Pillow image of mode L or RGB."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def flatten(picture: Image.Image) -> Image.Image:
+    """A picture of any mode, over white where transparent -> mode RGB, or L if it was grey."""
+    if picture.mode in ("L", "RGB"):
+        return picture
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return _grey16(picture)
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        over = picture.convert("RGBA")
+        white = Image.new("RGBA", over.size, "white")
+        return Image.alpha_composite(white, over).convert("RGB")
+    return picture.convert("L" if picture.mode == "1" else "RGB")
+
+
+def _grey16(picture: Image.Image) -> Image.Image:
+    """16-bit grey -> 8-bit; Pillow's own conversion clips instead of scaling."""
+    values = np.asarray(picture).astype(np.float64)
+    return Image.fromarray(np.clip(values / 257.0, 0, 255).round().astype(np.uint8))
+
+
+def resized(image: np.ndarray, size: tuple[int, int], crop: str) -> np.ndarray:
+    """Lanczos-resize uint8 [h, w, c] to cover (height, width), or to equal it if ``stretch``."""
+    height, width = image.shape[:2]
+    factor = max(size[0] / height, size[1] / width)
+    target = (max(size[0], round(height * factor)), max(size[1], round(width * factor)))
+    if crop == "stretch":
+        target = size
+    if target == (height, width):
+        return image
+    picture = as_picture(image).resize(target[::-1], Image.Resampling.LANCZOS)
+    return np.asarray(picture).reshape(*target, image.shape[-1])
+
+
+def cropped(image: np.ndarray, size: tuple[int, int], place: float) -> np.ndarray:
+    """Cut (height, width) out of [h, w, c], at ``place`` in [0, 1] along each longer side."""
+    top = round(place * (image.shape[0] - size[0]))
+    left = round(place * (image.shape[1] - size[1]))
+    return image[top : top + size[0], left : left + size[1]]

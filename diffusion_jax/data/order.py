@@ -1,0 +1,65 @@
+"""Which examples a step sees, and their random choices: pure functions of (seed, position).
+
+A run walks one endless sequence of positions 0, 1, 2, ...  Position p lies in epoch p // n and holds
+example permutation(seed, epoch)[p % n].  Step t of a batch of B owns positions t*B ... t*B + B - 1,
+and process k of K takes every K-th of them from the k-th.  Nothing is carried from step to step, so a
+run resumes at any step at once, on any number of processes.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+
+@functools.lru_cache(maxsize=8)
+def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    """A fixed shuffle of range(n), int64 [n]; another for each (seed, epoch).  Do not write to it."""
+    generator = np.random.Generator(np.random.Philox(key=_words(seed, epoch)))
+    shuffled = generator.permutation(n)
+    shuffled.setflags(write=False)
+    return shuffled
+
+
+def _words(seed: int, other: int) -> np.ndarray:
+    return np.array([seed % 2**64, other % 2**64], np.uint64)
+
+
+def positions(step: int, batch_size: int, process_index: int = 0, process_count: int = 1):
+    """Positions of this process's part of the batch at ``step``, int64 [batch_size / count]."""
+    first = step * batch_size
+    return np.arange(first + process_index, first + batch_size, process_count, dtype=np.int64)
+
+
+def examples(where: np.ndarray, n: int, seed: int, shuffle: bool) -> np.ndarray:
+    """Example indices, int64 in [0, n), at positions ``where`` int64 [b]."""
+    epochs, places = np.divmod(where, n)
+    if not shuffle:
+        return places
+    out = np.empty_like(places)
+    for epoch in np.unique(epochs):
+        inside = epochs == epoch
+        out[inside] = permutation(n, seed, int(epoch))[places[inside]]
+    return out
+
+
+def uniform(seed: int, stream: int, where: np.ndarray) -> np.ndarray:
+    """Independent uniforms in [0, 1), float64 [b], keyed by (seed, stream, position int64 [b]).
+
+    The finaliser of SplitMix64 (Steele, Lea & Flood 2014) over a Weyl sequence: a hash, so no
+    generator has to be built for each example.
+    """
+    with np.errstate(over="ignore"):
+        start = _mix(np.uint64(seed % 2**64) + _WEYL * np.uint64(stream + 1))
+        bits = _mix(start + _WEYL * (where.astype(np.uint64) + np.uint64(1)))
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+_WEYL = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

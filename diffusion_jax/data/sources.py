@@ -1,0 +1,145 @@
+"""Random access to the examples of any data set, and what is known about it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from diffusion_jax.data import catalog, images, toy2d
+from diffusion_jax.data.prepare import prepare
+
+log = logging.getLogger(__name__)
+
+
+class Info(NamedTuple):
+    """What a split of a data set is.
+
+    Attributes:
+        name: of the data set.
+        split: of the data set, possibly a slice such as ``train[:1000]``.
+        num_examples: in the split.
+        shape: of an image, (h, w, c) with None where images differ; (2,) for toy2d.
+        num_classes: number of labels, or None if unlabelled.
+        class_names: their names, () if unlabelled.
+        captions: whether each image has one.
+    """
+
+    name: str
+    split: str
+    num_examples: int
+    shape: tuple[int | None, ...]
+    num_classes: int | None
+    class_names: tuple[str, ...]
+    captions: bool
+
+
+class Source(NamedTuple):
+    """A split, ready to read.
+
+    Attributes:
+        info: what it is.
+        read: indices int64 [n] -> n examples, each with ``image`` (uint8 [h, w, c]; float32 [2] for
+            toy2d) and, where the set has them, ``label`` (int) and ``caption`` (str).
+    """
+
+    info: Info
+    read: Callable[[np.ndarray], list[dict[str, Any]]]
+
+
+def open_source(name: str, split: str, data_dir: str | os.PathLike | None = None) -> Source:
+    """Open a split of a data set (names: see ``catalog``).  mnist5k is prepared if it is absent.
+
+    Raises:
+        DataMissing: if the set is not prepared, naming the command that does it.
+        ValueError: if the name or the split is unknown, or the set has no images.
+    """
+    catalog.check_name(name)
+    if name.startswith("toy2d:"):
+        return _toy(name, split)
+    if name == "mnist5k" and not catalog.prepared_path(name, data_dir).exists():
+        log.info("preparing mnist5k in %s", catalog.data_root(data_dir))
+        prepare(name, data_dir)
+    builder = catalog.open_builder(name, data_dir)
+    image, label, caption = _features(builder.info.features, name)
+    try:
+        records = builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
+    except (KeyError, ValueError) as error:
+        known = ", ".join(builder.info.splits)
+        raise ValueError(
+            f"split {split!r} of data set {name} cannot be read ({error}); its splits are {known}."
+        ) from error
+    labels = builder.info.features[label] if label else None
+    info = Info(
+        name=name,
+        split=split,
+        num_examples=len(records),
+        shape=_shape(builder.info.features[image]),
+        num_classes=labels.num_classes if labels else None,
+        class_names=tuple(labels.names) if labels else (),
+        captions=caption is not None,
+    )
+    return Source(info, _reader(records, image, label, caption))
+
+
+def info(name: str, split: str = "train", data_dir: str | os.PathLike | None = None) -> Info:
+    """What a split of a data set is; raises as ``open_source`` does."""
+    return open_source(name, split, data_dir).info
+
+
+def _features(features: Any, name: str) -> tuple[str, str | None, str | None]:
+    """Keys of the image, of the label and of the caption."""
+    kinds = (tfds.features.Image, tfds.features.ClassLabel, tfds.features.Text)
+    image, label, _ = (
+        [key for key, feature in features.items() if isinstance(feature, kind)] for kind in kinds
+    )
+    if not image:
+        raise ValueError(
+            f"data set {name} has no image feature (it has {', '.join(features)}); choose another."
+        )
+    return image[0], label[0] if label else None, "caption" if "caption" in features else None
+
+
+def _shape(feature: Any) -> tuple[int | None, ...]:
+    """(h, w, c) as decoded: transparency is laid over white, an open number of channels is 3."""
+    height, width, channels = feature.shape
+    return (height, width, 1 if channels == 1 else 3)
+
+
+def _reader(records: Any, image: str, label: str | None, caption: str | None) -> Callable:
+    def example(record):
+        out = {"image": images.decode(record[image])}
+        if label:
+            out["label"] = int(record[label])
+        if caption:
+            out["caption"] = record[caption].decode("utf-8")
+        return out
+
+    def read(indices):
+        return [example(record) for record in records.__getitems__([int(i) for i in indices])]
+
+    return read
+
+
+def _toy(name: str, split: str) -> Source:
+    member = name.removeprefix("toy2d:")
+    if member not in toy2d.TOYS:
+        known = ", ".join(f"toy2d:{each}" for each in toy2d.TOYS)
+        raise ValueError(f"data set {name!r} is unknown; known are {known}.")
+    if split not in ("train", "test"):
+        raise ValueError(f"split {split!r} of data set {name} is unknown; choose train or test.")
+    classes = toy2d.TOYS[member].classes
+    names = tuple(str(index) for index in range(classes))
+
+    def read(indices):
+        points, labels = toy2d.draw(member, split, indices)
+        return [
+            {"image": point, "label": int(label)}
+            for point, label in zip(points, labels, strict=True)
+        ]
+
+    return Source(Info(name, split, toy2d.LENGTH, (2,), classes, names, False), read)

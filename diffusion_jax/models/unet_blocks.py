@@ -1,0 +1,131 @@
+"""The parts of a U-Net: blocks, levels of blocks, and the middle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from diffusion_jax.models.attention import SelfAttention
+from diffusion_jax.models.layers import ResBlock, Style
+from diffusion_jax.models.unet_plan import Widths, runs
+
+
+class Block(nn.Module):
+    """A residual block on x and its skip, then attention where the level has it."""
+
+    features: int
+    style: Style
+    attention: bool
+
+    @nn.compact
+    def __call__(self, x: Array, skip: Array | None, emb: Array) -> Array:
+        """[b, h, w, m], [b, h, w, n] or None, [b, d] -> [b, h, w, features]."""
+        h = x if skip is None else jnp.concatenate([x, skip], axis=-1)
+        h = ResBlock(self.features, self.style, name="res")(h, emb)
+        return SelfAttention(self.style, name="attention")(h) if self.attention else h
+
+
+class _ScannedBlock(Block):
+    """Block as a scan body: (carry, skip, emb) -> (carry, output)."""
+
+    def __call__(self, x: Array, skip: Array | None, emb: Array) -> tuple[Array, Array]:
+        h = super().__call__(x, skip, emb)
+        return h, h
+
+
+class Level(nn.Module):
+    """The blocks of one level, either side of the U, and the resampler at its end.
+
+    Attributes:
+        features: channels of the level.
+        widths: of its blocks.
+        style: what all blocks share.
+        attention: whether each block ends in attention.
+        remat: name in ``REMATS``.
+        scan_blocks: whether runs of equal blocks are scanned.
+        resample: makes the module that changes the size at the end; None where the size stays.
+    """
+
+    features: int
+    widths: Widths
+    style: Style
+    attention: bool
+    remat: str
+    scan_blocks: bool
+    resample: Callable[..., nn.Module] | None
+
+    @nn.compact
+    def __call__(
+        self, x: Array, skips: list[Array] | None, emb: Array
+    ) -> tuple[Array, list[Array]]:
+        """Run the level.
+
+        Args:
+            x: [b, h, w, c].
+            skips: one for each block on the way up; None on the way down.
+            emb: [b, d].
+
+        Returns:
+            The level's result, and every intermediate one (the skips, on the way down).
+        """
+        made = []
+        for first, last in runs(self.widths, self.scan_blocks):
+            run = self._single if first == last else self._scan
+            made += run(x, None if skips is None else skips[first : last + 1], emb, first, last)
+            x = made[-1]
+        if self.resample is not None:
+            x = self.resample(self.features, self.style, name="resample")(x, emb)
+            made.append(x)
+        return x, made
+
+    def _single(self, x: Array, skips: list[Array] | None, emb: Array, first: int, last: int):
+        cls = REMATS[self.remat](Block)
+        block = cls(self.features, self.style, self.attention, name=f"block_{first}")
+        return [block(x, None if skips is None else skips[0], emb)]
+
+    def _scan(self, x: Array, skips: list[Array] | None, emb: Array, first: int, last: int):
+        scanned = nn.scan(
+            REMATS[self.remat](_ScannedBlock, prevent_cse=False),
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast),
+            length=last - first + 1,
+        )(self.features, self.style, self.attention, name=f"blocks_{first}_{last}")
+        _, made = scanned(x, None if skips is None else jnp.stack(skips), emb)
+        return list(made)
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the lowest size."""
+
+    features: int
+    style: Style
+    attention: bool
+    normalise: bool
+
+    @nn.compact
+    def __call__(self, x: Array, emb: Array) -> Array:
+        """[b, h, w, features] -> the same."""
+        x = ResBlock(self.features, self.style, name="res_0")(x, emb)
+        if self.attention:
+            x = SelfAttention(self.style, self.normalise, name="attention")(x)
+        return ResBlock(self.features, self.style, name="res_1")(x, emb)
+
+
+def _keep(block: type[nn.Module], **_: Any) -> type[nn.Module]:
+    return block
+
+
+# What the backward pass of a block finds kept: everything, nothing, or the outputs of convolutions
+# and matrix products (it then recomputes norms and activations, which are cheap but large).
+REMATS: dict[str, Callable[..., Any]] = {
+    "none": _keep,
+    "full": partial(nn.remat, policy=jax.checkpoint_policies.nothing_saveable),
+    "dots": partial(nn.remat, policy=jax.checkpoint_policies.dots_saveable),
+}

@@ -1,0 +1,87 @@
+"""What blocks a U-Net has, as plain numbers: no arrays, no modules."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import groupby
+from typing import TypeVar
+
+T = TypeVar("T")
+
+Widths = tuple[tuple[int, int], ...]
+"""For each block of a level: channels from the block before, and from the skip (0: no skip)."""
+
+
+def per_level(value: T | Sequence[T], count: int, field: str) -> tuple[T, ...]:
+    """One value for each of count levels, from a single value or a sequence.
+
+    Raises:
+        ValueError: if a sequence has another length.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return (value,) * count
+    if len(value) != count:
+        raise ValueError(
+            f"{field}={tuple(value)} has {len(value)} entries: give one value, or {count} entries."
+        )
+    return tuple(value)
+
+
+def down_widths(features: Sequence[int], counts: Sequence[int]) -> list[Widths]:
+    """The blocks on the way down, for levels of ``features`` channels and ``counts`` blocks."""
+    before = (features[0], *features[:-1])
+    return [
+        tuple((b if j == 0 else f, 0) for j in range(n))
+        for b, f, n in zip(before, features, counts, strict=True)
+    ]
+
+
+def up_widths(features: Sequence[int], counts: Sequence[int]) -> list[Widths]:
+    """The blocks on the way up, lowest size first; each level has one more than on the way down.
+
+    The skips are the outputs of the first convolution, of each block and of each change of size.
+    """
+    skips = [features[0]]
+    for i, (f, n) in enumerate(zip(features, counts, strict=True)):
+        skips += [f] * (n + (i < len(features) - 1))
+    before, levels = features[-1], []
+    for f, n in zip(reversed(features), reversed(counts), strict=True):
+        levels.append(tuple((before if j == 0 else f, skips.pop()) for j in range(n + 1)))
+        before = f
+    return levels
+
+
+def runs(widths: Widths, scan: bool) -> list[tuple[int, int]]:
+    """(first, last) block index of each run of equal blocks; without scan each block is its own."""
+    if not scan:
+        return [(j, j) for j in range(len(widths))]
+    groups = [[j for j, _ in group] for _, group in groupby(enumerate(widths), key=lambda w: w[1])]
+    return [(group[0], group[-1]) for group in groups]
+
+
+def check_size(height: int, width: int, patch: int, halvings: int) -> None:
+    """Refuse sizes that patching and halving cannot divide.
+
+    Raises:
+        ValueError: naming the size, the number of halvings and the nearest sizes that work.
+    """
+    unit = patch * 2**halvings
+    if height % unit == 0 and width % unit == 0 and height and width:
+        return
+    below = [max(unit, n // unit * unit) for n in (height, width)]
+    above = [max(unit, -(-n // unit) * unit) for n in (height, width)]
+    nearest = " or ".join(f"{h}x{w}" for h, w in sorted({tuple(below), tuple(above)}))
+    raise ValueError(
+        f"The size {height}x{width} cannot be split into {patch}x{patch} patches and halved "
+        f"{halvings} times: both sides must be multiples of {unit}, such as {nearest}."
+    )
+
+
+def check_name(field: str, name: str, known: Collection[str]) -> None:
+    """Refuse a name that is not in a table.
+
+    Raises:
+        ValueError: listing the known names.
+    """
+    if name not in known:
+        raise ValueError(f"{field}={name!r} is unknown: use one of {', '.join(sorted(known))}.")

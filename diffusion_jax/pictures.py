@@ -1,0 +1,87 @@
+"""What a run leaves to look at: grids of samples, the strip of both processes, scatter plots."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from diffusion_jax.files import whole
+
+
+def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
+    """Images [n, h, w, c] uint8, row by row, as one uint8 [H, W, c] on white.
+
+    Args:
+        images: c is 1, 3 or 4.
+        columns: of the grid; None for the nearest to a square.
+        gap: white pixels between images.
+    """
+    n, h, w, c = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    sheet = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, c), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
+        sheet[y : y + h, x : x + w] = image
+    return sheet
+
+
+def save_image(path: str | os.PathLike, image: np.ndarray, zoom: int = 1) -> None:
+    """Write uint8 [h, w, c] as a PNG, each pixel zoom x zoom, whole or not at all."""
+    image = np.repeat(np.repeat(image, zoom, 0), zoom, 1)
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    with whole(path) as temporary:
+        picture.save(temporary, "PNG")
+
+
+def save_strip(
+    path: str | os.PathLike, rows: Sequence[tuple[str, np.ndarray]], times: Sequence[float]
+) -> None:
+    """Rows of images over time, such as the forward and the reverse process.
+
+    Args:
+        path: of the PNG.
+        rows: (name, uint8 [n, h, w, c]) each.
+        times: [n], the time t of each column.
+    """
+    n = len(times)
+    figure = Figure(figsize=(n + 1.2, len(rows) * 1.15 + 0.3))
+    axes = figure.subplots(len(rows), n, squeeze=False)
+    for row, (name, images) in zip(axes, rows, strict=True):
+        for axis, image in zip(row, images, strict=True):
+            axis.imshow(image, cmap="gray" if image.shape[-1] == 1 else None, vmin=0, vmax=255)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        row[0].set_ylabel(name, fontsize=9)
+    for axis, t in zip(axes[0], times, strict=True):
+        axis.set_title(f"t = {t:.2f}", fontsize=8)
+    _save(figure, path)
+
+
+def save_scatter(
+    path: str | os.PathLike, panels: Sequence[tuple[str, np.ndarray, np.ndarray | None]]
+) -> None:
+    """Points in the plane, one panel each.
+
+    Args:
+        path: of the PNG.
+        panels: (name, points [n, 2], labels [n] or None) each.
+    """
+    figure = Figure(figsize=(4 * len(panels), 4))
+    axes = figure.subplots(1, len(panels), squeeze=False)
+    limit = max(float(np.percentile(np.abs(points), 99.5)) for _, points, _ in panels) * 1.2
+    for axis, (name, points, labels) in zip(axes[0], panels, strict=True):
+        axis.scatter(*points.T, s=3, c=labels, cmap="tab10" if labels is not None else None)
+        axis.set(title=name, xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | os.PathLike) -> None:
+    figure.tight_layout(pad=0.4)
+    with whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

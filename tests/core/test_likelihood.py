@@ -1,0 +1,188 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from diffusion_jax.core import grids, likelihood, oracles, schedules
+from diffusion_jax.core.losses import variational_term
+from diffusion_jax.core.process import PATHS, Process
+from diffusion_jax.core.solvers.ancestral import fixed_large, fixed_small, learned_range
+from diffusion_jax.core.types import Prediction
+
+GAUSSIAN = likelihood.gaussian_log_likelihood
+
+
+def _exact(data):
+    return lambda x, level: oracles.predict(data, x, level)
+
+
+def _levels(steps, end=0.5, path="vp"):
+    betas = schedules.linear_betas(steps, 0.01 / steps, end)
+    process = Process(schedules.discrete(betas), PATHS[path])
+    return grids.trailing(process, steps)
+
+
+def _mean_bound(data, x0, levels, variance, n=4000):
+    """The bound on -log2 p(x0)/D of one point, by many draws of the noise, and its error."""
+    points = jnp.broadcast_to(x0, (n, *x0.shape))
+    bound = jax.jit(
+        lambda key: likelihood.variational_bound(
+            key, _exact(data), points, levels, variance, GAUSSIAN
+        )
+    )(jax.random.key(0))
+    return bound, float(bound.total.mean()), float(likelihood.standard_error(bound.total))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_bound_is_exact_where_the_reverse_is(path):
+    """x0 ~ N(0, I): p(x_s | x_t) is Gaussian with exactly the "fixed large" variance (vp)."""
+    if path != "vp":
+        pytest.skip("fixed_large is exact for N(0, I) on the variance preserving path only")
+    data = oracles.mixture([1.0], [[0.0, 0.0]], [1.0])
+    x0 = jnp.array([0.7, -1.4])
+    _, mean, error = _mean_bound(data, x0, _levels(8), fixed_large)
+    exact = -float(oracles.log_prob(data, x0[None])[0]) / 2 / np.log(2)
+    assert error < 0.02
+    assert abs(mean - exact) < 4 * error
+
+
+@pytest.mark.parametrize("variance", [fixed_small, fixed_large])
+def test_it_bounds_the_density_of_a_mixture_and_tightens_with_the_number_of_steps(variance):
+    data = oracles.mixture([1, 2], [[-1.0, 0.5], [1.0, 0.0]], [0.1, 0.3])
+    x0 = jnp.array([0.8, 0.3])
+    exact = -float(oracles.log_prob(data, x0[None])[0]) / 2 / np.log(2)
+    gaps = []
+    for steps in (4, 64):
+        _, mean, error = _mean_bound(data, x0, _levels(steps, 0.9 if steps == 4 else 0.2), variance)
+        assert mean > exact - 3 * error
+        gaps.append(mean - exact)
+    assert gaps[1] < 0.5 * gaps[0]
+
+
+def test_terms_add_up_and_have_their_closed_forms(x64):
+    levels, x0 = _levels(6), jnp.array([[0.3, -0.9, 0.5], [0.0, 0.1, 0.2]])
+    denoise = lambda x, level: Prediction(jnp.zeros_like(x), jnp.zeros_like(x))
+    bound = likelihood.variational_bound(
+        jax.random.key(0), denoise, x0, levels, fixed_small, GAUSSIAN
+    )
+    assert bound.steps.shape == (5, 2)
+    assert_allclose(bound.total, bound.prior + bound.steps.sum(0) + bound.decoder, rtol=1e-12)
+    a2, s2 = np.asarray(levels.alpha) ** 2, np.asarray(levels.sigma) ** 2
+    square = np.mean(np.asarray(x0) ** 2, -1)
+    prior = 0.5 * (s2[0] + a2[0] * square - 1 - np.log(s2[0]))
+    assert_allclose(bound.prior, prior / np.log(2), rtol=1e-10)
+    # With x0 predicted as 0 each KL is ½(SNR_s - SNR_t)·x0² (Kingma et al. 2021, eq. 14).
+    snr = a2 / s2
+    steps = 0.5 * (snr[1:] - snr[:-1])[:, None] * square / np.log(2)
+    assert_allclose(bound.steps, steps, rtol=1e-10)
+    half = s2[-1] / 2  # fixed_small's variance on the step to the clean level
+    decoder = 0.5 * (square / half + np.log(2 * np.pi * half))
+    assert_allclose(bound.decoder, decoder / np.log(2), rtol=1e-10)
+
+
+def test_a_perfect_model_pays_for_the_decoder_alone():
+    levels = _levels(6, end=0.999)
+    x0 = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 4, 4, 1)) / 127.5 - 1)
+    x0 = x0.astype(jnp.float32)
+    bound = likelihood.variational_bound(
+        jax.random.key(0), lambda x, level: Prediction(x0, x), x0, levels
+    )
+    assert_allclose(bound.steps, 0, atol=1e-6)
+    assert (np.asarray(bound.prior) < 0.01).all()
+    assert (np.asarray(bound.decoder) >= 0).all()  # a probability, not a density
+
+
+def test_no_knowledge_of_8_bit_data_costs_about_8_bits():
+    """A flat N(0, huge) at the decoder spreads its mass over the bins."""
+    x0 = jnp.asarray(np.arange(256, dtype=np.float32) / 127.5 - 1)
+    # Uniform within [-1, 1] is best met by std 1/sqrt(3): H = 8 bits + KL(uniform || Gaussian).
+    log_var = jnp.log(jnp.asarray(1 / 3))
+    bits = -likelihood.discretised_log_likelihood(x0, jnp.zeros(()), log_var) / np.log(2)
+    kl = 0.5 * np.log2(2 * np.pi * np.e / 3) - 1
+    assert abs(float(bits.mean()) - (8 + kl)) < 0.1
+
+
+def test_steps_are_the_terms_of_the_training_loss(x64):
+    """One step of the grid in bits is ``losses.variational_term`` in nats, same noise."""
+    levels, x0 = _levels(2), jnp.array([[0.3, -0.9], [0.0, 0.1]])
+    data = oracles.mixture([1.0], [[0.1, 0.0]], [0.3])
+    seen = []
+
+    def denoise(x, level):
+        jax.debug.callback(lambda x: seen.append(x), x, ordered=True)
+        return oracles.predict(data, x, level)
+
+    bound = likelihood.variational_bound(jax.random.key(0), denoise, x0, levels)
+    jax.effects_barrier()
+    now, nxt = (jax.tree.map(lambda leaf, i=i: leaf[i], levels) for i in (0, 1))
+    x = jnp.asarray(seen[0])
+    prediction = oracles.predict(data, x, now)
+    nats = variational_term(x0, x, prediction, now, nxt, fixed_small)
+    assert_allclose(bound.steps[0] * np.log(2), nats, rtol=1e-10)
+
+
+def test_learned_variance_is_read_from_aux(x64):
+    levels, x0 = _levels(4), jnp.array([[0.3, -0.9], [0.0, 0.1]])
+    data = oracles.mixture([1.0], [[0.1, 0.0]], [0.3])
+
+    def bound(coefficient, variance):
+        def denoise(x, level):
+            exact = oracles.predict(data, x, level)
+            return exact._replace(aux=jnp.full_like(x, coefficient))
+
+        return likelihood.variational_bound(
+            jax.random.key(0), denoise, x0, levels, variance, GAUSSIAN
+        )
+
+    small, large = bound(0.0, fixed_small), bound(0.0, fixed_large)
+    assert_allclose(bound(-1.0, learned_range).total, small.total, rtol=1e-10)
+    assert_allclose(bound(1.0, learned_range).total, large.total, rtol=1e-10)
+    assert np.abs(bound(0.0, learned_range).total - small.total).min() > 1e-3
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_the_subsample_is_unbiased(n):
+    levels = _levels(8)
+    x0 = jnp.broadcast_to(jnp.array([0.3, -0.9]), (20_000, 2))
+    denoise = lambda x, level: Prediction(jnp.zeros_like(x), jnp.zeros_like(x))
+    full = likelihood.variational_bound(
+        jax.random.key(0), denoise, x0[:1], levels, fixed_small, GAUSSIAN
+    )
+    few = likelihood.estimate_bound(
+        jax.random.key(1), denoise, x0, levels, n, fixed_small, GAUSSIAN
+    )
+    assert few.steps.shape == (n, len(x0))
+    error = likelihood.standard_error(few.total)
+    assert abs(few.total.mean() - full.total[0]) < 4 * error
+    assert_allclose(few.prior[0], full.prior[0], rtol=1e-5)
+    assert_allclose(few.decoder[0], full.decoder[0], rtol=1e-5)
+
+
+def test_the_subsample_of_all_steps_takes_each_once():
+    index = likelihood.stratified_steps(jax.random.key(0), 7, 5, 7)
+    assert_allclose(index, np.broadcast_to(np.arange(7)[:, None], (7, 5)))
+    with pytest.raises(ValueError, match="n = 0"):
+        likelihood.estimate_bound(jax.random.key(0), _exact(None), jnp.zeros((1, 2)), _levels(4), 0)
+
+
+def test_standard_error():
+    values = jnp.array([1.0, 2.0, 3.0, 6.0])
+    assert_allclose(likelihood.standard_error(values), np.std(values, ddof=1) / 2, rtol=1e-6)
+
+
+def test_one_network_call_a_level_and_no_new_program_for_new_levels():
+    calls = []
+
+    def denoise(x, level):
+        jax.debug.callback(lambda: calls.append(1))
+        return Prediction(x, x)
+
+    bound = jax.jit(
+        lambda key, x0, levels: likelihood.variational_bound(key, denoise, x0, levels).total
+    )
+    for end in (0.5, 0.3):
+        bound(jax.random.key(0), jnp.zeros((2, 3)), _levels(6, end)).block_until_ready()
+    jax.effects_barrier()
+    assert len(calls) == 12
+    assert bound._cache_size() == 1

@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from diffusion_jax.data import DataSpec, info, load_images, make_dataset, toy2d
+
+
+@pytest.mark.parametrize("name", ["ring", "grid"])
+def test_mixtures_have_the_moments_they_claim(name):
+    n = 40_000
+    points, labels = toy2d.draw(name, "train", np.arange(n))
+    centres = toy2d.means(name)
+    for k, centre in enumerate(centres):
+        mine = points[labels == k]
+        assert abs(len(mine) / n - 1 / len(centres)) < 5 * np.sqrt(1 / len(centres) / n)
+        error = toy2d.DEVIATION / np.sqrt(len(mine))
+        np.testing.assert_allclose(mine.mean(0), centre, atol=5 * error)
+        np.testing.assert_allclose(np.cov(mine.T) / toy2d.DEVIATION**2, np.eye(2), atol=0.2)
+
+
+def test_checkerboard_fills_dark_squares_only():
+    points, labels = toy2d.draw("checkerboard", "train", np.arange(4000))
+    column, row = np.floor((points.T + 1) * 2).astype(int)
+    assert ((row + column) % 2 == 0).all()
+    assert set(zip(row, column, strict=True)) == {
+        (r, c) for r in range(4) for c in range(4) if (r + c) % 2 == 0
+    }
+    np.testing.assert_array_equal(labels // 2, row)
+
+
+@pytest.mark.parametrize("name", sorted(toy2d.TOYS))
+def test_points_are_a_function_of_split_and_index(name):
+    points, labels = toy2d.draw(name, "train", np.arange(100))
+    again, _ = toy2d.draw(name, "train", np.arange(50, 60))
+    np.testing.assert_array_equal(points[50:60], again)
+    other, _ = toy2d.draw(name, "test", np.arange(100))
+    assert (points != other).all(-1).any()
+    assert points.dtype == np.float32 and abs(points).max() < 1.3
+    assert labels.max() < toy2d.TOYS[name].classes
+
+
+def test_points_go_through_the_same_pipeline_as_images():
+    batch = make_dataset(DataSpec("toy2d:moons", batch_size=16))[3]
+    assert batch["image"].shape == (16, 2) and batch["image"].dtype == np.float32
+    assert batch["label"].dtype == np.int32 and set(batch["label"]) == {0, 1}
+    assert info("toy2d:moons").shape == (2,)
+    points, _ = load_images("toy2d:moons", "test", limit=5)
+    np.testing.assert_array_equal(points, toy2d.draw("moons", "test", np.arange(5))[0])
+
+
+@pytest.mark.parametrize(
+    "name, split, sentence", [("toy2d:rings", "train", "toy2d:ring"), ("toy2d:ring", "x", "test")]
+)
+def test_unknown_points(name, split, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        info(name, split)

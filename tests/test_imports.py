@@ -1,0 +1,141 @@
+"""The import rule of docs/architecture.md: which room may import from which."""
+
+import ast
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+ROOMS = ("core", "models", "recipes", "apps", "train", "evaluate", "data", "convert")
+
+# room -> the rooms (or modules) of ours that it may import; itself too, but for configs.
+ALLOWED = {
+    "core": set(),
+    "models": {"core.types"},
+    "recipes": {"core"},
+    "apps": {"core"},
+    "train": {"core"},
+    "evaluate": {"core"},
+    "data": set(),
+    "convert": {"core", "models"},
+    "spec": set(),
+    "build": {*ROOMS, "spec", "configs"},
+    "configs": {"configs.base"},
+    "main": {*ROOMS, "build", "spec", "configs"},
+    "scripts": {*ROOMS, "build", "spec", "configs", "main"},
+}
+
+# room -> all that it may import from outside, beside the standard library.
+OUTSIDE_ONLY = {
+    "core": {"jax", "numpy", "jaxtyping"},
+    "spec": set(),
+    "configs": {"ml_collections"},
+}
+
+# package -> the only rooms that may import it.
+OWNERS = {
+    "flax": {"models"},
+    "tensorflow_datasets": {"data", "scripts"},
+    "grain": {"data"},
+    "torch": {"scripts"},
+    "diffusers": {"scripts"},
+    "tensorflow": set(),
+}
+
+
+def _imports(path, module):
+    """Dotted names that a file imports; ``from a import b`` gives a.b (b may be a module)."""
+    tree = ast.parse(path.read_text(), str(path))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = module.split(".")
+            if path.name != "__init__.py":
+                package = package[:-1]
+            parent = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            base = ".".join(part for part in (parent, node.module) if part)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _module(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _ours(name):
+    """'diffusion_jax.core.types.like' -> 'core.types.like', 'configs.base' -> itself, else None."""
+    if name == "diffusion_jax" or name.startswith("diffusion_jax."):
+        return name.removeprefix("diffusion_jax").removeprefix(".")
+    return name if name.split(".")[0] in ("configs", "main", "scripts", "tests") else None
+
+
+def _within(name, allowed):
+    return any(name == a or name.startswith(a + ".") for a in allowed)
+
+
+def _violations(path, module):
+    room = (_ours(module) or "").split(".")[0]
+    for name in _imports(path, module):
+        ours, package = _ours(name), name.split(".")[0]
+        if ours is not None:
+            if room and not _within(ours, ALLOWED[room] | ({room} - {"configs"})):
+                yield f"{module} imports {name}: {room} may import {sorted(ALLOWED[room])}"
+            if not room:
+                yield f"{module} imports {name}: the package itself imports nothing of ours"
+            continue
+        if package in sys.stdlib_module_names:
+            continue
+        if room in OUTSIDE_ONLY and package not in OUTSIDE_ONLY[room]:
+            yield f"{module} imports {name}: {room} may import {sorted(OUTSIDE_ONLY[room])}"
+        if package in OWNERS and room not in OWNERS[package]:
+            yield f"{module} imports {name}: only {sorted(OWNERS[package])} may"
+
+
+FILES = sorted(
+    path
+    for top in ("diffusion_jax", "configs", "scripts")
+    for path in (ROOT / top).rglob("*.py")
+    if path.is_file()
+) + [path for path in (ROOT / "main.py",) if path.is_file()]
+
+
+def test_there_is_something_to_check():
+    assert {"core", "models", "train"} <= {(_ours(_module(p)) or "").split(".")[0] for p in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_only_what_its_room_may(path):
+    module = _module(path)
+    room = (_ours(module) or "").split(".")[0]
+    assert not room or room in ALLOWED, f"{module}: give the new room {room!r} a line in ALLOWED"
+    assert not list(_violations(path, module))
+
+
+@pytest.mark.parametrize(
+    ("where", "line", "forbidden"),
+    [
+        ("diffusion_jax.core.process", "from diffusion_jax import models", True),
+        ("diffusion_jax.core.process", "import flax.linen as nn", True),
+        ("diffusion_jax.core.process", "from .. import train", True),
+        ("diffusion_jax.core.process", "from .types import like", False),
+        ("diffusion_jax.core.process", "import optax", True),
+        ("diffusion_jax.models.unet", "from diffusion_jax.core import types", False),
+        ("diffusion_jax.models.unet", "from diffusion_jax.core.types import like", False),
+        ("diffusion_jax.models.unet", "from diffusion_jax.core.process import vp", True),
+        ("diffusion_jax.models.unet", "def f():\n    from diffusion_jax.core import process", True),
+        ("diffusion_jax.recipes.diffusion", "import diffusion_jax.models.unet", True),
+        ("diffusion_jax.recipes.diffusion", "from flax import linen", True),
+        ("diffusion_jax.train.loop", "from diffusion_jax.recipes import diffusion", True),
+        ("diffusion_jax.data.sources", "from diffusion_jax.core import process", True),
+        ("configs.mnist", "from configs import base", False),
+        ("configs.mnist", "from configs import toy2d", True),
+        ("configs.mnist", "import jax", True),
+        ("main", "from diffusion_jax import build", False),
+    ],
+)
+def test_the_rule_catches(tmp_path, where, line, forbidden):
+    path = tmp_path / "file.py"
+    path.write_text(line + "\n")
+    assert bool(list(_violations(path, where))) == forbidden
