@@ -10,10 +10,9 @@ A set that is there already is left as it is.
 
 from __future__ import annotations
 
-import logging
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from diffusion_jax.data import catalog, sources
 from diffusion_jax.data.prepare import PREPARE, Options, prepare
@@ -51,8 +50,8 @@ def _report(name: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Prepare the set that the command line names; a bad request is one sentence and exit code 2."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    """Prepare the set that the command line names; a bad request is one sentence, code 2."""
+    logging.set_verbosity(logging.WARNING)  # TFDS has much to say
     if len(argv) != 2:
         print(
             f"Give one name of {', '.join(sorted(PREPARE))} (as in tfds:cifar10).", file=sys.stderr

@@ -9,6 +9,7 @@ toy2d:NAME                             points in the plane, made on the fly
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +76,22 @@ def open_builder(name: str, data_dir: str | os.PathLike | None = None) -> Any:
         raise DataMissing(
             f"data set {name} is not prepared in {root}; run `{command(name, data_dir)}`."
         )
+    check_format(Path(builder.data_path), name)
     return builder
+
+
+def check_format(path: Path, name: str) -> None:
+    """Refuse a set in ``path`` that was written in a format which TensorFlow alone reads.
+
+    Raises:
+        ValueError: naming the mend.
+    """
+    found = json.loads((path / "dataset_info.json").read_text()).get("fileFormat")
+    if found != FORMAT:
+        raise ValueError(
+            f"data set {name} lies in {path} as {found}, which needs TensorFlow; prepare it in "
+            "another folder with --data_dir=PATH."
+        )
 
 
 @contextlib.contextmanager

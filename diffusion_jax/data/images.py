@@ -10,8 +10,8 @@ from PIL import Image
 CROPS = ("center", "random", "stretch")
 """What to do with a different aspect ratio.
 
-``center`` and ``random`` keep proportions and cut the longer side, in the middle or at a place drawn
-anew each time; ``stretch`` changes proportions and cuts nothing.
+``center`` and ``random`` keep proportions and cut the longer side, in the middle or at a place
+drawn anew each time; ``stretch`` changes proportions and cuts nothing.
 """
 
 
@@ -64,12 +64,15 @@ def resized(image: np.ndarray, size: tuple[int, int], crop: str) -> np.ndarray:
     """Lanczos-resize uint8 [h, w, c] to cover (height, width), or to equal it if ``stretch``."""
     height, width = image.shape[:2]
     factor = max(size[0] / height, size[1] / width)
-    target = (max(size[0], round(height * factor)), max(size[1], round(width * factor)))
+    target: tuple[int, int] = (
+        max(size[0], round(height * factor)),
+        max(size[1], round(width * factor)),
+    )
     if crop == "stretch":
         target = size
     if target == (height, width):
         return image
-    picture = as_picture(image).resize(target[::-1], Image.Resampling.LANCZOS)
+    picture = as_picture(image).resize((target[1], target[0]), Image.Resampling.LANCZOS)
     return np.asarray(picture).reshape(*target, image.shape[-1])
 
 

@@ -1,21 +1,22 @@
 """Which examples a step sees, and their random choices: pure functions of (seed, position).
 
-A run walks one endless sequence of positions 0, 1, 2, ...  Position p lies in epoch p // n and holds
-example permutation(seed, epoch)[p % n].  Step t of a batch of B owns positions t*B ... t*B + B - 1,
-and process k of K takes every K-th of them from the k-th.  Nothing is carried from step to step, so a
-run resumes at any step at once, on any number of processes.
+A run walks one endless sequence of positions 0, 1, 2, ...  Position p lies in epoch p // n and
+holds example permutation(seed, epoch)[p % n].  Step t of a batch of B owns positions t*B ...
+t*B + B - 1, and process k of K takes every K-th of them from the k-th.  Nothing is carried from
+step to step, so a run resumes at any step at once, on any number of processes.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 
 
 @functools.lru_cache(maxsize=8)
 def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    """A fixed shuffle of range(n), int64 [n]; another for each (seed, epoch).  Do not write to it."""
+    """A fixed shuffle of range(n), int64 [n]; another for each (seed, epoch); read-only."""
     generator = np.random.Generator(np.random.Philox(key=_words(seed, epoch)))
     shuffled = generator.permutation(n)
     shuffled.setflags(write=False)
@@ -59,7 +60,7 @@ def uniform(seed: int, stream: int, where: np.ndarray) -> np.ndarray:
 _WEYL = np.uint64(0x9E3779B97F4A7C15)
 
 
-def _mix(z: np.ndarray) -> np.ndarray:
+def _mix(z: Any) -> Any:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

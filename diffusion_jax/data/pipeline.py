@@ -1,8 +1,8 @@
 """From a data set to batches for the device: sized, cropped, flipped, scaled, sharded, prefetched.
 
-The batch at step t is a pure function of (spec, t); see ``order``.  So the state of the pipeline is
-the step alone, a run resumes anywhere at once, and the parts that K processes make are the one batch
-that a single process makes, dealt out like cards.
+The batch at step t is a pure function of (spec, t); see ``order``.  So the state of the pipeline
+is the step alone, a run resumes anywhere at once, and the parts that K processes make are the one
+batch that a single process makes, dealt out like cards.
 """
 
 from __future__ import annotations

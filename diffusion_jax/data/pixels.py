@@ -25,7 +25,7 @@ def to_unit(image: Any) -> Any:
 
 
 def to_uint8(x: Any) -> Any:
-    """Real values [...], nominally in [-1, 1], -> the nearest bytes, uint8 [...]; clips the rest."""
+    """Real values [...], nominally in [-1, 1], -> the nearest bytes, uint8 [...]."""
     xp = _backend(x)
     scaled = (xp.asarray(x, xp.float32) + xp.float32(1)) * xp.float32(127.5)
     return xp.round(xp.clip(scaled, 0, 255)).astype(xp.uint8)

@@ -126,12 +126,7 @@ def _write(builder: Any, name: str, root: Path) -> None:
 
 def _check_same(final: Path, name: str, source: str | None) -> None:
     """Raise unless what lies in ``final`` is readable here and was made from ``source``."""
-    described = json.loads((final / "dataset_info.json").read_text())
-    if described.get("fileFormat") != catalog.FORMAT:
-        raise ValueError(
-            f"data set {name} lies in {final} as {described.get('fileFormat')}, which needs "
-            "TensorFlow; prepare it in another folder with --data_dir=PATH."
-        )
+    catalog.check_format(final, name)
     if source is None:
         return
     metadata = json.loads((final / "metadata.json").read_text())
@@ -200,7 +195,7 @@ def _image_folder(name: str, data_dir: str, root: Path, options: Options) -> Any
 
 def _catalogue(name: str, data_dir: str, root: Path, options: Options) -> Any:
     del root, options
-    return by_name.builder(name.removeprefix("tfds:"), data_dir)
+    return by_name.builder(name.removeprefix("tfds:"), data_dir, catalog.FORMAT)
 
 
 PREPARE: dict[str, Way] = {

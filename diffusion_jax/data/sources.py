@@ -93,10 +93,15 @@ def info(name: str, split: str = "train", data_dir: str | os.PathLike | None = N
 
 def _features(features: Any, name: str) -> tuple[str, str | None, str | None]:
     """Keys of the image, of the label and of the caption."""
-    kinds = (tfds.features.Image, tfds.features.ClassLabel, tfds.features.Text)
-    image, label, _ = (
-        [key for key, feature in features.items() if isinstance(feature, kind)] for kind in kinds
-    )
+    kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    found = {
+        wanted: sorted(
+            (key for key, feature in features.items() if isinstance(feature, kind)),
+            key=lambda key, wanted=wanted: key != wanted,
+        )
+        for wanted, kind in kinds.items()
+    }
+    image, label = found["image"], found["label"]
     if not image:
         raise ValueError(
             f"data set {name} has no image feature (it has {', '.join(features)}); choose another."
@@ -112,7 +117,7 @@ def _shape(feature: Any) -> tuple[int | None, ...]:
 
 def _reader(records: Any, image: str, label: str | None, caption: str | None) -> Callable:
     def example(record):
-        out = {"image": images.decode(record[image])}
+        out: dict[str, Any] = {"image": images.decode(record[image])}
         if label:
             out["label"] = int(record[label])
         if caption:
@@ -120,7 +125,7 @@ def _reader(records: Any, image: str, label: str | None, caption: str | None) ->
         return out
 
     def read(indices):
-        return [example(record) for record in records.__getitems__([int(i) for i in indices])]
+        return [example(records[int(i)]) for i in indices]
 
     return read
 

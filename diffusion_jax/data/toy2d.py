@@ -1,7 +1,7 @@
 """Point sets in the plane, as data: seconds to learn, and easy to see.
 
-``toy2d:ring`` and its sisters stand beside image sets under the same names and functions: a batch has
-``image`` float32 [b, 2], roughly in [-1, 1], and ``label`` int32 [b], the component a point is from.
+``toy2d:ring`` and its sisters go through the same functions as image sets: a batch has ``image``
+float32 [b, 2], roughly in [-1, 1], and ``label`` int32 [b], the component that a point is from.
 Example i is a pure function of (split, i), so nothing lies on disk.  ``ring`` and ``grid`` are
 Gaussian mixtures with equal weights, of which ``means`` and ``DEVIATION`` tell the exact density.
 """

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.data import info, load_captions, load_images
+from diffusion_jax.data import DataSpec, info, load_captions, load_images, make_dataset
 from diffusion_jax.data.builders import noto_emoji
 from diffusion_jax.data.prepare import prepare
 
@@ -66,19 +66,26 @@ def test_bitmaps_are_drawn_centred_on_white():
 @pytest.mark.skipif(
     not noto_emoji.DEBIAN_FONT.is_file(), reason="needs Debian's fonts-noto-color-emoji"
 )
-def test_the_real_font(tmp_path):
+def test_the_real_font(tmp_path, monkeypatch):
+    every = list(noto_emoji.read_font(noto_emoji.DEBIAN_FONT))
+    splits = noto_emoji.share_out(every)
+    train, test = ({plain_name(name) for _, name, _ in splits[side]} for side in splits)
+    assert 0.05 < len(splits["test"]) / len(every) < 0.15 and len(every) > 3500
+    assert train & test == set()
+    train, test = ({png for _, _, png in splits[side]} for side in splits)
+    assert train & test == set()
+
+    monkeypatch.setattr(noto_emoji, "read_font", lambda path: every[::9])
     prepare("noto_emoji", tmp_path)
-    known = [info("noto_emoji", split, tmp_path) for split in ("train", "test")]
-    assert all(each.captions and each.shape == (64, 64, 3) for each in known)
-    assert sum(each.num_examples for each in known) > 3500
-    images, names = {}, {}
+    names = []
     for split in ("train", "test"):
-        pictures, labels = load_images("noto_emoji", split, data_dir=tmp_path)
-        assert labels is None
-        images[split] = {picture.tobytes() for picture in pictures}
-        names[split] = load_captions("noto_emoji", split, data_dir=tmp_path)
-        assert len(names[split]) == len(pictures)
-    assert not images["train"] & images["test"]
-    assert "grinning face" in names["train"] + names["test"]
-    plain = [{plain_name(name) for name in names[split]} for split in ("train", "test")]
-    assert plain[0] & plain[1] == set()
+        known = info("noto_emoji", split, tmp_path)
+        assert known.captions and known.shape == (64, 64, 3) and known.num_classes is None
+        pictures, labels = load_images("noto_emoji", split, 50, data_dir=tmp_path)
+        assert labels is None and len(pictures) == min(50, known.num_examples)
+        names += load_captions("noto_emoji", split, data_dir=tmp_path)
+    assert sorted(names) == sorted(caption for _, caption, _ in every[::9])
+    spec = DataSpec("noto_emoji", batch_size=4, captions=True, data_dir=tmp_path)
+    batch = make_dataset(spec)[0]
+    assert batch.keys() == {"image", "caption"} and set(batch["caption"]) <= set(names)
+    assert "caption" not in make_dataset(spec._replace(captions=False))[0]

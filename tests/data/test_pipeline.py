@@ -34,7 +34,7 @@ def test_a_batch_is_in_the_promised_form(spec):
     assert batch.keys() == {"image", "label"}
     assert batch["image"].shape == (32, 32, 24, 3) and batch["image"].dtype == np.float32
     assert batch["label"].shape == (32,) and batch["label"].dtype == np.int32
-    assert -1 == batch["image"].min() and 0.5 < batch["image"].max() <= 1
+    assert batch["image"].min() == -1 and 0.5 < batch["image"].max() <= 1
 
 
 def test_batches_hold_the_sets_own_images_with_their_labels(spec, data_dir):

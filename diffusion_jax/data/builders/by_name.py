@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+from tensorflow_datasets.core import registered
 from tensorflow_datasets.core.features import image_feature
 
 
-def builder(name: str, data_dir: str) -> Any:
-    """The catalogue's builder, set to array_record.
+def builder(name: str, data_dir: str, file_format: str | None = None) -> Any:
+    """The catalogue's builder; ``file_format`` is what it will write, None to read what is there.
 
     Raises:
         ValueError: if the catalogue has no set of that name, or it needs a package that is absent.
     """
     try:
-        return tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except tfds.core.registered.DatasetNotFoundError as error:
+        return tfds.builder(name, data_dir=data_dir, file_format=file_format)
+    except registered.DatasetNotFoundError as error:
         raise ValueError(
             f"data set {name!r} is not in the TFDS catalogue; see "
             "https://www.tensorflow.org/datasets/catalog/overview for its names."
@@ -50,7 +51,7 @@ def pillow_encodes() -> Iterator[None]:
     if importlib.util.find_spec("tensorflow"):
         yield
         return
-    encoder = image_feature._ImageEncoder  # no public way to say this in 4.9
+    encoder: Any = image_feature._ImageEncoder  # no public way to say this in 4.9
 
     def encode(self, array: np.ndarray) -> bytes:
         return self._encode_pil_image(

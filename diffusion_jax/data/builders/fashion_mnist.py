@@ -1,7 +1,7 @@
-"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747): 60,000 + 10,000 pieces of clothing.
+"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747): 70,000 articles of clothing.
 
-The four files come from a folder, by default that of the Debian package dataset-fashion-mnist, or else
-from the authors' servers; in either case their contents are checked by SHA-256.
+The four files come from a folder, by default that of the Debian package dataset-fashion-mnist, or
+else from the authors' servers; in either case their contents are checked by SHA-256.
 """
 
 from __future__ import annotations
@@ -38,11 +38,20 @@ CLASSES = (
     "Bag",
     "Ankle boot",
 )
+TRAIN, TEST = "train", "t10k"  # how the files call the splits
 SHA256 = {  # of the decompressed contents: packagers compress them again
-    "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    f"{TRAIN}-images-idx3-ubyte.gz": (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
+    ),
+    f"{TRAIN}-labels-idx1-ubyte.gz": (
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
+    ),
+    f"{TEST}-images-idx3-ubyte.gz": (
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
+    ),
+    f"{TEST}-labels-idx1-ubyte.gz": (
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
+    ),
 }
 
 
@@ -128,8 +137,8 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if not all((self.folder / name).exists() for name in SHA256):
             fetch(self.folder)
         return {
-            "train": self._generate_examples("train", "train"),
-            "test": self._generate_examples("test", "t10k"),
+            "train": self._generate_examples("train", TRAIN),
+            "test": self._generate_examples("test", TEST),
         }
 
     def _generate_examples(self, split, stem):

@@ -45,7 +45,8 @@ def list_images(folder: Path) -> list[Path]:
     found = [path.relative_to(folder) for path in folder.rglob("*") if _is_image(path, folder)]
     if not found:
         raise FileNotFoundError(
-            f"folder {str(folder)!r} holds no images; they must end in {', '.join(sorted(ENDINGS))}."
+            f"folder {str(folder)!r} holds no images; names must end in one of "
+            f"{', '.join(sorted(ENDINGS))}."
         )
     return sorted(found)
 
@@ -107,7 +108,7 @@ def read_image(path: Path, image_size: tuple[int, int] | None) -> Image.Image:
             image = np.asarray(flatten(upright).convert("RGB"))
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
         raise ValueError(
-            f"image {str(path)!r} cannot be read ({error}); mend or remove it, or allow a number of "
+            f"image {str(path)!r} cannot be read ({error}); mend or remove it, or allow some "
             "such images with --skip_unreadable=N."
         ) from error
     if image_size is not None:

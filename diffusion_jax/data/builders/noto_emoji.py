@@ -1,15 +1,15 @@
 """Noto Color Emoji with their English names: about 3,800 captioned pictures out of one font file.
 
-The pictures are the bitmaps (table CBDT) of the font, which Debian packages as fonts-noto-color-emoji
-and its authors publish as NotoColorEmoji.ttf; names are the Unicode CLDR short names, from the
-Python package ``emoji``.
+The pictures are the bitmaps (table CBDT) of the font, which Debian packages as
+fonts-noto-color-emoji and its authors publish as NotoColorEmoji.ttf; names are the Unicode CLDR
+short names, from the Python package ``emoji``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -70,17 +70,29 @@ def read_font(path: Path) -> Iterator[tuple[str, str, bytes]]:
         raise ValueError(
             f"font {path} has no colour bitmaps (table CBDT: {error}); give NotoColorEmoji.ttf."
         ) from error
-    names, ligatures = font.getBestCmap(), _glyphs(font)
+    names, ligatures = font.getBestCmap() or {}, _glyphs(font)
     for sequence, entry in emoji.EMOJI_DATA.items():
         if entry["status"] != emoji.STATUS["fully_qualified"]:
             continue
         for spelling in (sequence, sequence.replace(_VARIATION, "")):
-            glyphs = tuple(names.get(ord(char)) for char in spelling)
+            glyphs = tuple(names.get(ord(char), "") for char in spelling)
             glyph = glyphs[0] if len(glyphs) == 1 else ligatures.get(glyphs)
             if glyph in bitmaps:
                 caption = entry["en"].strip(":").replace("_", " ")
                 yield sequence, caption, bitmaps[glyph].imageData
                 break
+
+
+def share_out(
+    entries: Iterable[tuple[str, str, bytes]],
+) -> dict[str, list[tuple[str, str, bytes]]]:
+    """Entries of ``read_font`` by split, ``train`` and ``test``; variants stay together."""
+    splits: dict[str, list] = {"train": [], "test": []}
+    drawn: dict[bytes, str] = {}  # some flags share one picture: they must not be split either
+    for sequence, caption, png in entries:
+        base = drawn.setdefault(png, base_emoji(sequence))
+        splits["test" if in_test(base) else "train"].append((sequence, caption, png))
+    return splits
 
 
 def draw(png: bytes) -> Image.Image:
@@ -119,11 +131,7 @@ class NotoEmoji(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager):
         del dl_manager
-        splits: dict[str, list] = {"train": [], "test": []}
-        drawn: dict[bytes, str] = {}  # some flags share one picture: they must not be split either
-        for sequence, caption, png in read_font(self.font):
-            base = drawn.setdefault(png, base_emoji(sequence))
-            splits["test" if in_test(base) else "train"].append((sequence, caption, png))
+        splits = share_out(read_font(self.font))
         return {name: self._generate_examples(name, members) for name, members in splits.items()}
 
     def _generate_examples(self, split, members):
