@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from diffusion_jax.convert.names import Row, locate
-from diffusion_jax.core.types import Params
+from diffusion_jax.convert.names import Row, by_path, locate, nested
 from diffusion_jax.models.adapter import init_params
 from diffusion_jax.models.unet import UNet
 
@@ -31,32 +29,16 @@ def unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: naming an option that our net has no counterpart for.
     """
     config = {**_DEFAULTS, **config}
-    for field, known in _SUPPORTED.items():
-        if config[field] not in known:
-            raise ValueError(f"{field}={config[field]!r} cannot be converted: only {known} can.")
-    down, up = tuple(config["down_block_types"]), tuple(config["up_block_types"])
-    for name in sorted({*down, *up} - {*_DOWN, *_UP}):
-        raise ValueError(f"The block type {name} cannot be converted: only {[*_DOWN, *_UP]} can.")
-    attends = tuple(i for i, name in enumerate(down) if name.startswith("Attn"))
-    if attends != tuple(i for i, name in enumerate(reversed(up)) if name.startswith("Attn")):
-        raise ValueError(
-            f"Attention in down_block_types={down} and up_block_types={up} is not at the same "
-            "levels, so it cannot be converted: our levels attend on both sides or on neither."
-        )
+    _check(config)
+    down, up = config["down_block_types"], config["up_block_types"]
     widths, groups = tuple(config["block_out_channels"]), config["norm_num_groups"]
     scale_shift = config["resnet_time_scale_shift"] == "scale_shift"
-    mid_groups = config["attn_norm_num_groups"] or (None if scale_shift else groups)
-    if mid_groups not in (None, groups):
-        raise ValueError(
-            f"attn_norm_num_groups={mid_groups} cannot be converted: only norm_num_groups={groups} "
-            "or None can."
-        )
     padding = config["downsample_padding"]
     return {
         "channels": widths[0],
         "channel_mults": tuple(w / widths[0] for w in widths),
         "num_res_blocks": config["layers_per_block"],
-        "attention_levels": attends,
+        "attention_levels": _attends(down),
         "head_dim": config["attention_head_dim"],
         "out_channels": config["out_channels"],
         "num_classes": max(0, (config["num_class_embeds"] or 0) - 1),
@@ -68,7 +50,7 @@ def unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "group_channels": 1,
         "eps": config["norm_eps"],
         "mid_attention": config["add_attention"],
-        "mid_norm": mid_groups is not None,
+        "mid_norm": not scale_shift or config["attn_norm_num_groups"] is not None,
         # diffusers pads by (0, 1) where its padding is 0.
         "downsample_padding": (padding, padding) if padding else (0, 1),
         "time_options": {
@@ -79,16 +61,43 @@ def unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _check(config: Mapping[str, Any]) -> None:
+    """Refuse what our net has no counterpart for."""
+    for field, known in _SUPPORTED.items():
+        if config[field] not in known:
+            raise ValueError(f"{field}={config[field]!r} cannot be converted: only {known} can.")
+    down, up = tuple(config["down_block_types"]), tuple(config["up_block_types"])
+    if unknown := sorted({*down, *up} - {*_DOWN, *_UP}):
+        raise ValueError(f"The blocks {unknown} cannot be converted: only {[*_DOWN, *_UP]} can.")
+    if _attends(down) != _attends(up[::-1]):
+        raise ValueError(
+            f"Attention in down_block_types={down} and up_block_types={up} is not at the same "
+            "levels, so it cannot be converted: our levels attend on both sides or on neither."
+        )
+    groups, mid_groups = config["norm_num_groups"], config["attn_norm_num_groups"]
+    if mid_groups not in (None, groups):
+        raise ValueError(
+            f"attn_norm_num_groups={mid_groups} cannot be converted: only norm_num_groups={groups} "
+            "or None can."
+        )
+
+
+def _attends(blocks: Sequence[str]) -> tuple[int, ...]:
+    return tuple(i for i, name in enumerate(blocks) if name.startswith("Attn"))
+
+
 def _resampler(of_block: str | None, of_config: str) -> str:
     name = of_block or of_config
     if name not in _RESAMPLERS:
-        raise ValueError(f"The resampling type {name!r} cannot be converted: only conv, resnet can.")
+        raise ValueError(
+            f"The resampling type {name!r} cannot be converted: only conv, resnet can."
+        )
     return _RESAMPLERS[name]
 
 
 def from_diffusers_unet(
     state_dict: Mapping[str, np.ndarray], config: Mapping[str, Any]
-) -> tuple[UNet, Params]:
+) -> tuple[UNet, dict[str, Any]]:
     """Our network with diffusers' weights.
 
     Args:
@@ -120,13 +129,13 @@ def from_diffusers_unet(
         params[path] = leaf.load(theirs).astype(np.float32)
     if faults:
         raise ValueError("The weights do not fit the config: " + "; ".join(faults) + ".")
-    return unet, unflatten_dict(params, sep="/")
+    return unet, nested(params)
 
 
-def to_diffusers_unet(params: Params) -> dict[str, np.ndarray]:
+def to_diffusers_unet(params: dict[str, Any]) -> dict[str, np.ndarray]:
     """The inverse of ``from_diffusers_unet``: tensor name -> float32 array, ready to be saved."""
     out = {}
-    for path, array in flatten_dict(params, sep="/").items():
+    for path, array in by_path(params).items():
         leaf = locate(path, ROWS)
         out[leaf.name] = np.ascontiguousarray(leaf.save(np.asarray(array, np.float32)))
     return out
@@ -136,7 +145,7 @@ def _parameter_shapes(unet: UNet, in_channels: int) -> dict[str, tuple[int, ...]
     side = 2 ** (len(unet.channel_mults) - 1)
     x_shape = (1, side, side, in_channels)
     params = jax.eval_shape(lambda key: init_params(unet, key, x_shape), jax.random.key(0))
-    return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
+    return {path: leaf.shape for path, leaf in by_path(params).items()}
 
 
 def _modern(name: str) -> str:

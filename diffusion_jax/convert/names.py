@@ -1,14 +1,15 @@
 """Name maps: parameter paths here <-> tensor names of other codebases.
 
-A map is data: SCOPES turn the module part of a path into the other codebase's module name, KINDS say
-how the leaf is called there and how its axes are ordered.  One map serves import and export.
+A map is data: rows turn the module part of a path into the other codebase's module name, and KINDS
+say what its arrays are called there and how their axes are ordered.  One map serves import and
+export.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,6 +59,27 @@ def locate(path: str, rows: tuple[Row, ...]) -> Leaf:
     raise KeyError(f"The name map has no row for the parameter {path}.")
 
 
+def by_path(params: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested dict as one level: {"a": {"b": x}} -> {"a/b": x}."""
+    flat = {}
+    for name, value in params.items():
+        below = by_path(value) if isinstance(value, Mapping) else {"": value}
+        flat |= {f"{name}/{rest}".rstrip("/"): leaf for rest, leaf in below.items()}
+    return flat
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of ``by_path``."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *modules, name = path.split("/")
+        node = tree
+        for module in modules:
+            node = node.setdefault(module, {})
+        node[name] = leaf
+    return tree
+
+
 def _same(x: np.ndarray) -> np.ndarray:
     return x
 
@@ -77,7 +99,9 @@ KINDS: dict[str, Mapping[str, Leaf]] = {
     "dense": {"kernel": Leaf("weight", _transpose, _transpose), "bias": _BIAS},
     # PyTorch's convolutions are [out, in, kh, kw]; ours [kh, kw, in, out].
     "conv": {
-        "kernel": Leaf("weight", lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
+        "kernel": Leaf(
+            "weight", lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)
+        ),
         "bias": _BIAS,
     },
     # A 1x1 convolution there, a dense layer here.

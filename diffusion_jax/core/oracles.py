@@ -15,11 +15,13 @@ The probability-flow ODE in y = x/alpha, s = sigma/alpha is dy/ds = E[eps | x] (
 eq. 1).  For one Gaussian, by (3), d(y - m)/ds = s·(y - m)/(c + s²) along each axis of U, so that
 (y - m)/sqrt(c + s²), that is z/sqrt(v), is constant: a closed form between any two levels.
 
-Functions take x of [b, ...], flattened to [b, d]; levels are [] or [b].
+Functions take x of [b, ...], flattened to [b, d]; levels are [] or [b].  They are jitted:
+called on its own, each is one program.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -86,6 +88,7 @@ def mixture(weights, means, covariances, classes=None) -> GaussianMixture:
     )
 
 
+@functools.partial(jax.jit, static_argnames="n")
 def sample(key: Key[Array, ""], data: GaussianMixture, n: int) -> Float[Array, "n d"]:
     """n independent draws of x0."""
     of_component, of_noise = jax.random.split(key)
@@ -95,6 +98,7 @@ def sample(key: Key[Array, ""], data: GaussianMixture, n: int) -> Float[Array, "
     return data.means[index] + jnp.einsum("nij,nj->ni", data.axes[index], spread)
 
 
+@jax.jit
 def moments(
     data: GaussianMixture, level: NoiseLevel | None = None
 ) -> tuple[Float[Array, "d"], Float[Array, "d d"]]:
@@ -109,6 +113,7 @@ def moments(
     return level.alpha * mean, level.alpha**2 * covariance + level.sigma**2 * jnp.eye(mean.size)
 
 
+@jax.jit
 def log_prob(
     data: GaussianMixture, x: Float[Array, "b ..."], level: NoiseLevel | None = None
 ) -> Float[Array, "b"]:
@@ -116,6 +121,7 @@ def log_prob(
     return jax.nn.logsumexp(_components(data, x, level).log_joint, axis=-1)
 
 
+@jax.jit
 def score(data: GaussianMixture, x: Float[Array, "b ..."], level: NoiseLevel) -> Array:
     """∇ log p(x_t = x), in x's shape."""
     c = _components(data, x, level)
@@ -123,6 +129,7 @@ def score(data: GaussianMixture, x: Float[Array, "b ..."], level: NoiseLevel) ->
     return -jnp.einsum("bk,kij,bkj->bi", r, data.axes, c.z / c.v).reshape(x.shape)
 
 
+@jax.jit
 def predict(data: GaussianMixture, x: Float[Array, "b ..."], level: NoiseLevel) -> Prediction:
     """The exact denoiser: E[x0 | x_t = x] and E[eps | x_t = x], in x's shape.
 
@@ -135,6 +142,7 @@ def predict(data: GaussianMixture, x: Float[Array, "b ..."], level: NoiseLevel) 
     return Prediction(jnp.einsum("bk,bki->bi", r, x0).reshape(x.shape), eps.reshape(x.shape))
 
 
+@jax.jit
 def posterior_covariance(
     data: GaussianMixture, x: Float[Array, "b ..."], level: NoiseLevel
 ) -> Float[Array, "b d d"]:
@@ -177,6 +185,7 @@ def of_class(data: GaussianMixture, label: Int[Array, ""]) -> GaussianMixture:
     return data._replace(log_weights=jax.nn.log_softmax(log_weights))
 
 
+@jax.jit
 def flow_map(
     data: GaussianMixture, x: Float[Array, "b ..."], now: NoiseLevel, nxt: NoiseLevel
 ) -> Float[Array, "b ..."]:
@@ -194,6 +203,7 @@ def flow_map(
     return (like(nxt.alpha, y) * data.means + y).reshape(x.shape)
 
 
+@functools.partial(jax.jit, static_argnames="steps")
 def flow_map_numeric(
     data: GaussianMixture,
     x: Float[Array, "b ..."],

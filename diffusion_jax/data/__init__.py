@@ -8,7 +8,6 @@ for batch in batches(make_dataset(spec), start_step=0):
 from diffusion_jax.data.catalog import DataMissing
 from diffusion_jax.data.pipeline import (
     Batches,
-    DataSpec,
     batches,
     load_captions,
     load_images,
@@ -16,6 +15,7 @@ from diffusion_jax.data.pipeline import (
 )
 from diffusion_jax.data.pixels import to_uint8, to_unit
 from diffusion_jax.data.sources import Info, info
+from diffusion_jax.data.spec import DataSpec
 
 __all__ = [
     "Batches",

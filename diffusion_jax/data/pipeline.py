@@ -8,59 +8,16 @@ batch that a single process makes, dealt out like cards.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from diffusion_jax.data import images, order
-from diffusion_jax.data.pixels import to_unit
-from diffusion_jax.data.sources import Source, open_source
+from diffusion_jax.data.fetch import fitter, image_fetch, stack, toy_fetch
+from diffusion_jax.data.sources import open_source
+from diffusion_jax.data.spec import DataSpec, check, check_against
 
-FLIP, PLACE = 0, 1  # streams of random choices
 ENDLESS = 2**40  # batches in a repeated data set
-
-
-class DataSpec(NamedTuple):
-    """What to train or evaluate on.
-
-    Attributes:
-        name: of the data set (see ``catalog``).
-        split: of it, possibly a slice: ``train``, ``test[:500]``.
-        batch_size: over all processes together.
-        image_size: (height, width) to bring images to; None if all have one size already.
-        channels: 1 or 3; None for the set's own.
-        flip: mirror each image left to right with probability 1/2, anew each epoch.
-        crop: ``center``, ``random`` or ``stretch`` (see ``images.CROPS``).
-        seed: of the order and of the random choices.
-        shuffle: another order in each epoch; else the set's own.
-        repeat: go on for ever; else stop after one epoch.
-        drop_remainder: without ``repeat``, leave out a last batch that is not full.
-        captions: put ``caption``, an object array of str [b], into batches; take it out before
-            they go to a device.
-        data_dir: folder of prepared sets (see ``catalog.data_root``).
-        process_index: which part of each batch to make.
-        process_count: of how many.
-        cache_bytes: memory for images decoded and resized; what fits is decoded only once.
-    """
-
-    name: str
-    split: str = "train"
-    batch_size: int = 128
-    image_size: tuple[int, int] | None = None
-    channels: int | None = None
-    flip: bool = False
-    crop: str = "center"
-    seed: int = 0
-    shuffle: bool = True
-    repeat: bool = True
-    drop_remainder: bool = True
-    captions: bool = False
-    data_dir: str | os.PathLike | None = None
-    process_index: int = 0
-    process_count: int = 1
-    cache_bytes: int = 256 * 2**20
 
 
 def make_dataset(spec: DataSpec) -> grain.MapDataset:
@@ -73,11 +30,11 @@ def make_dataset(spec: DataSpec) -> grain.MapDataset:
         DataMissing: if the set is not prepared.
         ValueError: for a spec that cannot be followed, naming its field.
     """
-    _check(spec)
+    check(spec)
     source = open_source(spec.name, spec.split, spec.data_dir)
-    _check_against(spec, source)
+    check_against(spec, source.info)
     n = source.info.num_examples
-    fetch = _toy_fetch(source) if len(source.info.shape) == 1 else _image_fetch(source, spec)
+    fetch = toy_fetch(source) if len(source.info.shape) == 1 else image_fetch(source, spec)
 
     def batch_at(step: int) -> dict[str, np.ndarray]:
         where = order.positions(step, spec.batch_size, spec.process_index, spec.process_count)
@@ -95,119 +52,6 @@ def _length(spec: DataSpec, n: int) -> int:
     if spec.repeat:
         return ENDLESS
     return n // spec.batch_size if spec.drop_remainder else -(-n // spec.batch_size)
-
-
-def _check(spec: DataSpec) -> None:
-    if spec.batch_size < 1 or spec.batch_size % spec.process_count:
-        raise ValueError(
-            f"batch_size is {spec.batch_size}; choose a positive multiple of the number of "
-            f"processes, {spec.process_count}."
-        )
-    if not 0 <= spec.process_index < spec.process_count:
-        raise ValueError(
-            f"process_index is {spec.process_index}; it must lie in 0..{spec.process_count - 1}."
-        )
-    if spec.crop not in images.CROPS:
-        raise ValueError(f"crop is {spec.crop!r}; choose one of {', '.join(images.CROPS)}.")
-    if spec.channels not in (None, 1, 3):
-        raise ValueError(f"channels is {spec.channels!r}; choose 1 (grey), 3 (colour) or None.")
-    size = spec.image_size
-    if size is not None and not (len(size) == 2 and min(size) > 0):
-        raise ValueError(f"image_size is {size!r}; give (height, width), both positive, or None.")
-
-
-def _check_against(spec: DataSpec, source: Source) -> None:
-    shape, n = source.info.shape, source.info.num_examples
-    if spec.image_size is None and None in shape:
-        raise ValueError(
-            f"image_size is None, but images of {spec.name} differ in size; give (height, width)."
-        )
-    if n == 0 or (n < spec.batch_size and not spec.repeat and spec.drop_remainder):
-        raise ValueError(
-            f"batch_size is {spec.batch_size}, but split {spec.split!r} of {spec.name} has only "
-            f"{n} examples; choose a smaller batch."
-        )
-
-
-Fetch = Callable[[np.ndarray, np.ndarray], dict[str, Any]]
-"""(example indices int64 [b], positions int64 [b]) -> batch."""
-
-
-def _toy_fetch(source: Source) -> Fetch:
-    def fetch(indices, where):
-        del where
-        return _stack(source.read(indices))
-
-    return fetch
-
-
-def _image_fetch(source: Source, spec: DataSpec) -> Fetch:
-    read = _cached(source.read, _fit(source, spec), source.info.num_examples, spec.cache_bytes)
-    size = spec.image_size
-
-    def fetch(indices, where):
-        examples = read(indices)
-        if size is not None and spec.crop != "stretch":
-            place = order.uniform(spec.seed, PLACE, where) if spec.crop == "random" else _HALF
-            examples = [
-                example | {"image": images.cropped(example["image"], size, at)}
-                for example, at in zip(examples, np.broadcast_to(place, len(where)), strict=True)
-            ]
-        batch = _stack(examples)
-        if spec.flip:
-            mirrored = order.uniform(spec.seed, FLIP, where) < 0.5
-            batch["image"][mirrored] = batch["image"][mirrored, :, ::-1]
-        return batch | {"image": to_unit(batch["image"])}
-
-    return fetch
-
-
-_HALF = np.float64(0.5)
-
-
-def _fit(source: Source, spec: DataSpec) -> Callable[[np.ndarray], np.ndarray]:
-    """The part of preparing an image that is the same each time: channels and size."""
-    channels = spec.channels or source.info.shape[-1] or 3
-
-    def fit(image):
-        image = images.with_channels(image, channels)
-        return images.resized(image, spec.image_size, spec.crop) if spec.image_size else image
-
-    return fit
-
-
-def _cached(
-    read: Callable[[np.ndarray], list[dict]], fit: Callable, n: int, limit: int
-) -> Callable[[np.ndarray], list[dict]]:
-    """``read`` then ``fit``, keeping results while they fit into ``limit`` bytes."""
-    kept: list[dict | None] = [None] * n
-    used = 0
-
-    def cached_read(indices):
-        nonlocal used
-        found = {int(i): kept[i] for i in indices}
-        absent = [i for i, example in found.items() if example is None]
-        for i, example in zip(absent, read(np.array(absent)) if absent else [], strict=True):
-            found[i] = example | {"image": fit(example["image"])}
-            size = found[i]["image"].nbytes + _OVERHEAD_BYTES
-            if used + size <= limit:
-                kept[i] = found[i]
-                used += size
-        return [found[int(i)] for i in indices]
-
-    return cached_read
-
-
-_OVERHEAD_BYTES = 400  # of a dict and an array, about
-
-
-def _stack(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    batch: dict[str, Any] = {"image": np.stack([example["image"] for example in examples])}
-    if "label" in examples[0]:
-        batch["label"] = np.array([example["label"] for example in examples], np.int32)
-    if "caption" in examples[0]:
-        batch["caption"] = np.array([example["caption"] for example in examples], object)
-    return batch
 
 
 class Batches:
@@ -268,17 +112,17 @@ def load_images(
         DataMissing, ValueError: as ``make_dataset``.
     """
     spec = DataSpec(name, split, 1, image_size, channels, data_dir=data_dir)
-    _check(spec)
+    check(spec)
     source = open_source(name, split, data_dir)
-    _check_against(spec, source)
+    check_against(spec, source.info)
     n = min(limit or source.info.num_examples, source.info.num_examples)
     examples = source.read(np.arange(n))
     if len(source.info.shape) == 3:
-        fit = _fit(source, spec)
+        fit = fitter(source, spec)
         for example in examples:
             image = fit(example["image"])
             example["image"] = images.cropped(image, image_size, 0.5) if image_size else image
-    batch = _stack(examples)
+    batch = stack(examples)
     return batch["image"], batch.get("label")
 
 

@@ -90,11 +90,12 @@ class Level(nn.Module):
         return [block(x, None if skips is None else skips[0], emb)]
 
     def _scan(self, x: Array, skips: list[Array] | None, emb: Array, first: int, last: int):
+        axes: Any = (0, nn.broadcast)  # of the skips, of the embedding
         scanned = nn.scan(
             REMATS[self.remat](_ScannedBlock, prevent_cse=False),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=axes,
             length=last - first + 1,
         )(self.features, self.style, self.attention, name=f"blocks_{first}_{last}")
         _, made = scanned(x, None if skips is None else jnp.stack(skips), emb)

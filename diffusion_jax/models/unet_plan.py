@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from itertools import groupby
-from typing import TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 Widths = tuple[tuple[int, int], ...]
 """For each block of a level: channels from the block before, and from the skip (0: no skip)."""
 
 
-def per_level(value: T | Sequence[T], count: int, field: str) -> tuple[T, ...]:
+def per_level(value: Any, count: int, field: str) -> tuple[Any, ...]:
     """One value for each of count levels, from a single value or a sequence.
 
     Raises:

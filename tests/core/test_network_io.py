@@ -34,7 +34,9 @@ def test_discrete_counts_the_table_from_zero():
 def test_continuous_and_log_snr_span_their_scale():
     assert TIME_INPUTS["continuous"]()(level(0.0, 1.0)) == 1000
     of = TIME_INPUTS["log_snr"](scale=100.0)
-    np.testing.assert_allclose(of(level(jnp.array([30.0, 20, 10, 0, -20, -30]))), [0, 0, 25, 50, 100, 100])
+    np.testing.assert_allclose(
+        of(level(jnp.array([30.0, 20, 10, 0, -20, -30]))), [0, 0, 25, 50, 100, 100]
+    )
 
 
 def test_edm_noise_is_a_quarter_of_log_sigma():

@@ -17,7 +17,7 @@ def _mixture(classes=None):
 
 
 def _level(t, path="vp"):
-    return Process(cosine(), PATHS[path]).at(jnp.asarray(t))
+    return jax.jit(Process(cosine(), PATHS[path]).at)(jnp.asarray(t))
 
 
 def _points(n=6):

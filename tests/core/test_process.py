@@ -11,9 +11,13 @@ from diffusion_jax.core.types import NoiseLevel
 LOG_SNR = np.linspace(-14.0, 14.0, 29)
 
 
+step_forward, transition, posterior = (jax.jit(f) for f in (step_forward, transition, posterior))
+_paths = {name: jax.jit(path) for name, path in PATHS.items()}
+
+
 def _level(log_snr, path="vp"):
-    log_snr = jnp.asarray(log_snr, jnp.result_type(float))
-    return NoiseLevel(jnp.zeros_like(log_snr), log_snr, *PATHS[path](log_snr))
+    log_snr = jnp.asarray(np.asarray(log_snr), jnp.result_type(float))
+    return NoiseLevel(log_snr, log_snr, *_paths[path](log_snr))
 
 
 @pytest.mark.parametrize(
@@ -37,26 +41,27 @@ def test_unit_variance_stays_unit_along_the_chain(x64):
     variance = 1.0
     for beta in schedules.linear_betas(50, 1e-4, 0.3):
         beta = jnp.asarray(beta)
-        shrink, bump = step_forward(one, zero, beta)[0], step_forward(zero, one, beta)[0]
+        shrink, bump = (float(step_forward(*x, beta)[0]) for x in ((one, zero), (zero, one)))
         variance = shrink**2 * variance + bump**2
         assert_allclose(variance, 1, rtol=1e-13)
 
 
 def test_the_chain_of_single_steps_has_the_mean_and_variance_of_the_closed_form(x64):
     betas = schedules.linear_betas(50, 1e-4, 0.3)
-    level = Process(schedules.discrete(betas), process.vp).at(jnp.arange(1, 51) / 50)
+    level = jax.jit(Process(schedules.discrete(betas), process.vp).at)(jnp.arange(1, 51) / 50)
     mean, variance = jnp.ones(1), 0.0
-    for i, beta in enumerate(jnp.asarray(betas)):
-        bump = step_forward(jnp.zeros(1), jnp.ones(1), beta)[0]
-        shrink = step_forward(jnp.ones(1), jnp.zeros(1), beta)[0]
-        mean, variance = step_forward(mean, jnp.zeros(1), beta), shrink**2 * variance + bump**2
-        assert_allclose(mean[0], level.alpha[i], rtol=1e-12)
-        assert_allclose(variance, level.sigma[i] ** 2, rtol=1e-12)
+    one, zero = jnp.ones(1), jnp.zeros(1)
+    for i, beta in enumerate(betas):
+        beta = jnp.asarray(beta)
+        shrink, bump = (float(step_forward(*x, beta)[0]) for x in ((one, zero), (zero, one)))
+        mean, variance = step_forward(mean, zero, beta), shrink**2 * variance + bump**2
+        assert_allclose(np.asarray(mean)[0], np.asarray(level.alpha)[i], rtol=1e-12)
+        assert_allclose(variance, np.asarray(level.sigma)[i] ** 2, rtol=1e-12)
 
 
 def test_the_chain_of_single_steps_is_distributed_as_the_closed_form():
     n, betas = 20_000, schedules.linear_betas(20, 0.01, 0.3)
-    level = Process(schedules.discrete(betas), process.vp).at(jnp.asarray(1.0))
+    level = jax.jit(Process(schedules.discrete(betas), process.vp).at)(jnp.asarray(1.0))
     key = jax.random.key(0)
 
     def body(x, inputs):
@@ -78,7 +83,12 @@ def test_the_chain_of_single_steps_is_distributed_as_the_closed_form():
 @pytest.mark.parametrize("path", PATHS)
 def test_every_path_has_its_log_snr_and_its_constraint(x64, path):
     level = _level(LOG_SNR, path)
-    assert_allclose(2 * np.log(level.alpha / level.sigma), LOG_SNR, rtol=1e-10, atol=1e-10)
+    assert_allclose(
+        2 * np.log(np.asarray(level.alpha) / np.asarray(level.sigma)),
+        LOG_SNR,
+        rtol=1e-10,
+        atol=1e-10,
+    )
     alpha, sigma = np.asarray(level.alpha), np.asarray(level.sigma)
     constraint = {
         "vp": alpha**2 + sigma**2,
@@ -109,8 +119,9 @@ def test_transition_composes_to_the_closed_form(x64, path):
     # q(x_t | x_s) after q(x_s | x0) is q(x_t | x0): alpha_ts² sigma_s² + forward = sigma_t².
     now, nxt = _level([-3.0, -1.0, 2.0], path), _level([-1.0, 4.0, 2.5], path)
     c = transition(now, nxt)
-    alpha_ts = now.alpha / nxt.alpha
-    assert_allclose(alpha_ts**2 * nxt.sigma**2 + c.forward_variance, now.sigma**2, rtol=1e-12)
+    alpha_ts = np.asarray(now.alpha) / np.asarray(nxt.alpha)
+    got = alpha_ts**2 * np.asarray(nxt.sigma) ** 2 + np.asarray(c.forward_variance)
+    assert_allclose(got, np.asarray(now.sigma) ** 2, rtol=1e-12)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -145,8 +156,9 @@ def test_posterior_is_bayes_rule_on_a_grid(x64):
 def test_posterior_has_the_coefficients_of_the_ddpm_paper(x64):
     betas = schedules.linear_betas(10, 0.01, 0.4)
     bar = np.cumprod(1 - betas)
-    levels = Process(schedules.discrete(betas), process.vp).at(jnp.arange(1, 11) / 10)
-    at = lambda i: jax.tree.map(lambda leaf: leaf[i], levels)
+    levels = jax.jit(Process(schedules.discrete(betas), process.vp).at)(jnp.arange(1, 11) / 10)
+    levels = jax.tree.map(np.asarray, levels)
+    at = lambda i: jax.tree.map(lambda leaf: jnp.asarray(leaf[i]), levels)
     for i in range(1, 10):
         c = transition(at(i), at(i - 1))
         small = betas[i] * (1 - bar[i - 1]) / (1 - bar[i])

@@ -1,0 +1,99 @@
+"""Examples of given indices -> a batch: read, size, crop, flip, scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.data import images, order
+from diffusion_jax.data.pixels import to_unit
+from diffusion_jax.data.sources import Source
+from diffusion_jax.data.spec import DataSpec
+
+FLIP, PLACE = 0, 1  # streams of random choices
+
+Fetch = Callable[[np.ndarray, np.ndarray], dict[str, Any]]
+"""(example indices int64 [b], positions int64 [b]) -> batch."""
+
+
+def toy_fetch(source: Source) -> Fetch:
+    """Points as they are."""
+
+    def fetch(indices, where):
+        del where
+        return stack(source.read(indices))
+
+    return fetch
+
+
+def image_fetch(source: Source, spec: DataSpec) -> Fetch:
+    """Images as ``spec`` wants them; random choices are keyed by (seed, position)."""
+    read = _cached(source.read, fitter(source, spec), source.info.num_examples, spec.cache_bytes)
+    size = spec.image_size
+
+    def fetch(indices, where):
+        examples = read(indices)
+        if size is not None and spec.crop != "stretch":
+            place = order.uniform(spec.seed, PLACE, where) if spec.crop == "random" else _HALF
+            examples = [
+                example | {"image": images.cropped(example["image"], size, at)}
+                for example, at in zip(examples, np.broadcast_to(place, len(where)), strict=True)
+            ]
+        batch = stack(examples)
+        if spec.flip:
+            mirrored = order.uniform(spec.seed, FLIP, where) < 0.5
+            batch["image"][mirrored] = batch["image"][mirrored, :, ::-1]
+        return batch | {"image": to_unit(batch["image"])}
+
+    return fetch
+
+
+_HALF = np.float64(0.5)
+
+
+def fitter(source: Source, spec: DataSpec) -> Callable[[np.ndarray], np.ndarray]:
+    """The part of preparing an image that is the same each time: channels and size."""
+    channels = spec.channels or source.info.shape[-1] or 3
+
+    def fit(image):
+        image = images.with_channels(image, channels)
+        return images.resized(image, spec.image_size, spec.crop) if spec.image_size else image
+
+    return fit
+
+
+def _cached(
+    read: Callable[[np.ndarray], list[dict]], fit: Callable, n: int, limit: int
+) -> Callable[[np.ndarray], list[dict]]:
+    """``read`` then ``fit``, keeping results while they fit into ``limit`` bytes."""
+    kept: list[dict | None] = [None] * n
+    used = 0
+
+    def cached_read(indices):
+        nonlocal used
+        found = {int(i): kept[i] for i in indices}
+        absent = [i for i, example in found.items() if example is None]
+        for i, example in zip(absent, read(np.array(absent)) if absent else [], strict=True):
+            found[i] = example | {"image": fit(example["image"])}
+            size = found[i]["image"].nbytes + _OVERHEAD_BYTES
+            if used + size <= limit:
+                kept[i] = found[i]
+                used += size
+        return [found[int(i)] for i in indices]
+
+    return cached_read
+
+
+_OVERHEAD_BYTES = 400  # of a dict and an array, about
+
+
+def stack(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Examples of equal shapes -> one batch, in their order."""
+    batch: dict[str, Any] = {"image": np.stack([example["image"] for example in examples])}
+    if "label" in examples[0]:
+        batch["label"] = np.array([example["label"] for example in examples], np.int32)
+    if "caption" in examples[0]:
+        batch["caption"] = np.array([example["caption"] for example in examples], object)
+    return batch

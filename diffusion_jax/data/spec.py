@@ -1,0 +1,84 @@
+"""What to make batches of, and the sentences for what cannot be."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from diffusion_jax.data import images
+from diffusion_jax.data.sources import Info
+
+
+class DataSpec(NamedTuple):
+    """What to train or evaluate on.
+
+    Attributes:
+        name: of the data set (see ``catalog``).
+        split: of it, possibly a slice: ``train``, ``test[:500]``.
+        batch_size: over all processes together.
+        image_size: (height, width) to bring images to; None if all have one size already.
+        channels: 1 or 3; None for the set's own.
+        flip: mirror each image left to right with probability 1/2, anew each epoch.
+        crop: ``center``, ``random`` or ``stretch`` (see ``images.CROPS``).
+        seed: of the order and of the random choices.
+        shuffle: another order in each epoch; else the set's own.
+        repeat: go on for ever; else stop after one epoch.
+        drop_remainder: without ``repeat``, leave out a last batch that is not full.
+        captions: put ``caption``, an object array of str [b], into batches; take it out before
+            they go to a device.
+        data_dir: folder of prepared sets (see ``catalog.data_root``).
+        process_index: which part of each batch to make.
+        process_count: of how many.
+        cache_bytes: memory for images decoded and resized; what fits is decoded only once.
+    """
+
+    name: str
+    split: str = "train"
+    batch_size: int = 128
+    image_size: tuple[int, int] | None = None
+    channels: int | None = None
+    flip: bool = False
+    crop: str = "center"
+    seed: int = 0
+    shuffle: bool = True
+    repeat: bool = True
+    drop_remainder: bool = True
+    captions: bool = False
+    data_dir: str | os.PathLike | None = None
+    process_index: int = 0
+    process_count: int = 1
+    cache_bytes: int = 256 * 2**20
+
+
+def check(spec: DataSpec) -> None:
+    """Raise ValueError for what is wrong with a spec by itself."""
+    if spec.batch_size < 1 or spec.batch_size % spec.process_count:
+        raise ValueError(
+            f"batch_size is {spec.batch_size}; choose a positive multiple of the number of "
+            f"processes, {spec.process_count}."
+        )
+    if not 0 <= spec.process_index < spec.process_count:
+        raise ValueError(
+            f"process_index is {spec.process_index}; it must lie in 0..{spec.process_count - 1}."
+        )
+    if spec.crop not in images.CROPS:
+        raise ValueError(f"crop is {spec.crop!r}; choose one of {', '.join(images.CROPS)}.")
+    if spec.channels not in (None, 1, 3):
+        raise ValueError(f"channels is {spec.channels!r}; choose 1 (grey), 3 (colour) or None.")
+    size = spec.image_size
+    if size is not None and not (len(size) == 2 and min(size) > 0):
+        raise ValueError(f"image_size is {size!r}; give (height, width), both positive, or None.")
+
+
+def check_against(spec: DataSpec, info: Info) -> None:
+    """Raise ValueError for what is wrong with a spec for this data set."""
+    shape, n = info.shape, info.num_examples
+    if spec.image_size is None and None in shape:
+        raise ValueError(
+            f"image_size is None, but images of {spec.name} differ in size; give (height, width)."
+        )
+    if n == 0 or (n < spec.batch_size and not spec.repeat and spec.drop_remainder):
+        raise ValueError(
+            f"batch_size is {spec.batch_size}, but split {spec.split!r} of {spec.name} has only "
+            f"{n} examples; choose a smaller batch."
+        )

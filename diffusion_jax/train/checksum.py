@@ -1,0 +1,58 @@
+"""Checksums of arrays that no sharding changes.
+
+    c = Σ_i word_i · (2i + 1)  mod 2^32
+
+over an array's bits as 32-bit words (narrower elements count one each), i being the index in the
+whole array.  An odd factor is invertible mod 2^32, so a change of one word always changes c; and
+the sum may be taken over parts, each process those it holds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def checksums(tree: Any) -> list[int]:
+    """One number in [0, 2^32) per leaf, the same on every process and for every sharding."""
+    sums = np.asarray([_of_leaf(leaf) for leaf in jax.tree.leaves(tree)], np.uint32)
+    if jax.process_count() > 1:
+        sums = np.sum(multihost_utils.process_allgather(sums), axis=0, dtype=np.uint32)
+    return sums.tolist()
+
+
+def _of_leaf(leaf: Any) -> np.uint32:
+    """Of this process's parts, each part counted by one process only."""
+    if isinstance(leaf, jax.Array):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        mine = [s for s in leaf.addressable_shards if s.replica_id == 0]
+        parts = [_of_part(np.asarray(s.data), s.index, leaf.shape) for s in mine]
+        return np.sum(parts, dtype=np.uint32)
+    # Host arrays are whole on every process; the first one counts them.
+    return _of_part(leaf, (), leaf.shape) if jax.process_index() == 0 else np.uint32(0)
+
+
+def _of_part(part: np.ndarray, where: tuple[slice, ...], shape: tuple[int, ...]) -> np.uint32:
+    words = _words(part)
+    starts = [s.start or 0 for s in where] + [0] * (words.ndim - len(where))
+    whole = (*shape, *words.shape[len(shape) :])
+    # Wrap-around is meant here and below.
+    index = np.zeros((1,) * words.ndim, np.uint32)
+    for axis, (start, size) in enumerate(zip(starts, words.shape, strict=True)):
+        stride = np.prod(whole[axis + 1 :], dtype=np.uint32)
+        along = np.arange(start, start + size, dtype=np.uint32) * stride
+        index = index + along.reshape(-1, *(1,) * (words.ndim - axis - 1))
+    return np.sum(words * (2 * index + 1), dtype=np.uint32)
+
+
+def _words(x: np.ndarray) -> np.ndarray:
+    """The bits of x as uint32, of x's shape, with one more axis for elements of 8 bytes or more."""
+    size = x.dtype.itemsize
+    x = np.ascontiguousarray(x).reshape(x.shape)
+    if size > 4:
+        return x.reshape(*x.shape, 1).view(np.uint32)
+    return x.view(f"uint{8 * size}").astype(np.uint32)

@@ -1,0 +1,155 @@
+"""What a run tells: metrics.jsonl, TensorBoard events, and sums of metrics between two lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from diffusion_jax.files import whole
+
+METRICS = "metrics.jsonl"
+EVENTS = "tensorboard"
+
+
+class NonFinite(FloatingPointError):
+    """A loss or gradient that is not finite.
+
+    Attributes:
+        step: the step that was not taken, counted from 1.
+        metric: "loss" or "grad_norm".
+    """
+
+    def __init__(self, step: int, metric: str, value: float):
+        self.step, self.metric = step, metric
+        super().__init__(
+            f"{metric} is {value} at step {step}; the parameters of step {step - 1}, the last good "
+            "ones, are saved: look at that batch, or train anew with a smaller "
+            "config.optimizer.learning_rate or config.optimizer.clip"
+        )
+
+
+class Log(NamedTuple):
+    """Where a run writes; on all processes but the first, nowhere.
+
+    Attributes:
+        line: (step, name -> number): one line of metrics.jsonl, and scalars of TensorBoard.
+        show: (step, name -> image [h, w, c] uint8 or number): to TensorBoard only.
+    """
+
+    line: Callable[[int, Mapping[str, float]], None]
+    show: Callable[[int, Mapping[str, Any]], None]
+
+
+@contextmanager
+def open_log(workdir: str | os.PathLike, start: int) -> Iterator[Log]:
+    """Append to the logs of a run that is at step ``start``; what they say of later steps goes."""
+    if jax.process_index():
+        yield Log(lambda step, numbers: None, lambda step, values: None)
+        return
+    path = Path(workdir) / METRICS
+    truncate(path, start)
+    purge = start + 1 if start else None
+    with (
+        path.open("a") as lines,
+        SummaryWriter(str(Path(workdir) / EVENTS), purge_step=purge, flush_secs=20) as events,
+    ):
+
+        def line(step, numbers):
+            rounded = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+            lines.write(json.dumps({"step": step, **rounded}) + "\n")
+            lines.flush()
+            for name, value in numbers.items():
+                events.add_scalar(name, value, step)
+
+        def show(step, values):
+            for name, value in values.items():
+                if np.ndim(value):
+                    events.add_image(name, np.asarray(value), step, dataformats="HWC")
+                else:
+                    events.add_scalar(name, float(value), step)
+
+        yield Log(line, show)
+
+
+def truncate(path: Path, step: int) -> None:
+    """Drop what metrics.jsonl says of steps after ``step``, and a last line that is not whole."""
+    if not path.exists():
+        return
+    kept = [text for text in path.read_text().split("\n")[:-1] if _is_until(text, step)]
+    with whole(path) as temporary:
+        temporary.write_text("".join(text + "\n" for text in kept))
+
+
+def _is_until(text: str, step: int) -> bool:
+    try:
+        return json.loads(text)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+class Meter:
+    """Means of the metrics since the last line, the speed, and the share of time spent on data.
+
+    The clock runs from the first reading on, so that compilation is no part of the speed.
+    """
+
+    def __init__(self):
+        self._last: float | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._count = self._timed = 0
+        self._seconds = self._waited = 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Count time in which the host waited for the data pipeline."""
+        if self._last is not None:
+            self._waited += seconds
+
+    def tick(self, steps: int) -> None:
+        """Count steps that took the time since the last tick."""
+        now = time.perf_counter()
+        if self._last is not None:
+            self._seconds += now - self._last
+            self._timed += steps
+        self._last = now
+
+    def pause(self) -> None:
+        """Leave out the time since the last tick: it went into a checkpoint or a hook."""
+        self._last = time.perf_counter() if self._last is not None else None
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Count one step's metrics.
+
+        Raises:
+            NonFinite: if its ``finite`` is False.
+        """
+        if not metrics["finite"]:
+            name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
+            raise NonFinite(step, name, metrics[name])
+        for name, value in metrics.items():
+            if name != "finite":
+                self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+
+    def means(self) -> dict[str, float]:
+        """Since the last call, per metric; {} if there was no step."""
+        if not self._count:
+            return {}
+        means = {name: total / self._count for name, total in self._sums.items()}
+        if self._timed:
+            means["steps_per_second"] = self._timed / self._seconds
+            means["data_wait"] = min(self._waited / self._seconds, 1.0)
+        self._clear()
+        return means

@@ -1,0 +1,282 @@
+"""The loop: the same for every recipe.
+
+While the device computes step k, the host places the batch of step k + 1 and reads the metrics of
+step k - 1; the device waits for the host only at a checkpoint or a hook.  The batch and the random
+draws of a step depend on its number alone, so a resumed run repeats the uninterrupted one exactly.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
+
+from diffusion_jax.core.ema import Ema
+from diffusion_jax.core.types import Params, Recipe
+from diffusion_jax.train import sharding, workdir
+from diffusion_jax.train.checkpoint import Checkpoints
+from diffusion_jax.train.log import Log, Meter, NonFinite, open_log
+from diffusion_jax.train.preemption import EXIT_CODES, Stopped, stop_signals
+from diffusion_jax.train.state import TrainState, abstract_state, init_state, with_shardings
+from diffusion_jax.train.step import Step, make_step
+
+HostBatches = Iterator[Mapping[str, np.ndarray]]
+
+
+class Plan(NamedTuple):
+    """How long, and how often what; all in optimiser steps.
+
+    Attributes:
+        steps: to have done at the end, earlier sessions included.
+        accumulate: micro-batches a step.
+        steps_per_call: steps a dispatch.
+        log_every: a line of metrics, means since the line before.
+        checkpoint_every: a checkpoint; 0 for the end only.
+        keep: newest checkpoints to keep.
+        keep_every: checkpoints to keep for good; 0 for none.
+    """
+
+    steps: int
+    accumulate: int = 1
+    steps_per_call: int = 1
+    log_every: int = 20
+    checkpoint_every: int = 500
+    keep: int = 3
+    keep_every: int = 0
+
+
+class Hook(NamedTuple):
+    """Something to do between steps, such as a grid of samples.
+
+    Attributes:
+        every: steps between calls, and at the end; 0 for never.
+        call: (steps done, state) -> name -> image uint8 [h, w, c] or number for TensorBoard, or
+            None.  The next step reuses the state's memory: copy what is to be kept.
+    """
+
+    every: int
+    call: Callable[[int, TrainState], Mapping[str, Any] | None]
+
+
+class _Session(NamedTuple):
+    """What ``_run`` needs of one start of a run."""
+
+    calls: dict[int, Step]
+    frozen: Params
+    data: Callable[[int], HostBatches]
+    mesh: Mesh
+    plan: Plan
+    hooks: Sequence[Hook]
+    save: Callable[[TrainState], None]
+    stop: Callable[[int], str | None]
+
+
+def train(
+    recipe: Recipe,
+    tx: optax.GradientTransformation,
+    ema: Ema,
+    data: Callable[[int], HostBatches],
+    plan: Plan,
+    folder: str | os.PathLike,
+    config: Mapping[str, Any],
+    *,
+    mesh: Mesh | None = None,
+    rules: sharding.Rules = (),
+    frozen: Params = None,
+    seed: int = 0,
+    learning_rate: Callable[[Any], Any] | None = None,
+    hooks: Sequence[Hook] = (),
+) -> TrainState:
+    """Train until ``plan.steps``, from the newest good checkpoint in the folder if it has one.
+
+    The folder gets config.json, metrics.jsonl, tensorboard/ and checkpoints/.
+
+    Args:
+        recipe, tx, ema: what is trained, and how.
+        data: start step -> iterator of this process's batches from that step on, name -> array
+            [b / processes, ...].
+        plan: see ``Plan``.
+        folder: the run's, made if need be.
+        config: the resolved config, of JSON's types: a folder belongs to one config.
+        mesh: from ``sharding.make_mesh``; None puts all devices on the data axis.
+        rules: see ``sharding.Rules``.
+        frozen: parameters that the loss reads and nothing changes.
+        seed: of parameters and of every draw.
+        learning_rate: step -> rate, to be logged.
+        hooks: see ``Hook``.
+
+    Returns:
+        The state after the last step.
+
+    Raises:
+        ValueError: for a plan, mesh, batch or folder that does not fit, in one sentence.
+        NonFinite: for a loss or gradient that is not finite, the last good state being saved.
+        Stopped: on SIGTERM (exit code 0) or SIGINT (130), the state being saved.
+    """
+    _check(plan)
+    mesh = sharding.make_mesh() if mesh is None else mesh
+    workdir.claim(folder, config)
+    example = _example(data, mesh)
+    shapes = abstract_state(recipe, tx, ema, example)
+    places = sharding.of_state(shapes, mesh, rules)
+    frozen = {} if frozen is None else frozen
+    frozen = jax.device_put(frozen, sharding.of_params(frozen, mesh, rules))
+    build = lambda k: _compiled(
+        make_step(recipe, tx, ema, seed, plan.accumulate, k, learning_rate), places, mesh
+    )
+    with Checkpoints(folder, plan.keep, plan.keep_every) as saved, stop_signals() as stop:
+        state = saved.restore(with_shardings(shapes, places))
+        if state is None:
+            state = init_state(recipe, tx, ema, jax.random.key(seed), example, places)
+        calls = {k: build(k) for k in {1, plan.steps_per_call}}
+        save = lambda state: saved.save(state, config)
+        session = _Session(calls, frozen, data, mesh, plan, hooks, save, stop)
+        with open_log(folder, int(state.step)) as log:
+            state, asked = _run(state, session, log)
+        saved.wait()
+    if asked:
+        _leave(asked, int(state.step), folder)
+    return state
+
+
+def _run(state: TrainState, s: _Session, log: Log) -> tuple[TrainState, str | None]:
+    """Steps until the plan's end, or until a signal, whose name is the second result."""
+    step, plan = int(state.step), s.plan
+    meter, asked = Meter(), None
+    with _progress(plan.steps, step) as bar:
+        feed = _feed(s.data, s.mesh, step, plan, meter)
+        coming, pending = next(feed, None), None
+        try:
+            while coming is not None and not asked:
+                size, batch = coming
+                state, metrics = s.calls[size](state, s.frozen, batch)
+                coming = next(feed, None)
+                _read(pending, meter, log, plan, bar)
+                pending, step = (step, size, metrics), step + size
+                asked = s.stop(step)
+                hooks = [hook for hook in s.hooks if _due(hook.every, step, size, plan)]
+                save = bool(asked) or _due(plan.checkpoint_every or plan.steps, step, size, plan)
+                if hooks or save:
+                    _read(pending, meter, log, plan, bar)
+                    pending = None
+                    if save:
+                        s.save(state)
+                    for hook in hooks:
+                        log.show(step, hook.call(step, state) or {})
+                    meter.pause()
+        except NonFinite:
+            s.save(state)
+            raise
+    return state, asked
+
+
+def _read(
+    pending: tuple[int, int, Mapping[str, jax.Array]] | None,
+    meter: Meter,
+    log: Log,
+    plan: Plan,
+    bar: tqdm,
+) -> None:
+    """Wait for the metrics of a dispatch, count them, and write the lines that are due."""
+    if pending is None:
+        return
+    start, size, metrics = pending
+    each = {name: np.reshape(m, (size,)).tolist() for name, m in jax.device_get(metrics).items()}
+    meter.tick(size)
+    for i in range(size):
+        step = start + i + 1
+        meter.add(step, {name: values[i] for name, values in each.items()})
+        if step % plan.log_every == 0 or step == plan.steps:
+            means = meter.means()
+            log.line(step, means)
+            bar.set_postfix(loss=f"{means['loss']:.4g}", refresh=False)
+    bar.update(size)
+
+
+def _feed(
+    data: Callable[[int], HostBatches], mesh: Mesh, start: int, plan: Plan, meter: Meter
+) -> Iterator[tuple[int, dict[str, jax.Array]]]:
+    """(steps in this dispatch, their batch on the devices) until the plan's end.
+
+    Dispatches of ``steps_per_call`` begin at multiples of it; what does not fit goes one by one.
+    """
+    if start >= plan.steps:
+        return
+    batches, step, k = iter(data(start)), start, plan.steps_per_call
+    while step < plan.steps:
+        size = k if step % k == 0 and step + k <= plan.steps else 1
+        began = time.perf_counter()
+        parts = [_next(batches, step + i, plan.steps) for i in range(size)]
+        meter.waited(time.perf_counter() - began)
+        host = parts[0] if size == 1 else jax.tree.map(lambda *xs: np.stack(xs), *parts)
+        yield size, sharding.global_batch(host, sharding.of_batch(mesh, leading=int(size > 1)))
+        step += size
+
+
+def _next(batches: HostBatches, step: int, steps: int) -> Mapping[str, np.ndarray]:
+    try:
+        return next(batches)
+    except StopIteration:
+        raise ValueError(
+            f"the data ended at step {step} of {steps}; repeat it, or lower config.train.steps"
+        ) from None
+
+
+def _example(data: Callable[[int], HostBatches], mesh: Mesh) -> dict[str, jax.Array]:
+    """One batch on the devices: what tells the shapes."""
+    host = next(iter(data(0)), None)
+    if not host:
+        raise ValueError(
+            "the data has no batch at all; prepare it, or lower config.train.batch_size"
+        )
+    sharding.check_batch(len(next(iter(host.values()))) * jax.process_count(), mesh)
+    return sharding.global_batch(host, sharding.of_batch(mesh))
+
+
+def _compiled(step: Step, places: TrainState, mesh: Mesh) -> Step:
+    out = (places, NamedSharding(mesh, P()))
+    return jax.jit(step, donate_argnums=0, out_shardings=out)
+
+
+def _due(every: int, step: int, size: int, plan: Plan) -> bool:
+    """Whether a multiple of ``every`` lies in the last ``size`` steps, or the plan ends."""
+    return every > 0 and (step // every > (step - size) // every or step == plan.steps)
+
+
+def _progress(steps: int, start: int) -> tqdm:
+    silent = jax.process_index() != 0
+    return tqdm(total=steps, initial=start, unit="step", disable=silent, mininterval=0.5)
+
+
+def _leave(asked: str, step: int, folder: str | os.PathLike) -> None:
+    if jax.process_index() == 0:
+        print(
+            f"Stopped by {asked} at step {step}, which is saved; "
+            f"the same command with --workdir={Path(folder)} goes on from there.",
+            file=sys.stderr,
+        )
+    raise Stopped(EXIT_CODES[asked])
+
+
+def _check(plan: Plan) -> None:
+    least = {
+        "steps": 1,
+        "accumulate": 1,
+        "steps_per_call": 1,
+        "log_every": 1,
+        "checkpoint_every": 0,
+    }
+    for name, smallest in least.items():
+        value = getattr(plan, name)
+        if value < smallest:
+            raise ValueError(f"config.train.{name} = {value} must be at least {smallest}")

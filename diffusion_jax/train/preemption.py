@@ -1,0 +1,54 @@
+"""Being told to stop: finish the step, save, leave."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import jax
+from jax.experimental import multihost_utils
+
+# Schedulers that preempt a job take 0 as "done as told"; a shell expects 130 after Ctrl-C.
+EXIT_CODES = {"SIGTERM": 0, "SIGINT": 130}
+
+
+class Stopped(SystemExit):
+    """The run stopped because it was told to, and can go on; carries the exit code."""
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[int], str | None]]:
+    """Within the block, SIGTERM and SIGINT only ask.
+
+    Yields:
+        step -> "SIGTERM", "SIGINT" or None: what was asked for by now.  With several processes all
+        must call it with the same steps; a notice to one of them then reaches all at one step.
+        A second signal does what it did before the block.
+    """
+    if jax.process_count() > 1:  # there jax.distributed has taken SIGTERM for its preemption notice
+        yield (
+            lambda step: "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else None
+        )
+        return
+    asked: list[str] = []
+    before = {}
+
+    def ask(number, frame):
+        asked.append(signal.Signals(number).name)
+        _restore(before)
+
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids handlers
+        for name in EXIT_CODES:
+            number = getattr(signal, name)
+            before[number] = signal.signal(number, ask)
+    try:
+        yield lambda step: asked[0] if asked else None
+    finally:
+        _restore(before)
+
+
+def _restore(handlers: dict) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -1,0 +1,177 @@
+"""Which device holds what: a mesh with named axes, and rules over parameter paths.
+
+The axes are ``data`` (copies of the parameters, each with its part of the batch), ``fsdp`` (parts
+of the batch and of the parameters) and ``tensor`` (parts of the parameters only).  Modules know
+nothing of this: XLA's partitioner inserts the communication.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from diffusion_jax.train.state import TrainState
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+# Elements below which a gather costs more than the memory that sharding frees.
+SMALL = 1024
+
+Rules = Sequence[tuple[str, Any]]
+"""(regex searched in "a/b/kernel", a PartitionSpec or one axis name per dimension)."""
+
+
+def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of all devices.
+
+    Args:
+        sizes: devices along each of ``AXES``; an absent axis has 1, and -1 takes what is left.
+            None means {"data": -1}.
+        devices: default ``jax.devices()``.
+
+    Raises:
+        ValueError: for an unknown axis, or sizes that do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {"data": -1} if sizes is None else dict(sizes)
+    unknown = sorted(set(sizes) - set(AXES))
+    if unknown:
+        raise ValueError(f"config.mesh.{unknown[0]} is no axis; known are {', '.join(AXES)}")
+    wanted = [int(sizes.get(axis, 1)) for axis in AXES]
+    shape = _filled(wanted, len(devices))
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+
+
+def _filled(wanted: list[int], n: int) -> tuple[int, ...]:
+    text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, wanted, strict=True))
+    if any(size < 1 and size != -1 for size in wanted) or wanted.count(-1) > 1:
+        raise ValueError(f"config.mesh ({text}) needs positive sizes, and -1 at most once")
+    known = math.prod(size for size in wanted if size != -1)
+    shape = tuple(n // known if size == -1 else size for size in wanted)
+    if math.prod(shape) != n:
+        raise ValueError(
+            f"config.mesh ({text}) does not multiply to the {n} devices here; "
+            "set one axis to -1 and let the others divide that number"
+        )
+    return shape
+
+
+def of_params(params: Any, mesh: Mesh, rules: Rules = ()) -> Any:
+    """A NamedSharding per leaf: the first rule that matches, else the fsdp rule.
+
+    The fsdp rule splits the largest dimension that ``fsdp`` divides, of leaves of at least
+    ``SMALL`` elements.
+
+    Args:
+        params: arrays, or their shapes.
+        mesh: from ``make_mesh``.
+        rules: see ``Rules``.
+
+    Raises:
+        ValueError: for a rule that does not fit a leaf it matches, naming both.
+    """
+
+    def one(path, leaf):
+        name = path_name(path)
+        for pattern, axes in rules:
+            if re.search(pattern, name):
+                return NamedSharding(mesh, _checked(_spec(axes), leaf, name, pattern, mesh))
+        return NamedSharding(mesh, _fsdp(leaf.shape, mesh.shape["fsdp"]))
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def of_state(state: TrainState, mesh: Mesh, rules: Rules = ()) -> TrainState:
+    """Shardings of a whole state: moments and averages lie where their parameter lies.
+
+    A leaf of the optimiser or the average belongs to a parameter if its path ends with that
+    parameter's path and the shapes agree; every other leaf is copied to each device.
+    """
+    params = of_params(state.params, mesh, rules)
+    where = {
+        tuple(path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(params), strict=True
+        )
+    }
+    copied = NamedSharding(mesh, P())
+
+    def follow(path, leaf):
+        for start in range(len(path)):
+            shape, sharding = where.get(tuple(path[start:]), (None, None))
+            if shape == leaf.shape:
+                return sharding
+        return copied
+
+    by_path = lambda tree: jax.tree_util.tree_map_with_path(follow, tree)
+    return TrainState(
+        step=copied,
+        params=params,
+        opt_state=by_path(state.opt_state),
+        ema=by_path(state.ema),
+        carry=jax.tree.map(lambda leaf: copied, state.carry),
+        finite=copied,
+    )
+
+
+def of_batch(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """Examples over ``BATCH_AXES``; ``leading`` axes (stacked steps) come before the batch's."""
+    return NamedSharding(mesh, P(*(None,) * leading, BATCH_AXES))
+
+
+def global_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """This process's examples, [b / processes, ...], as parts of one array [b, ...]."""
+    place = jax.make_array_from_process_local_data
+    return {name: place(sharding, np.asarray(x)) for name, x in batch.items()}
+
+
+def check_batch(size: int, mesh: Mesh) -> None:
+    """Refuse a batch, counted over all processes, that the devices cannot share evenly."""
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if size % parts:
+        raise ValueError(
+            f"a batch of {size} does not divide over the {parts} devices of data x fsdp; "
+            f"make config.train.batch_size a multiple of {parts}"
+        )
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """The path of a leaf as "a/b/0/kernel"."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def _spec(axes: Any) -> P:
+    if isinstance(axes, P):
+        return axes
+    return P(*(tuple(a) if isinstance(a, (list, tuple)) else a for a in axes))
+
+
+def _fsdp(shape: tuple[int, ...], parts: int) -> P:
+    fits = [i for i, size in enumerate(shape) if size % parts == 0]
+    if parts == 1 or math.prod(shape) < SMALL or not fits:
+        return P()
+    best = max(fits, key=lambda i: shape[i])
+    return P(*(None,) * best, "fsdp")
+
+
+def _checked(spec: P, leaf: Any, name: str, pattern: str, mesh: Mesh) -> P:
+    rule = f"config.mesh.rules: ({pattern!r}, {tuple(spec)}) matches {name} {leaf.shape}"
+    if len(spec) > len(leaf.shape):
+        raise ValueError(f"{rule}, which has fewer dimensions; shorten the rule or its pattern")
+    for size, axes in zip(leaf.shape, spec, strict=False):
+        names = () if axes is None else axes if isinstance(axes, tuple) else (axes,)
+        unknown = [axis for axis in names if axis not in mesh.shape]
+        if unknown:
+            raise ValueError(f"{rule}, but {unknown[0]!r} is no axis; known are {', '.join(AXES)}")
+        parts = math.prod(mesh.shape[axis] for axis in names)
+        if size % parts:
+            raise ValueError(f"{rule}, but {parts} devices do not divide {size}; leave it None")
+    return spec

@@ -1,0 +1,88 @@
+"""What a run is, between two steps."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from diffusion_jax.core.ema import Ema
+from diffusion_jax.core.types import Params, Recipe
+
+
+class TrainState(NamedTuple):
+    """All that a step changes.
+
+    Attributes:
+        step: int32 [], optimiser steps done.
+        params: what is trained.
+        opt_state: the optimiser's.
+        ema: the moving average's.
+        carry: the recipe's own.
+        finite: bool [], False from the first loss or gradient on that was not; such a step and all
+            after it change nothing else, so the rest is the last good state.
+    """
+
+    step: Array
+    params: Params
+    opt_state: Any
+    ema: Any
+    carry: Any
+    finite: Array
+
+
+def new_state(
+    recipe: Recipe,
+    tx: optax.GradientTransformation,
+    ema: Ema,
+    key: Array,
+    batch: dict[str, Array],
+) -> TrainState:
+    """The state before the first step: pure, so it can be jitted or ``jax.eval_shape``d."""
+    params = recipe.init(key, batch)
+    carry = jax.tree.map(jnp.asarray, recipe.carry())
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=tx.init(params),
+        ema=ema.init(params),
+        carry=carry,
+        finite=jnp.ones((), bool),
+    )
+
+
+def init_state(
+    recipe: Recipe,
+    tx: optax.GradientTransformation,
+    ema: Ema,
+    key: Array,
+    batch: dict[str, Array],
+    shardings: Any = None,
+) -> TrainState:
+    """``new_state`` by one compiled program, each leaf made where it will live.
+
+    Args:
+        recipe, tx, ema: what is trained, and how.
+        key: of the parameters.
+        batch: on the devices; its shapes matter, rarely its values.
+        shardings: a NamedSharding per leaf, from ``sharding.of_state``; None for one device.
+    """
+    fresh = lambda key, batch: new_state(recipe, tx, ema, key, batch)
+    return jax.jit(fresh, out_shardings=shardings)(key, batch)
+
+
+def abstract_state(
+    recipe: Recipe, tx: optax.GradientTransformation, ema: Ema, batch: dict[str, Any]
+) -> TrainState:
+    """The shapes and dtypes of ``new_state``'s leaves; computes nothing."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(lambda k, b: new_state(recipe, tx, ema, k, b), key, batch)
+
+
+def with_shardings(tree: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs that say where their leaf lives."""
+    place = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
+    return jax.tree.map(place, tree, shardings)

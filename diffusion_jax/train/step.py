@@ -1,0 +1,121 @@
+"""One optimiser step as a pure function: the only place where gradients are taken.
+
+    key = fold_in(key(seed), step) -> loss -> gradient -> optimiser -> moving average
+
+A step is a function of (state, batch) alone, so a run that stops and goes on is the run that never
+stopped.  A loss or gradient that is not finite changes nothing: ``state.finite`` turns False and
+the state stays the last good one, however many steps were already on their way to the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from diffusion_jax.core.ema import Ema
+from diffusion_jax.core.types import Context, Params, Recipe, Report
+from diffusion_jax.train.state import TrainState
+
+Batch = dict[str, Array]
+Step = Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]]
+"""(state, frozen parameters, batch) -> (state, metrics)."""
+
+
+def make_step(
+    recipe: Recipe,
+    tx: optax.GradientTransformation,
+    ema: Ema,
+    seed: int,
+    accumulate: int = 1,
+    steps_per_call: int = 1,
+    learning_rate: Callable[[Array], Array] | None = None,
+) -> Step:
+    """Build the step; jit it with ``donate_argnums=0``.
+
+    Args:
+        recipe: what is trained.
+        tx: the optimiser.
+        ema: the moving average, which the loss sees as ``Context.ema``.
+        seed: of every random draw, with the step's number.
+        accumulate: micro-batches whose gradients are averaged; divides the batch.
+        steps_per_call: k > 1 takes batches [k, b, ...] and does k steps in one dispatch.
+        learning_rate: step -> rate, only to be reported.
+
+    Returns:
+        (state, frozen, batch) -> (state, metrics).  Metrics are float32 [], or [k] for k > 1: the
+        recipe's own, loss, grad_norm (before any clip), param_norm, learning_rate if given, and
+        finite, bool.
+    """
+    gradient = _accumulated(recipe, accumulate) if accumulate > 1 else _gradient(recipe)
+
+    def step(state: TrainState, frozen: Params, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        context = Context(state.step, ema.params(state.ema), frozen, state.carry)
+        loss, report, grads = gradient(state.params, context, batch, key)
+        norm = optax.tree.norm(grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = ema.update(state.ema, params, state.step)
+        finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm)
+        new = TrainState(state.step + 1, params, opt_state, average, report.carry, finite)
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        metrics = {**report.metrics, "loss": loss, "grad_norm": norm}
+        metrics["param_norm"] = optax.tree.norm(kept.params)
+        if learning_rate is not None:
+            metrics["learning_rate"] = learning_rate(state.step)
+        metrics = jax.tree.map(lambda m: jnp.asarray(m, jnp.float32), metrics)
+        return kept._replace(finite=finite), {**metrics, "finite": finite}
+
+    if steps_per_call == 1:
+        return step
+    return lambda state, frozen, batches: jax.lax.scan(
+        lambda state, batch: step(state, frozen, batch), state, batches
+    )
+
+
+def _gradient(recipe: Recipe) -> Callable[..., tuple[Array, Report, Params]]:
+    def gradient(params, context, batch, key):
+        of_loss = jax.value_and_grad(recipe.loss, has_aux=True)
+        (loss, report), grads = of_loss(params, context, batch, key)
+        return loss, report, grads
+
+    return gradient
+
+
+def _accumulated(recipe: Recipe, n: int) -> Callable[..., tuple[Array, Report, Params]]:
+    """Means over n micro-batches in turn; the carry goes from one to the next."""
+    one = _gradient(recipe)
+
+    def gradient(params, context, batch, key):
+        def body(sums, xs):
+            carry, total = sums
+            loss, report, grads = one(params, context._replace(carry=carry), *xs)
+            part = (loss, report.metrics, grads)
+            return (report.carry, jax.tree.map(jnp.add, total, part)), None
+
+        micro, keys = jax.tree.map(lambda x: _split(x, n), batch), jax.random.split(key, n)
+        first = jax.tree.map(lambda x: x[0], micro)
+        shapes = jax.eval_shape(lambda: one(params, context, first, keys[0]))
+        zeros = jax.tree.map(
+            lambda a: jnp.zeros(a.shape, a.dtype), (shapes[0], shapes[1].metrics, shapes[2])
+        )
+        (carry, total), _ = jax.lax.scan(body, (context.carry, zeros), (micro, keys))
+        loss, metrics, grads = jax.tree.map(lambda a: a / n, total)
+        return loss, Report(metrics, carry), grads
+
+    return gradient
+
+
+def _split(x: Any, n: int) -> Array:
+    """[b, ...] -> [n, b/n, ...] by stride, so each device's micro-batch is of its own examples."""
+    if x.shape[0] % n:
+        raise ValueError(
+            f"config.train.accumulate = {n} does not divide the batch of {x.shape[0]}; "
+            "make config.train.batch_size a multiple of it"
+        )
+    return jnp.swapaxes(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 0, 1)

@@ -1,0 +1,108 @@
+"""The folder of a run: one config for its whole life, in ``config.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from diffusion_jax.files import whole
+
+CONFIG = "config.json"
+
+# Fields, or sections, that a resumed run may change: they alter no step that was taken.
+FREE = (
+    "train.steps",
+    "train.steps_per_call",
+    "train.log_every",
+    "train.sample_every",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.keep_every",
+    "data.dir",
+    "data.test_split",
+    "mesh",
+    "sampler",
+    "evaluate",
+)
+
+
+def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Write the config of a new run, or check that it is the config of the run already there.
+
+    Fields in ``FREE`` may differ; the file then takes the new values.
+
+    Args:
+        workdir: the run's folder, made if need be.
+        config: nested, of JSON's types (tuples count as lists).
+
+    Raises:
+        ValueError: if the folder holds a run of another config, naming the differing fields.
+    """
+    path = Path(workdir) / CONFIG
+    wanted = json.loads(json.dumps(dict(config)))
+    if path.exists():
+        held = read_config(workdir)
+        fixed = [field for field in differences(held, wanted) if not _is_free(field)]
+        if fixed:
+            raise ValueError(_refusal(workdir, fixed, flat(held), flat(wanted)))
+        if held == wanted:
+            return
+    if jax.process_index() == 0:
+        with whole(path) as temporary:
+            temporary.write_text(json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
+    """The config of the run in a folder.
+
+    Raises:
+        ValueError: if there is none, or the file is not JSON.
+    """
+    path = Path(workdir) / CONFIG
+    if not path.exists():
+        raise ValueError(f"{workdir} holds no run: {CONFIG} is missing; train there first")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not JSON ({error}); restore it or take a new workdir"
+        ) from None
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Names, such as "train.steps", of the fields that two nested configs do not share."""
+    a, b = flat(a), flat(b)
+    absent = object()
+    return sorted(k for k in {*a, *b} if a.get(k, absent) != b.get(k, absent))
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    fields: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, Mapping) and value
+        fields |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return fields
+
+
+def _is_free(field: str) -> bool:
+    return any(field == free or field.startswith(free + ".") for free in FREE)
+
+
+def _refusal(
+    workdir: str | os.PathLike, fields: list[str], held: dict[str, Any], wanted: dict[str, Any]
+) -> str:
+    shown = [
+        f"{field} is {held.get(field, 'absent')!r} there and {wanted.get(field, 'absent')!r} here"
+        for field in fields[:3]
+    ]
+    more = f", and {len(fields) - 3} more differ" if len(fields) > 3 else ""
+    return (
+        f"workdir {workdir} holds a run of another config: {'; '.join(shown)}{more}; "
+        "give a new --workdir, or the same config"
+    )

@@ -1,0 +1,217 @@
+"""The building blocks against float64 numpy, PyTorch, one another, and their own derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.models import primitives
+
+SAME = ((1, 1), (1, 1))
+
+
+def normal(seed, *shape, scale=1.0, dtype=np.float32):
+    return (scale * np.random.default_rng(seed).standard_normal(shape)).astype(dtype)
+
+
+def conv_by_hand(x, kernel, stride=1, padding=SAME):
+    """Cross-correlation by its definition, in float64."""
+    x, kernel = x.astype(np.float64), kernel.astype(np.float64)
+    x = np.pad(x, ((0, 0), *padding, (0, 0)))
+    kh, kw = kernel.shape[:2]
+    h, w = (x.shape[1] - kh) // stride + 1, (x.shape[2] - kw) // stride + 1
+    parts = [
+        x[:, i : i + stride * h : stride, j : j + stride * w : stride] @ kernel[i, j]
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    return sum(parts[1:], parts[0])
+
+
+def group_norm_by_hand(x, scale, bias, groups, eps):
+    x = x.astype(np.float64)
+    grouped = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
+    mean = grouped.mean((1, 3), keepdims=True)
+    var = grouped.var((1, 3), keepdims=True)
+    return ((grouped - mean) / np.sqrt(var + eps)).reshape(x.shape) * scale + bias
+
+
+@pytest.fixture
+def winograd_always(monkeypatch):
+    monkeypatch.setattr(primitives, "_WINOGRAD_LEAST_WORK", 0)
+    monkeypatch.setattr(primitives, "_WINOGRAD_LEAST_CHANNELS", 1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 4), (5, 7)])
+def test_winograd_equals_the_definition(winograd_always, size):
+    x, kernel, bias = normal(0, 2, *size, 5), normal(1, 3, 3, 5, 4), normal(2, 4)
+    program = jax.jit(primitives.conv)
+    assert "convolution" not in program.lower(x, kernel, bias).as_text()
+    np.testing.assert_allclose(
+        program(x, kernel, bias), conv_by_hand(x, kernel) + bias, rtol=0, atol=2e-5
+    )
+
+
+def test_winograd_derivatives_equal_those_of_the_direct_form(winograd_always):
+    """Reverse, forward, and forward over reverse: a net of them is fit for any loss."""
+    x, kernel = normal(0, 2, 5, 6, 3), normal(1, 3, 3, 3, 4)
+    tangents = normal(2, *x.shape), normal(3, *kernel.shape)
+    weight = normal(4, 2, 5, 6, 4)
+
+    def derivatives(conv):
+        loss = lambda x, kernel: jnp.sum(weight * jnp.tanh(conv(x, kernel)))
+        both = lambda x, kernel: (conv(x, kernel), jax.grad(loss, (0, 1))(x, kernel))
+        return jax.jvp(both, (x, kernel), tangents)
+
+    ours = jax.jit(lambda: derivatives(primitives.conv))()
+    theirs = jax.jit(lambda: derivatives(primitives._direct))()
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_winograd_error_at_real_width():
+    """At 64 channels the error against float64 stays at float32's own level for such sums."""
+    x, kernel = normal(0, 1, 16, 16, 64), normal(1, 3, 3, 64, 64, scale=1 / 24)
+    exact = conv_by_hand(x, kernel)
+    error = lambda y: np.abs(np.asarray(y) - exact).max()
+    assert exact.std() > 0.9
+    assert error(jax.jit(primitives._winograd)(x, kernel)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("side", "stride", "padding"),
+    [(3, 1, SAME), (3, 2, SAME), (3, 2, ((0, 1), (0, 1))), (1, 1, ((0, 0), (0, 0)))],
+)
+def test_conv_equals_the_definition(side, stride, padding):
+    x, kernel = normal(0, 2, 6, 8, 3), normal(1, side, side, 3, 4)
+    got = primitives.conv(x, kernel, None, stride, padding)
+    np.testing.assert_allclose(got, conv_by_hand(x, kernel, stride, padding), atol=2e-5)
+
+
+def test_only_large_float32_3x3_convolutions_take_winograds_form():
+    def uses_it(batch=32, side=3, stride=1, padding=SAME, cout=64, dtype=jnp.float32):
+        x, kernel = jnp.zeros((batch, 16, 16, 64), dtype), jnp.zeros((side, side, 64, cout), dtype)
+        return primitives._suits_winograd(x, kernel, stride, padding)
+
+    assert uses_it()
+    assert uses_it(padding="SAME")
+    assert not uses_it(batch=1)
+    assert not uses_it(side=1)
+    assert not uses_it(stride=2)
+    assert not uses_it(padding="VALID")
+    assert not uses_it(padding=((0, 1), (0, 1)))
+    assert not uses_it(cout=3)
+    assert not uses_it(dtype=jnp.bfloat16)
+
+
+def test_accelerators_get_one_convolution(winograd_always):
+    x, kernel = normal(0, 1, 4, 4, 2), normal(1, 3, 3, 2, 2)
+    grad = jax.jit(jax.grad(lambda x, kernel: primitives.conv(x, kernel).sum(), (0, 1)))
+    text = grad.trace(x, kernel).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("stablehlo.convolution") >= 2
+    assert "dot_general" not in text
+
+
+@pytest.mark.parametrize("groups", [1, 3, 12])
+def test_group_norm_equals_the_definition(groups):
+    x, scale, bias = normal(0, 2, 3, 5, 12, scale=3.0) + 2, normal(1, 12), normal(2, 12)
+    got = jax.jit(primitives.group_norm, static_argnums=(3, 4))(x, scale, bias, groups, 1e-3)
+    np.testing.assert_allclose(
+        got, group_norm_by_hand(x, scale, bias, groups, 1e-3), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_group_norm_keeps_its_digits_where_the_mean_is_large():
+    x = normal(0, 2, 8, 8, 4) + 1000
+    got = jax.jit(lambda x: primitives.group_norm(x, jnp.ones(4), jnp.zeros(4), 2, 0.0))(x)
+    # An ulp of x is 6e-5; folded into one multiply-add the result is good to a few of them.
+    np.testing.assert_allclose(got, group_norm_by_hand(x, 1, 0, 2, 0.0), atol=5e-4)
+    assert abs(float(jnp.std(got)) - 1) < 1e-4
+
+
+def test_group_norm_takes_any_rank_and_keeps_the_dtype():
+    x = normal(0, 2, 3, 4, 5, 6)
+    ones, zeros = jnp.ones(6), jnp.zeros(6)
+    video = primitives.group_norm(x, ones, zeros, 3)
+    np.testing.assert_allclose(video, group_norm_by_hand(x, 1, 0, 3, 1e-5), atol=1e-5)
+    vector = primitives.group_norm(x[:, 0, 0, 0], ones, zeros, 3)
+    np.testing.assert_allclose(vector, group_norm_by_hand(x[:, 0, 0, 0], 1, 0, 3, 1e-5), atol=1e-4)
+    low = primitives.group_norm(jnp.asarray(x, jnp.bfloat16), ones, zeros, 3)
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_allclose(low.astype(np.float32), video, atol=0.03)
+
+
+def test_group_norm_silu_is_the_composition_and_so_are_its_gradients():
+    x, scale, bias = normal(0, 2, 4, 4, 6), normal(1, 6), normal(2, 6)
+    film = normal(3, 2, 6), normal(4, 2, 6)
+    weight = normal(5, *x.shape)
+
+    def fused(x, scale, bias, film):
+        return primitives.group_norm_silu(x, scale, bias, 3, 1e-5, film)
+
+    def composed(x, scale, bias, film):
+        grouped = x.reshape(2, 16, 3, 2)
+        mean, var = (f(grouped, axis=(1, 3), keepdims=True) for f in (jnp.mean, jnp.var))
+        y = ((grouped - mean) / jnp.sqrt(var + 1e-5)).reshape(x.shape) * scale + bias
+        s, shift = (z[:, None, None, :] for z in film)
+        return jax.nn.silu(y * (1 + s) + shift)
+
+    def value_and_gradients(f):
+        loss = lambda *args: jnp.sum(weight * f(*args))
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))(x, scale, bias, film)
+
+    ours, theirs = value_and_gradients(fused), value_and_gradients(composed)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+
+
+def test_attention_forms_agree_with_the_definition():
+    q, k, v = normal(0, 2, 5, 3, 4), normal(1, 2, 7, 3, 4), normal(2, 2, 7, 3, 4)
+    logits = np.einsum("bmhd,bnhd->bhmn", q.astype(np.float64), k) / 2
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    exact = np.einsum("bhmn,bnhd->bmhd", weights, v)
+    np.testing.assert_allclose(primitives.attention(q, k, v), exact, atol=1e-5)
+    np.testing.assert_allclose(primitives._attention_by_head(q, k, v), exact, atol=1e-5)
+    np.testing.assert_allclose(jax.nn.dot_product_attention(q, k, v), exact, atol=1e-5)
+
+
+def test_attention_keeps_the_dtype_and_survives_large_logits():
+    q = jnp.full((1, 2, 1, 4), 1e3, jnp.bfloat16)
+    v = jnp.asarray(normal(0, 1, 2, 1, 4), jnp.bfloat16)
+    out = primitives.attention(q, q, v)
+    assert out.dtype == jnp.bfloat16
+    mean = jnp.broadcast_to(v.astype(jnp.float32).mean(1, keepdims=True), v.shape)
+    np.testing.assert_allclose(out.astype(np.float32), mean, atol=0.02)
+
+
+def test_resampling():
+    x = normal(0, 2, 3, 4, 5)
+    up = primitives.upsample_nearest(x)
+    np.testing.assert_array_equal(up, x.repeat(2, axis=1).repeat(2, axis=2))
+    np.testing.assert_allclose(primitives.avg_pool(up), x, rtol=1e-6)
+    ramp = np.arange(4.0, dtype=np.float32).reshape(1, 2, 2, 1)
+    np.testing.assert_allclose(primitives.avg_pool(ramp), [[[[1.5]]]])
+
+
+def test_dense_and_silu():
+    x, kernel, bias = normal(0, 2, 3, 4), normal(1, 4, 5), normal(2, 5)
+    np.testing.assert_allclose(primitives.dense(x, kernel, bias), x @ kernel + bias, atol=1e-5)
+    np.testing.assert_allclose(primitives.dense(x, kernel), x @ kernel, atol=1e-5)
+    exact = x.astype(np.float64) / (1 + np.exp(-x.astype(np.float64)))
+    np.testing.assert_allclose(primitives.silu(x), exact, atol=1e-6)
+    assert float(primitives.silu(jnp.float32(-1e4))) == 0.0
+
+
+@pytest.mark.parity
+def test_against_torch():
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+    x, kernel, bias = normal(0, 2, 8, 8, 16), normal(1, 3, 3, 16, 16, scale=0.1), normal(2, 16)
+    nchw = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
+    nhwc = lambda t: t.permute(0, 2, 3, 1).numpy()
+    weights = torch.from_numpy(kernel).permute(3, 2, 0, 1).contiguous()
+    conv = functional.conv2d(nchw, weights, torch.from_numpy(bias), padding=1)
+    np.testing.assert_allclose(primitives._winograd(x, kernel) + bias, nhwc(conv), atol=1e-5)
+    norm = functional.silu(functional.group_norm(nchw, 4, eps=1e-6))
+    ours = primitives.group_norm_silu(x, jnp.ones(16), jnp.zeros(16), 4, 1e-6)
+    np.testing.assert_allclose(ours, nhwc(norm), atol=1e-5)

@@ -1,0 +1,28 @@
+"""One uninterrupted run, which the others are held against."""
+
+from typing import Any, NamedTuple
+
+import pytest
+import tiny
+
+from diffusion_jax.train.loop import Hook
+
+
+class Reference(NamedTuple):
+    workdir: Any
+    state: Any
+    hooked: list
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """40 steps at once, a checkpoint every 10, all kept."""
+    workdir = tmp_path_factory.mktemp("reference")
+    hooked = []
+
+    def look(step, state):
+        hooked.append((step, int(state.step)))
+        return {"grid": tiny.np.zeros((4, 6, 3), tiny.np.uint8), "score": 0.5}
+
+    state = tiny.run(workdir, 40, keep=9, hooks=[Hook(15, look)])
+    return Reference(workdir, state, hooked)

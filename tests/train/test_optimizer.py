@@ -1,0 +1,89 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffusion_jax.train import optimizer as o
+
+
+@pytest.mark.parametrize(
+    ("decay", "values"),
+    [
+        (o.constant(), {0: 1, 50: 1, 1000: 1}),
+        (o.cosine(100), {0: 1, 25: 0.5 + np.sqrt(0.125), 50: 0.5, 100: 0, 200: 0}),
+        (o.cosine(100, final=0.2), {0: 1, 50: 0.6, 100: 0.2}),
+        (o.linear(100, final=0.5), {0: 1, 50: 0.75, 100: 0.5, 200: 0.5}),
+        (o.inverse_sqrt(50), {0: 1, 50: 1, 200: 0.5, 5000: 0.1}),
+    ],
+)
+def test_schedules_at_known_points(decay, values):
+    got = [float(decay(jnp.int32(step))) for step in values]
+    np.testing.assert_allclose(got, list(values.values()), atol=1e-6)
+
+
+def test_every_schedule_of_the_table_starts_at_one():
+    arguments = {"constant": (), "cosine": (10,), "linear": (10,), "inverse_sqrt": (10,)}
+    assert set(arguments) == set(o.SCHEDULES)
+    for name, args in arguments.items():
+        assert float(o.SCHEDULES[name](*args)(0)) == 1
+
+
+def test_warm_up_moves_from_the_first_step_and_reaches_the_peak():
+    rate = o.learning_rate(2e-3, o.constant(), warmup=4)
+    got = [float(rate(step)) for step in range(6)]
+    np.testing.assert_allclose(got, [5e-4, 1e-3, 1.5e-3, 2e-3, 2e-3, 2e-3], rtol=1e-6)
+    assert float(o.learning_rate(2e-3, o.constant())(0)) == np.float32(2e-3)
+
+
+def test_first_step_of_adamw_is_the_sign_and_the_decay_of_matrices():
+    params = {"kernel": jnp.array([[2.0, -3.0]]), "bias": jnp.array([5.0])}
+    grads = {"kernel": jnp.array([[0.1, -7.0]]), "bias": jnp.array([-1.0])}
+    tx = o.adamw(lambda step: 0.01, eps=0.0, weight_decay=0.1)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(
+        updates["kernel"], -0.01 * (np.array([[1, -1]]) + 0.1 * params["kernel"]), rtol=1e-5
+    )
+    np.testing.assert_allclose(updates["bias"], [0.01], rtol=1e-5)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+    grads = {"a": jnp.array([30.0]), "b": jnp.array([40.0])}
+    tx = o.adamw(lambda step: 0.01, b1=0.0, clip=5.0)
+    _, state = tx.update(grads, tx.init(params), params)
+    mu = optax.tree.get(state, "mu")
+    np.testing.assert_allclose([mu["a"][0], mu["b"][0]], [3.0, 4.0], rtol=1e-5)
+
+
+def test_decay_spares_biases_and_scales_even_when_stacked():
+    shapes = {
+        "conv": {"kernel": (3, 3, 4, 4), "bias": (4,)},
+        "stack": {"kernel": (2, 4, 4), "bias": (2, 4), "scale": (2, 4)},
+        "vector": (4,),
+        "embedding": (10, 4),
+    }
+    params = jax.tree.map(jnp.zeros, shapes, is_leaf=lambda s: isinstance(s, tuple))
+    assert o.decayed(params) == {
+        "conv": {"kernel": True, "bias": False},
+        "stack": {"kernel": True, "bias": False, "scale": False},
+        "vector": False,
+        "embedding": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: o.learning_rate(0.0, o.constant()), "learning_rate"),
+        (lambda: o.learning_rate(1.0, o.constant(), -1), "warmup"),
+        (lambda: o.adamw(o.constant(), b2=1.0), "b2"),
+        (lambda: o.adamw(o.constant(), clip=-1.0), "clip"),
+        (lambda: o.cosine(0), "schedule"),
+        (lambda: o.linear(10, final=2.0), "schedule"),
+        (lambda: o.inverse_sqrt(0), "schedule"),
+    ],
+)
+def test_values_out_of_range_name_their_field(make, field):
+    with pytest.raises(ValueError, match=rf"config\.optimizer\.{field}"):
+        make()

@@ -1,0 +1,117 @@
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+from diffusion_jax.train import sharding
+from diffusion_jax.train.checkpoint import restore_params, steps
+from diffusion_jax.train.state import abstract_state
+
+MESH = AbstractMesh((2, 4, 1), sharding.AXES)
+WIDE = AbstractMesh((1, 2, 4), sharding.AXES)
+
+
+def _shape(*sizes):
+    return jax.ShapeDtypeStruct(sizes, np.float32)
+
+
+def _specs(tree):
+    return jax.tree.map(lambda s: s.spec, tree)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "n", "shape"),
+    [
+        ([-1, 1, 1], 8, (8, 1, 1)),
+        ([2, -1, 2], 8, (2, 2, 2)),
+        ([1, 4, 2], 8, (1, 4, 2)),
+        ([-1, 8, 1], 8, (1, 8, 1)),
+    ],
+)
+def test_minus_one_takes_the_rest(wanted, n, shape):
+    assert sharding._filled(wanted, n) == shape
+
+
+@pytest.mark.parametrize("wanted", [[3, -1, 1], [2, 2, 1], [-1, -1, 1], [0, 1, 1], [-1, 16, 1]])
+def test_sizes_that_do_not_fit_the_devices_are_refused(wanted):
+    with pytest.raises(ValueError, match=r"config\.mesh \(data=.*\)"):
+        sharding._filled(wanted, 8)
+
+
+def test_axes_have_known_names():
+    with pytest.raises(ValueError, match=r"config\.mesh\.model is no axis; known are data, fsdp"):
+        sharding.make_mesh({"model": 1})
+    assert dict(sharding.make_mesh({"data": -1}).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+
+
+def test_the_largest_dimension_that_divides_is_split():
+    params = {
+        "conv": _shape(3, 3, 64, 128),
+        "odd": _shape(1023, 64),
+        "none": _shape(333, 7),
+        "small": _shape(64),
+    }
+    expected = {"conv": P(None, None, None, "fsdp"), "odd": P(None, "fsdp"), "none": P()}
+    assert _specs(sharding.of_params(params, MESH)) == {**expected, "small": P()}
+
+
+def test_the_first_rule_that_matches_wins():
+    params = {"attn": {"kernel": _shape(64, 64), "bias": _shape(64)}, "mlp": _shape(64, 64)}
+    rules = [("attn/kernel", (None, "tensor")), ("attn", ()), ("mlp", [["fsdp", "tensor"], None])]
+    assert _specs(sharding.of_params(params, WIDE, rules)) == {
+        "attn": {"kernel": P(None, "tensor"), "bias": P()},
+        "mlp": P(("fsdp", "tensor"), None),
+    }
+
+
+@pytest.mark.parametrize(
+    ("axes", "says"),
+    [
+        (("tensor", None, None), "fewer dimensions"),
+        (("expert",), "'expert' is no axis"),
+        ((None, "tensor"), "4 devices do not divide 6"),
+    ],
+)
+def test_a_rule_that_does_not_fit_is_refused_by_name(axes, says):
+    with pytest.raises(ValueError, match=rf"config\.mesh\.rules: \('w'.* matches net/w .*{says}"):
+        sharding.of_params({"net": {"w": _shape(8, 6)}}, WIDE, [("w", axes)])
+
+
+def test_moments_and_averages_lie_where_their_parameter_lies():
+    batch = {"x": _shape(16, 64)}
+    state = abstract_state(tiny.RECIPE, tiny.optimiser(), tiny.EMA, batch)
+    places = sharding.of_state(state, MESH, [("out/kernel", ("fsdp",))])
+    params = _specs(places.params)
+    assert params["net"]["hidden"]["kernel"] == P("fsdp")
+    _, (adam, _, schedule) = places.opt_state
+    assert _specs(adam.mu) == _specs(adam.nu) == _specs(places.ema) == params
+    assert schedule.count.spec == adam.count.spec == places.step.spec == P()
+
+
+def test_a_batch_must_divide_over_the_devices():
+    sharding.check_batch(24, MESH)
+    with pytest.raises(ValueError, match="batch of 12 .* make config.train.batch_size a multiple"):
+        sharding.check_batch(12, MESH)
+    assert sharding.of_batch(MESH, leading=1).spec == P(None, ("data", "fsdp"))
+
+
+def test_eight_devices_train_the_run_of_one_and_its_checkpoint_loads_on_one(tmp_path, reference):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+    command = [sys.executable, tiny.__file__, str(tmp_path / "run"), "--steps=20"]
+    mesh = ["--mesh", json.dumps({"data": 2, "fsdp": 2, "tensor": 2})]
+    done = subprocess.run(command + mesh, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"devices": 8, "kernel": "PartitionSpec()"}
+    assert steps(tmp_path / "run")[-1] == 20
+    for which in ("ema", "params"):
+        ours = restore_params(tmp_path / "run", which, 20)
+        theirs = restore_params(reference.workdir, which, 20)
+        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        jax.tree.map(close, ours, theirs)

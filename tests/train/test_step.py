@@ -1,0 +1,105 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from diffusion_jax.core import ema
+from diffusion_jax.core.types import Recipe, Report
+from diffusion_jax.train.state import new_state
+from diffusion_jax.train.step import make_step
+
+
+def _regression(params, context, batch, key):
+    """No draws, so that the batch can be cut anywhere."""
+    loss = jnp.mean((tiny.forward(params, batch["x"]) - batch["x"]) ** 2)
+    return loss, Report({"mean": jnp.mean(batch["x"])}, context.carry + 1)
+
+
+FIXED = Recipe(tiny.RECIPE.init, _regression, tiny.RECIPE.carry)
+BATCHES = [{"x": jnp.asarray(next(tiny.batches(i))["x"])} for i in range(4)]
+
+
+def _fresh(recipe=tiny.RECIPE, tx=None):
+    return new_state(recipe, tx or tiny.optimiser(), tiny.EMA, jax.random.key(0), BATCHES[0])
+
+
+def _step(recipe=tiny.RECIPE, tx=None, **options):
+    return jax.jit(make_step(recipe, tx or tiny.optimiser(), tiny.EMA, 0, **options))
+
+
+def _assert_close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def test_one_step_in_closed_form():
+    """L = ‖p‖²/2 at p = (3, 4): the gradient is p, and SGD at rate 0.1 shrinks it by 0.9."""
+    loss = lambda params, context, batch, key: (0.5 * jnp.sum(params**2), Report({}))
+    recipe = Recipe(lambda key, batch: jnp.array([3.0, 4.0]), loss)
+    tx, average = optax.sgd(0.1), ema.constant(0.75)
+    state = new_state(recipe, tx, average, jax.random.key(0), {})
+    step = jax.jit(make_step(recipe, tx, average, 0, learning_rate=lambda step: 0.1 + step))
+    state, metrics = step(state, {}, {})
+    np.testing.assert_allclose(state.params, [2.7, 3.6], rtol=1e-6)
+    np.testing.assert_allclose(state.ema, [0.75 * 3 + 0.25 * 2.7, 0.75 * 4 + 0.25 * 3.6], rtol=1e-6)
+    expected = {"loss": 12.5, "grad_norm": 5.0, "param_norm": 4.5, "learning_rate": 0.1, "finite": 1}
+    assert {k: pytest.approx(float(v)) for k, v in metrics.items()} == expected
+    assert int(state.step) == 1
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    # SGD, as Adam's first step would hide the gradient's scale.
+    tx = optax.sgd(0.5)
+    whole, seen = _step(FIXED, tx)(_fresh(FIXED, tx), {}, BATCHES[0])
+    parts, seen_in_parts = _step(FIXED, tx, accumulate=4)(_fresh(FIXED, tx), {}, BATCHES[0])
+    _assert_close(whole.params, parts.params, rtol=1e-5, atol=1e-7)
+    _assert_close(seen, seen_in_parts, rtol=1e-5, atol=1e-7)
+    assert (float(whole.carry), float(parts.carry)) == (1, 4)
+
+
+def test_accumulation_must_divide_the_batch():
+    with pytest.raises(ValueError, match=r"config\.train\.accumulate = 3 does not divide .* 16"):
+        _step(accumulate=3)(_fresh(), {}, BATCHES[0])
+
+
+def test_steps_of_one_dispatch_are_the_steps_one_by_one():
+    one, state, losses = _step(), _fresh(), []
+    for batch in BATCHES:
+        state, metrics = one(state, {}, batch)
+        losses.append(float(metrics["loss"]))
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *BATCHES)
+    together, metrics = _step(steps_per_call=4)(_fresh(), {}, stacked)
+    _assert_close(together, state, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
+    np.testing.assert_array_equal(metrics["seen"], [0, 1, 2, 3])
+
+
+def test_draws_depend_on_seed_and_step_alone():
+    other = jax.jit(make_step(tiny.RECIPE, tiny.optimiser(), tiny.EMA, seed=1))
+    one, state = _step(), _fresh()
+    loss = lambda step, state: float(step(state, {}, BATCHES[0])[1]["loss"])
+    assert loss(one, state) == loss(one, state)
+    assert loss(one, state) != loss(other, state)
+    assert loss(one, state) != loss(one, state._replace(step=jnp.int32(1)))
+
+
+def test_what_is_not_finite_changes_nothing_then_or_later():
+    step = _step()
+    good, _ = step(_fresh(), {}, BATCHES[0])
+    bad, metrics = step(good, {}, {"x": BATCHES[1]["x"].at[0, 0].set(jnp.nan)})
+    assert not bool(metrics["finite"]) and np.isnan(metrics["loss"])
+    after, metrics = step(bad, {}, BATCHES[2])  # was on its way when the flag came down
+    assert not bool(metrics["finite"]) and np.isfinite(metrics["loss"])
+    jax.tree.map(np.testing.assert_array_equal, after, good._replace(finite=np.array(False)))
+
+
+def test_a_gradient_that_is_not_finite_is_caught_under_a_finite_loss():
+    """d sqrt(p)/dp is infinite at p = 0."""
+    loss = lambda params, context, batch, key: (jnp.sqrt(params), Report({}))
+    recipe = Recipe(lambda key, batch: jnp.zeros(()), loss)
+    tx = optax.sgd(0.1)
+    state = new_state(recipe, tx, tiny.EMA, jax.random.key(0), {})
+    state, metrics = _step(recipe, tx)(state, {}, {})
+    assert float(metrics["loss"]) == 0 and not bool(metrics["finite"])
+    assert float(state.params) == 0 and int(state.step) == 0

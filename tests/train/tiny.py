@@ -1,0 +1,92 @@
+"""The smallest run with everything in it: a perceptron that learns to tell noise from data.
+
+As a script, ``python tiny.py WORKDIR --steps 40 --signal SIGTERM --at 12``, it signals itself when
+it draws the batch of a step; with ``--mesh`` it trains on eight devices.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.core import ema
+from diffusion_jax.core.types import Recipe, Report
+from diffusion_jax.train import optimizer, sharding
+from diffusion_jax.train.loop import Plan, train
+
+CONFIG = {"seed": 0, "model": {"width": 64, "dims": (8, 8)}, "train": {"steps": 40}}
+RATE = optimizer.learning_rate(1e-2, optimizer.cosine(40), warmup=5)
+EMA = ema.warmup(0.99)
+
+
+def optimiser():
+    return optimizer.adamw(RATE, weight_decay=0.01, clip=1.0)
+
+
+def _init(key, batch):
+    a, b = jax.random.split(key)
+    d = batch["x"].shape[-1]
+    hidden = {"kernel": 0.3 * jax.random.normal(a, (d, 64)), "bias": jnp.zeros(64)}
+    out = {"kernel": 0.1 * jax.random.normal(b, (64, d))}
+    return {"net": {"hidden": hidden, "out": out}, "terms": [{}]}
+
+
+def forward(params, x):
+    hidden, out = params["net"]["hidden"], params["net"]["out"]
+    return jnp.tanh(x @ hidden["kernel"] + hidden["bias"]) @ out["kernel"]
+
+
+def _loss(params, context, batch, key):
+    noise = jax.random.normal(key, batch["x"].shape)
+    loss = jnp.mean((forward(params, batch["x"] + noise) - noise) ** 2)
+    return loss, Report({"seen": context.carry}, context.carry + 1)
+
+
+RECIPE = Recipe(_init, _loss, lambda: jnp.zeros(()))
+
+
+def batches(start, size=16):
+    while True:
+        yield {"x": np.random.default_rng(start).normal(size=(size, 8)).astype(np.float32)}
+        start += 1
+
+
+def run(workdir, steps=40, data=batches, config=None, hooks=(), mesh=None, **plan):
+    plan = Plan(steps, **{"log_every": 5, "checkpoint_every": 10, **plan})
+    config = CONFIG if config is None else config
+    options = {"mesh": mesh, "hooks": hooks, "learning_rate": RATE}
+    return train(RECIPE, optimiser(), EMA, data, plan, workdir, config, **options)
+
+
+def signalling(name, at):
+    def data(start):
+        for step, batch in enumerate(batches(start), start):
+            if step == at:
+                os.kill(os.getpid(), getattr(signal, name))
+            yield batch
+
+    return data
+
+
+def _main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("workdir")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--signal")
+    parser.add_argument("--at", type=int, default=0)
+    parser.add_argument("--mesh", type=json.loads)
+    args = parser.parse_args()
+    data = signalling(args.signal, args.at) if args.signal else batches
+    mesh = sharding.make_mesh(args.mesh) if args.mesh else None
+    state = run(args.workdir, args.steps, data, mesh=mesh)
+    kernel = state.params["net"]["hidden"]["kernel"]
+    print(json.dumps({"devices": jax.device_count(), "kernel": str(kernel.sharding.spec)}))
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
