@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.data.image_size = (28, 28)  # resized and centre-cropped to this, (height, width)
     config.data.channels = 1  # 1 grey, 3 colour
     config.data.flip = False  # mirror half of the images; wrong for digits and letters
-    config.data.crop = "centre"  # or "random": where a larger image is cut
+    config.data.crop = "center"  # or "random", "stretch": where a larger image is cut
     config.data.num_classes = 10  # 0 trains without labels
 
     config.process = ConfigDict()
@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip = 1.0  # global gradient norm
 
-    config.ema = "constant(decay=0.999)"  # core.ema
+    config.ema = "warmup(decay=0.995)"  # core.ema
 
     config.mesh = ConfigDict()  # devices along each axis; -1 takes what is left
     config.mesh.data = -1

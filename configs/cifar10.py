@@ -59,7 +59,7 @@ def _edm(config: ConfigDict) -> None:
     config.optimizer.update(
         learning_rate=1e-3, schedule="constant()", warmup=19_531, b2=0.999, clip=1e9
     )
-    config.ema = "halflife(images=500_000)"
+    config.ema = "halflife(steps=977)"  # 500,000 images
     config.sampler.update(solver="ddim()", steps=64)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffusion_jax.core import grids, network_io, process, schedules, targets, weighting
+from diffusion_jax.core.ema import EMAS
 from diffusion_jax.core.process import Process
 from diffusion_jax.core.proposals import PROPOSALS
 from diffusion_jax.core.solvers import SOLVERS
@@ -23,6 +24,9 @@ from diffusion_jax.models import MODELS
 from diffusion_jax.models.adapter import init_params, net_from_module
 from diffusion_jax.recipes.diffusion import TERMS, diffusion
 from diffusion_jax.spec import build
+from diffusion_jax.train import optimizer
+from diffusion_jax.train.loop import Plan
+from diffusion_jax.train.sharding import AXES, make_mesh
 
 IDENTITY = Codec(encode=lambda frozen, pixels, key: pixels, decode=lambda frozen, x: x)
 
@@ -117,6 +121,24 @@ def sampler(config: ConfigDict, model: Model) -> tuple[Solver, NoiseLevel]:
         known = ", ".join(sorted(grids.GRIDS))
         raise ValueError(f"config.sampler.grid = {section.grid!r}; known are {known}")
     return solver, grids.GRIDS[section.grid](model.process, section.steps)
+
+
+def training(config: ConfigDict) -> dict[str, Any]:
+    """What ``train.loop.train`` takes beside the recipe, the data and the folder."""
+    section, steps = config.optimizer, config.train.steps
+    decay = build(optimizer.SCHEDULES, section.schedule, "optimizer.schedule", steps=steps)
+    rate = optimizer.learning_rate(section.learning_rate, decay, section.warmup)
+    names = ("b1", "b2", "eps", "weight_decay", "clip")
+    every = ("accumulate", "steps_per_call", "log_every", "checkpoint_every", "keep")
+    return {
+        "tx": optimizer.adamw(rate, **{name: section[name] for name in names}),
+        "ema": build(EMAS, config.ema, "ema"),
+        "plan": Plan(steps, **{name: config.train[name] for name in every}),
+        "mesh": make_mesh({axis: config.mesh[axis] for axis in AXES}),
+        "rules": tuple((pattern, tuple(axes)) for pattern, axes in config.mesh.rules),
+        "seed": config.seed,
+        "learning_rate": rate,
+    }
 
 
 def data_spec(config: ConfigDict, split: str) -> DataSpec:

@@ -39,27 +39,23 @@ def save_image(path: str | os.PathLike, image: np.ndarray, zoom: int = 1) -> Non
         picture.save(temporary, "PNG")
 
 
-def save_strip(
-    path: str | os.PathLike, rows: Sequence[tuple[str, np.ndarray]], times: Sequence[float]
-) -> None:
+def save_strip(path: str | os.PathLike, rows: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> None:
     """Rows of images over time, such as the forward and the reverse process.
 
     Args:
         path: of the PNG.
-        rows: (name, uint8 [n, h, w, c]) each.
-        times: [n], the time t of each column.
+        rows: (name, images uint8 [n, h, w, c], the time t of each [n]).
     """
-    n = len(times)
-    figure = Figure(figsize=(n + 1.2, len(rows) * 1.15 + 0.3))
+    n = max(len(times) for _, _, times in rows)
+    figure = Figure(figsize=(n + 1.2, len(rows) * 1.35))
     axes = figure.subplots(len(rows), n, squeeze=False)
-    for row, (name, images) in zip(axes, rows, strict=True):
-        for axis, image in zip(row, images, strict=True):
+    for row, (name, images, times) in zip(axes, rows, strict=True):
+        for axis, image, t in zip(row, images, times, strict=False):
             axis.imshow(image, cmap="gray" if image.shape[-1] == 1 else None, vmin=0, vmax=255)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set_title(f"t = {t:.2f}", fontsize=8)
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(name, fontsize=9)
-    for axis, t in zip(axes[0], times, strict=True):
-        axis.set_title(f"t = {t:.2f}", fontsize=8)
     _save(figure, path)
 
 

@@ -62,7 +62,7 @@ def warmup(decay: float = 0.9999) -> Ema:
     return averaged(lambda k: jnp.maximum(1 - decay, 9.0 / (10.0 + k)).astype(jnp.float32))
 
 
-def halflife(steps: float, ramp: float | None = 0.05) -> Ema:
+def halflife(steps: int, ramp: float | None = 0.05) -> Ema:
     """r_k = 1 - 2^(-1/h), h = min(steps, ramp·k) (Karras et al. 2022, training code of EDM).
 
     Args:

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,64 +32,72 @@ INFINITE_AT_0 = {"rectified_flow", "shifted"}
 INFINITE_AT_1 = {"rectified_flow", "shifted", "zero_terminal", "zero_terminal_cosine"}
 
 
-def _times(name):
-    steps = MAKE[name]().steps
-    first = 1 / steps if steps else 0.0
-    return np.linspace(first, 1, 101)
+H = 1e-6  # half the step of finite differences
 
 
-def _interior(name):
-    return _times(name)[1:-1] if name in INFINITE_AT_1 else _times(name)
+@functools.cache
+def _facts(name, bits):
+    """Of one schedule in one precision, by one program: times and what is true there."""
+    with jax.enable_x64(bits == 64):
+        schedule = MAKE[name]()
+        here = Process(schedule, process.vp)
+        first = 1 / schedule.steps if schedule.steps else 0.0
+
+        @jax.jit
+        def facts(t, ends, between):
+            log_snr = schedule.log_snr(t)
+            return {
+                "t": t,
+                "log_snr": log_snr,
+                "inverse": schedule.inverse(log_snr),
+                "rate": schedules.elbo_rate(here, t),
+                "ends": here.at(ends),
+                "ends_inverse": schedule.inverse(schedule.log_snr(ends)),
+                "slope": (schedule.log_snr(between + H) - schedule.log_snr(between - H)) / (2 * H),
+                "slope_rate": schedules.elbo_rate(here, between),
+            }
+
+        t = np.linspace(first, 1, 101).astype(np.float32)  # the same numbers in either precision
+        times = (jnp.asarray(v, f"float{bits}") for v in (t, [0.0, 1.0], t[5:-5:10] + 1.3e-5))
+        return jax.tree.map(np.asarray, facts(*times)) | {"first": first}
+
+
+def _inside(name):
+    return slice(1, -1) if name in INFINITE_AT_1 else slice(None)
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_log_snr_falls_and_inverse_inverts_it(x64, name):
-    schedule, t = MAKE[name](), _interior(name)
-    log_snr = jax.jit(schedule.log_snr)(jnp.asarray(t))
-    assert (np.diff(log_snr) < 0).all()
-    assert_allclose(jax.jit(schedule.inverse)(log_snr), t, rtol=1e-8, atol=1e-10)
+def test_log_snr_falls_and_inverse_inverts_it(name):
+    facts, inside = _facts(name, 64), _inside(name)
+    assert (np.diff(facts["log_snr"]) < 0).all()
+    assert_allclose(facts["inverse"][inside], facts["t"][inside], rtol=5e-8)  # t is of float32
 
 
 @pytest.mark.parametrize("name", MAKE)
 def test_float32_agrees_with_float64_to_the_ends(name):
-    t = _times(name).astype(np.float32)
-    with jax.enable_x64(True):
-        exact = np.asarray(jax.jit(MAKE[name]().log_snr)(jnp.asarray(t.astype(np.float64))))
-    schedule = MAKE[name]()
-    single = jax.jit(schedule.log_snr)(jnp.asarray(t))
-    assert single.dtype == jnp.float32
+    exact, single = _facts(name, 64), _facts(name, 32)
+    assert single["log_snr"].dtype == np.float32
     # Relative where λ is large, absolute near its zero; the input's own rounding counts too.
-    assert_allclose(single, exact, rtol=1e-4, atol=1e-4)
-    finite = np.isfinite(exact)
-    assert_allclose(jax.jit(schedule.inverse)(single[finite]), t[finite], rtol=1e-3, atol=2e-5)
+    assert_allclose(single["log_snr"], exact["log_snr"], rtol=1e-4, atol=1e-4)
+    assert_allclose(single["inverse"], exact["t"], rtol=1e-3, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", MAKE)
 def test_ends_are_finite_where_promised(name):
-    schedule = MAKE[name]()
-    ends = jax.jit(schedule.log_snr)(jnp.array([0.0, 1.0]))
-    assert_array_equal(np.isfinite(ends), [name not in INFINITE_AT_0, name not in INFINITE_AT_1])
-    level = jax.jit(Process(schedule, process.vp).at)(jnp.array([0.0, 1.0]))
-    assert np.isfinite(level.alpha).all() and np.isfinite(level.sigma).all()
-    times = jax.jit(schedule.inverse)(ends)
-    assert_allclose(times, [1 / schedule.steps if schedule.steps else 0, 1], atol=1e-4)
+    facts = _facts(name, 32)
+    finite = [name not in INFINITE_AT_0, name not in INFINITE_AT_1]
+    assert_array_equal(np.isfinite(facts["ends"].log_snr), finite)
+    assert np.isfinite(facts["ends"].alpha).all() and np.isfinite(facts["ends"].sigma).all()
+    assert_allclose(facts["ends_inverse"], [facts["first"], 1], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_the_rate_is_the_slope_of_log_snr(x64, name):
-    here, t = Process(MAKE[name](), process.vp), jnp.asarray(_times(name)[5:-5:10] + 1.3e-5)
-    h = 1e-6
-    slope = (jax.jit(here.schedule.log_snr)(t + h) - jax.jit(here.schedule.log_snr)(t - h)) / (
-        2 * h
-    )
-    assert_allclose(_rate(here, t), -slope, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", sorted(set(MAKE) - INFINITE_AT_0 - INFINITE_AT_1))
-def test_the_rate_is_finite_and_positive_to_the_ends_in_float32(name):
-    rate = _rate(Process(MAKE[name](), process.vp), jnp.asarray(_times(name)))
-    assert np.isfinite(rate).all()
-    assert (np.asarray(rate) > 0).all()
+def test_the_rate_is_the_slope_of_log_snr_and_finite_to_the_ends(name):
+    assert_allclose(_facts(name, 64)["slope_rate"], -_facts(name, 64)["slope"], rtol=1e-5)
+    if name not in INFINITE_AT_0 | INFINITE_AT_1:
+        rate = _facts(name, 32)["rate"]
+        assert np.isfinite(rate).all()
+        assert (rate > 0).all()
 
 
 def test_the_rate_of_a_table_is_its_step_to_the_level_before(x64):

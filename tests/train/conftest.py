@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import pytest
 import tiny
 
@@ -12,6 +13,21 @@ class Reference(NamedTuple):
     workdir: Any
     state: Any
     hooked: list
+
+
+@pytest.fixture(scope="package", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Runs of the same shapes share their programs, also with the processes that tests start."""
+    own = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in own}
+    for name, value in own.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session")

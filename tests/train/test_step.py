@@ -29,6 +29,9 @@ def _step(recipe=tiny.RECIPE, tx=None, **options):
     return jax.jit(make_step(recipe, tx or tiny.optimiser(), tiny.EMA, 0, **options))
 
 
+STEP = _step()
+
+
 def _assert_close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
 
@@ -43,7 +46,13 @@ def test_one_step_in_closed_form():
     state, metrics = step(state, {}, {})
     np.testing.assert_allclose(state.params, [2.7, 3.6], rtol=1e-6)
     np.testing.assert_allclose(state.ema, [0.75 * 3 + 0.25 * 2.7, 0.75 * 4 + 0.25 * 3.6], rtol=1e-6)
-    expected = {"loss": 12.5, "grad_norm": 5.0, "param_norm": 4.5, "learning_rate": 0.1, "finite": 1}
+    expected = {
+        "loss": 12.5,
+        "grad_norm": 5.0,
+        "param_norm": 4.5,
+        "learning_rate": 0.1,
+        "finite": 1,
+    }
     assert {k: pytest.approx(float(v)) for k, v in metrics.items()} == expected
     assert int(state.step) == 1
 
@@ -64,9 +73,9 @@ def test_accumulation_must_divide_the_batch():
 
 
 def test_steps_of_one_dispatch_are_the_steps_one_by_one():
-    one, state, losses = _step(), _fresh(), []
+    state, losses = _fresh(), []
     for batch in BATCHES:
-        state, metrics = one(state, {}, batch)
+        state, metrics = STEP(state, {}, batch)
         losses.append(float(metrics["loss"]))
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *BATCHES)
     together, metrics = _step(steps_per_call=4)(_fresh(), {}, stacked)
@@ -77,19 +86,18 @@ def test_steps_of_one_dispatch_are_the_steps_one_by_one():
 
 def test_draws_depend_on_seed_and_step_alone():
     other = jax.jit(make_step(tiny.RECIPE, tiny.optimiser(), tiny.EMA, seed=1))
-    one, state = _step(), _fresh()
+    state = _fresh()
     loss = lambda step, state: float(step(state, {}, BATCHES[0])[1]["loss"])
-    assert loss(one, state) == loss(one, state)
-    assert loss(one, state) != loss(other, state)
-    assert loss(one, state) != loss(one, state._replace(step=jnp.int32(1)))
+    assert loss(STEP, state) == loss(STEP, state)
+    assert loss(STEP, state) != loss(other, state)
+    assert loss(STEP, state) != loss(STEP, state._replace(step=jnp.int32(1)))
 
 
 def test_what_is_not_finite_changes_nothing_then_or_later():
-    step = _step()
-    good, _ = step(_fresh(), {}, BATCHES[0])
-    bad, metrics = step(good, {}, {"x": BATCHES[1]["x"].at[0, 0].set(jnp.nan)})
+    good, _ = STEP(_fresh(), {}, BATCHES[0])
+    bad, metrics = STEP(good, {}, {"x": BATCHES[1]["x"].at[0, 0].set(jnp.nan)})
     assert not bool(metrics["finite"]) and np.isnan(metrics["loss"])
-    after, metrics = step(bad, {}, BATCHES[2])  # was on its way when the flag came down
+    after, metrics = STEP(bad, {}, BATCHES[2])  # was on its way when the flag came down
     assert not bool(metrics["finite"]) and np.isfinite(metrics["loss"])
     jax.tree.map(np.testing.assert_array_equal, after, good._replace(finite=np.array(False)))
 

@@ -7,7 +7,9 @@ it draws the batch of a step; with ``--mesh`` it trains on eight devices.
 import argparse
 import json
 import os
+import pathlib
 import signal
+import subprocess
 import sys
 
 import jax
@@ -56,10 +58,10 @@ def batches(start, size=16):
         start += 1
 
 
-def run(workdir, steps=40, data=batches, config=None, hooks=(), mesh=None, **plan):
+def run(workdir, steps=40, data=batches, config=None, hooks=(), mesh=None, rules=(), **plan):
     plan = Plan(steps, **{"log_every": 5, "checkpoint_every": 10, **plan})
     config = CONFIG if config is None else config
-    options = {"mesh": mesh, "hooks": hooks, "learning_rate": RATE}
+    options = {"mesh": mesh, "rules": rules, "hooks": hooks, "learning_rate": RATE}
     return train(RECIPE, optimiser(), EMA, data, plan, workdir, config, **options)
 
 
@@ -73,6 +75,20 @@ def signalling(name, at):
     return data
 
 
+def script(*arguments, devices=1):
+    """This file in a process of its own."""
+    root = pathlib.Path(__file__).parents[2]
+    own = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(root),
+    }
+    command = [sys.executable, __file__, *map(str, arguments)]
+    return subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True)
+
+
 def _main():
     parser = argparse.ArgumentParser()
     parser.add_argument("workdir")
@@ -83,9 +99,14 @@ def _main():
     args = parser.parse_args()
     data = signalling(args.signal, args.at) if args.signal else batches
     mesh = sharding.make_mesh(args.mesh) if args.mesh else None
-    state = run(args.workdir, args.steps, data, mesh=mesh)
+    rules = [("hidden/kernel", (None, ("fsdp", "tensor")))]
+    state = run(args.workdir, args.steps, data, mesh=mesh, rules=rules)
     kernel = state.params["net"]["hidden"]["kernel"]
-    print(json.dumps({"devices": jax.device_count(), "kernel": str(kernel.sharding.spec)}))
+    print(
+        json.dumps(
+            {"devices": jax.device_count(), "kernel": kernel.sharding.shard_shape(kernel.shape)}
+        )
+    )
 
 
 if __name__ == "__main__":

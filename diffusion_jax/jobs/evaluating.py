@@ -1,0 +1,2 @@
+def evaluate(config, workdir):
+    raise NotImplementedError

@@ -1,0 +1,57 @@
+"""Training, with its samples on the way and its pictures at the end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from diffusion_jax import build
+from diffusion_jax.jobs import sampling
+from diffusion_jax.jobs.run import cache_compilations
+from diffusion_jax.train.loop import Hook
+from diffusion_jax.train.loop import train as run_loop
+from diffusion_jax.train.state import TrainState
+
+
+def train(config: ConfigDict, workdir: str | os.PathLike) -> TrainState:
+    """Train, or go on training, and leave samples and the strip of both processes.
+
+    Args:
+        config: see ``configs/base.py``.
+        workdir: the run's folder, made if need be.
+
+    Returns:
+        The state after the last step.
+
+    Raises:
+        ValueError: for a config, data or folder that does not fit, in one sentence.
+        train.log.NonFinite: if the loss is not finite; the last good state is saved.
+    """
+    cache_compilations()
+    experiment = build.experiment(config)
+    settings = build.training(config)
+    draw = sampling.drawer(config, experiment)
+    data = build.training_data(config)
+    folder = Path(workdir) / "samples"
+    average = settings["ema"].params
+
+    def show(step: int, state: TrainState):
+        samples = sampling.draw_many(config, draw, average(state.ema), config.sampler.n)
+        if jax.process_index():
+            return {}
+        return sampling.save_samples(folder / f"step_{step:07d}", samples)
+
+    state = run_loop(
+        experiment.recipe,
+        data=data,
+        folder=workdir,
+        config=config.to_dict(),
+        hooks=[Hook(config.train.sample_every, show)],
+        **settings,
+    )
+    if jax.process_index() == 0:
+        sampling.save_strip(config, experiment, average(state.ema), folder / "strip.png")
+    return state
