@@ -41,7 +41,7 @@ def _ddpm(config: ConfigDict) -> None:
     config.model.time_input = "discrete()"
     config.model.unet.update(
         channel_mults=(1, 2, 2, 2), num_res_blocks=2, dropout=0.1,
-        conditioning="additive", downsample="conv", upsample="conv",
+        conditioning="additive",
     )  # fmt: skip
     config.loss.proposal = "uniform()"
     config.train.update(steps=800_000, batch_size=128)
@@ -53,7 +53,10 @@ def _ddpm(config: ConfigDict) -> None:
 def _edm(config: ConfigDict) -> None:
     config.process.update(schedule="edm()", path="ve")
     config.model.update(target="edm()", scale_input="edm()", time_input="edm()")
-    config.model.unet.update(channel_mults=(2, 2, 2), num_res_blocks=4, dropout=0.13)
+    config.model.unet.update(
+        channel_mults=(2, 2, 2), num_res_blocks=4, dropout=0.13,
+        downsample="residual", upsample="residual",
+    )  # fmt: skip
     config.loss.update(weight="edm()", proposal="log_normal()")
     config.train.update(steps=390_625, batch_size=512)  # 200 million images
     config.optimizer.update(

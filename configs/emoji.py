@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     config.data.flip = True
     config.data.num_classes = 0
     config.loss.condition_dropout = 0.0
+    config.model.unet.channels = 48
     config.model.unet.channel_mults = (1, 2, 2)
     config.train.steps = 4000
     config.train.checkpoint_every = 1000

@@ -47,7 +47,7 @@ def save_strip(path: str | os.PathLike, rows: Sequence[tuple[str, np.ndarray, np
         rows: (name, images uint8 [n, h, w, c], the time t of each [n]).
     """
     n = max(len(times) for _, _, times in rows)
-    figure = Figure(figsize=(n + 1.2, len(rows) * 1.35))
+    figure = Figure(figsize=(n + 1.2, len(rows) * 1.35), layout="constrained")
     axes = figure.subplots(len(rows), n, squeeze=False)
     for row, (name, images, times) in zip(axes, rows, strict=True):
         for axis, image, t in zip(row, images, times, strict=False):
@@ -68,7 +68,7 @@ def save_scatter(
         path: of the PNG.
         panels: (name, points [n, 2], labels [n] or None) each.
     """
-    figure = Figure(figsize=(4 * len(panels), 4))
+    figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)
     limit = max(float(np.percentile(np.abs(points), 99.5)) for _, points, _ in panels) * 1.2
     for axis, (name, points, labels) in zip(axes[0], panels, strict=True):
@@ -78,6 +78,5 @@ def save_scatter(
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> None:
-    figure.tight_layout(pad=0.4)
     with whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -10,6 +10,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+Config = Any
+"""An ``ml_collections.ConfigDict``; its fields are not known to type checkers."""
+
 # Annotations that a literal can be checked against; anything richer is the function's own business.
 _LITERALS: dict[str, tuple[type, ...]] = {
     "float": (int, float),

@@ -14,12 +14,12 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import benchmark_torch
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,11 +51,12 @@ CLASSES = 10
 
 
 class Size(NamedTuple):
-    """What is timed: batch, image side, base width, and the side of the peak's matrices."""
+    """What is timed: batch, image side, base width, blocks a level, side of the peak's matrices."""
 
     batch: int
     side: int
     channels: int
+    blocks: int
     matrix: int
 
 
@@ -68,7 +69,7 @@ class Times(NamedTuple):
 
 Jobs = dict[str, Callable[[], Any]]
 
-SIZES = {False: Size(32, 32, 64, 2048), True: Size(2, 16, 32, 512)}
+SIZES = {False: Size(32, 32, 64, 2, 2048), True: Size(2, 16, 32, 1, 512)}
 
 
 def main(argv: list[str]) -> None:
@@ -79,20 +80,20 @@ def main(argv: list[str]) -> None:
     if hasattr(os, "sched_setaffinity"):  # before the first computation, which sizes XLA's pool
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: FLAGS.threads])
     size = SIZES[FLAGS.quick]
-    torch_unet = _torch_unet(size)
-    if torch_unet is None:
+    their_unet = benchmark_torch.torch_unet(_config(size), FLAGS.threads)
+    if their_unet is None:
         print("PyTorch is not timed: torch or diffusers is absent; they are in requirements-parity")
     data = np.random.default_rng(0)
     image = data.uniform(-1, 1, (size.batch, size.side, size.side, 3)).astype(np.float32)
     label = data.integers(0, CLASSES, size.batch).astype(np.int32)
-    unet, params = _our_unet(size, torch_unet)
+    unet, params = _our_unet(size, their_unet)
     model = _model(unet)
     jobs: Jobs = {"matmul": _matmul(size.matrix)}
     jobs |= {f"ours {name}": job for name, job in _ours(model, params, image, label).items()}
     flops = None
-    if torch_unet is not None:
-        theirs = _theirs(torch_unet, image, label, model)
-        flops = _flops(theirs)
+    if their_unet is not None:
+        theirs = benchmark_torch.jobs(their_unet, image, label, model.process, STEPS)
+        flops = benchmark_torch.flops(theirs)
         jobs |= {f"torch {name}": job for name, job in theirs.items()}
     firsts, times = _interleaved(jobs, 2 if FLAGS.quick else FLAGS.repeats)
     compiled = _programs_compiled(model, params, image.shape, label)
@@ -110,7 +111,7 @@ def _config(size: Size) -> dict[str, Any]:
         "sample_size": size.side,
         "in_channels": 3,
         "out_channels": 3,
-        "layers_per_block": 2,
+        "layers_per_block": size.blocks,
         "block_out_channels": (c, 2 * c, 2 * c),
         "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
@@ -118,17 +119,6 @@ def _config(size: Size) -> dict[str, Any]:
         "norm_num_groups": 32,
         "num_class_embeds": CLASSES + 1,
     }
-
-
-def _torch_unet(size: Size) -> Any:
-    try:
-        import torch
-        from diffusers import UNet2DModel  # pyright: ignore[reportPrivateImportUsage]
-    except ImportError:
-        return None
-    torch.set_num_threads(FLAGS.threads)
-    torch.manual_seed(0)
-    return UNet2DModel(**_config(size))
 
 
 def _our_unet(size: Size, torch_unet: Any) -> tuple[UNet, Any]:
@@ -192,57 +182,6 @@ def _ours(model: Model, params: Any, image: np.ndarray, label: np.ndarray) -> Jo
     }
 
 
-def _theirs(unet: Any, image: np.ndarray, label: np.ndarray, model: Model) -> Jobs:
-    """The same three for PyTorch in eager mode."""
-    import torch
-
-    x0 = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous()
-    labels = torch.from_numpy(label).long()
-    adamw = torch.optim.AdamW(unet.parameters(), lr=1e-4, weight_decay=0.0)
-    table = model.process.at(jnp.arange(1, 1001) / 1000)
-    alphas, sigmas = (torch.from_numpy(np.array(z)) for z in (table.alpha, table.sigma))
-    wide = lambda z: z[:, None, None, None]
-    when = torch.full((len(label),), 500)
-
-    def train():
-        t, eps = torch.randint(0, 1000, (len(label),)), torch.randn_like(x0)
-        x = wide(alphas[t]) * x0 + wide(sigmas[t]) * eps
-        adamw.zero_grad()
-        loss = ((unet(x, t, labels).sample - eps) ** 2).mean()
-        loss.backward()
-        adamw.step()
-        return loss.item()
-
-    @torch.no_grad()
-    def network():
-        return unet(x0, when, labels).sample
-
-    @torch.no_grad()
-    def walk():
-        x = x0
-        for i in range(STEPS, 0, -1):
-            now = 1000 * i // STEPS - 1
-            nxt = 1000 * (i - 1) // STEPS - 1
-            eps = unet(x, torch.full((len(label),), now), labels).sample
-            clean = (x - sigmas[now] * eps) / alphas[now]
-            x = clean if nxt < 0 else alphas[nxt] * clean + sigmas[nxt] * eps
-        return x
-
-    return {"train": train, "network": network, "sampler": walk}
-
-
-def _flops(theirs: Jobs) -> dict[str, float]:
-    """Floating-point operations by definition (a convolution directly), so faster forms show."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counts = {}
-    for name, job in theirs.items():
-        with FlopCounterMode(display=False) as counter:
-            job()
-        counts[name] = float(counter.get_total_flops())
-    return counts
-
-
 def _interleaved(jobs: Jobs, rounds: int) -> tuple[dict[str, float], dict[str, Times]]:
     """(seconds of each first call, least times after)."""
     firsts, runs = {}, {name: [] for name in jobs}
@@ -265,15 +204,18 @@ def _programs_compiled(model: Model, params: Any, shape: tuple[int, ...], label:
     levels = grids.trailing(model.process, 2)
     cond = {"label": jnp.asarray(label[:1])}
 
-    @partial(jax.jit)
+    traced = []
+
+    @jax.jit
     def draw(seed, scale, eta):
+        traced.append(seed)  # runs once for each program
         key = jax.random.key(seed)
         where = (1, *shape[1:])
         return generate(key, model, params, {}, cond, where, ddim(eta), levels, scale)
 
     for seed, scale, eta in ((0, 1.5, 0.0), (1, 1.5, 0.0), (1, 4.0, 0.0), (1, 4.0, 0.7)):
         draw(seed, scale, eta).block_until_ready()
-    return draw._cache_size()
+    return len(traced)
 
 
 def _report(

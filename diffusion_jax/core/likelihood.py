@@ -75,7 +75,8 @@ def variational_bound(
     keys = jax.random.split(of_steps, now.t.shape[0])
 
     def body(_, inputs):
-        return None, _step_kl(*inputs, denoise, x0, variance)
+        key, now, nxt = inputs
+        return None, _step_kl(key, now, nxt, denoise, x0, variance)
 
     _, steps = jax.lax.scan(body, None, (keys, now, nxt))
     final = _decoder_term(of_decoder, last, denoise, x0, variance, decoder)

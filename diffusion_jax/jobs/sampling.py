@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from diffusion_jax import build, pictures
@@ -21,6 +20,7 @@ from diffusion_jax.core.types import Params
 from diffusion_jax.data import load_images, to_uint8, to_unit
 from diffusion_jax.files import whole
 from diffusion_jax.jobs.run import cache_compilations, open_run
+from diffusion_jax.spec import Config
 
 Draw = Callable[[Array, Params, Array, Array], Array]
 """Jitted (key, params, labels int32 [b], guidance scale []) -> pixels [b, h, w, c] in [-1, 1]."""
@@ -35,7 +35,7 @@ class Samples(NamedTuple):
     labels: np.ndarray
 
 
-def sample(config: ConfigDict, workdir: str | os.PathLike) -> Samples:
+def sample(config: Config, workdir: str | os.PathLike) -> Samples:
     """Draw ``config.sampler.n`` samples from a run; leave a PNG, an .npz and the strip.
 
     Raises:
@@ -52,7 +52,7 @@ def sample(config: ConfigDict, workdir: str | os.PathLike) -> Samples:
     return samples
 
 
-def drawer(config: ConfigDict, experiment: build.Experiment) -> Draw:
+def drawer(config: Config, experiment: build.Experiment) -> Draw:
     """The sampler that the config names, compiled once for each batch size."""
     solver, levels = build.sampler(config, experiment.model)
     guided = config.sampler.guidance_scale != 1 and config.data.num_classes > 0
@@ -74,12 +74,12 @@ def drawer(config: ConfigDict, experiment: build.Experiment) -> Draw:
     return draw
 
 
-def condition_of(config: ConfigDict, labels: Array) -> dict[str, Array]:
+def condition_of(config: Config, labels: Array) -> dict[str, Array]:
     """{"label": labels}, or {} for a model without classes."""
     return {"label": labels} if config.data.num_classes else {}
 
 
-def draw_many(config: ConfigDict, draw: Draw, params: Params, n: int) -> Samples:
+def draw_many(config: Config, draw: Draw, params: Params, n: int) -> Samples:
     """n samples in batches of one size, with progress; a function of ``config.sampler.seed``."""
     size = min(config.sampler.batch_size, n)
     labels = labels_of(config, -(-n // size) * size)
@@ -95,7 +95,7 @@ def draw_many(config: ConfigDict, draw: Draw, params: Params, n: int) -> Samples
     return Samples(np.concatenate(parts)[:n], labels[:n])
 
 
-def labels_of(config: ConfigDict, n: int) -> np.ndarray:
+def labels_of(config: Config, n: int) -> np.ndarray:
     """The n labels to sample: ``config.sampler.labels``, or all classes, in turn.
 
     Raises:
@@ -123,9 +123,7 @@ def save_samples(stem: Path, samples: Samples) -> dict[str, np.ndarray]:
     return {"samples": sheet}
 
 
-def save_strip(
-    config: ConfigDict, experiment: build.Experiment, params: Params, path: Path
-) -> None:
+def save_strip(config: Config, experiment: build.Experiment, params: Params, path: Path) -> None:
     """The forward process of one data point, and the reverse process of one sample, side by side.
 
     Points in the plane are drawn as a cloud instead, beside the data.
@@ -155,9 +153,7 @@ def save_strip(
     pictures.save_strip(path, rows)
 
 
-def save_clouds(
-    config: ConfigDict, experiment: build.Experiment, params: Params, path: Path
-) -> None:
+def save_clouds(config: Config, experiment: build.Experiment, params: Params, path: Path) -> None:
     """Noise, half way, samples and data, as points."""
     n = 1000
     xs, x0s, times = _reverse(config, experiment, params, jnp.asarray(labels_of(config, n)))
@@ -175,7 +171,7 @@ def save_clouds(
 
 
 def _reverse(
-    config: ConfigDict, experiment: build.Experiment, params: Params, labels: Array
+    config: Config, experiment: build.Experiment, params: Params, labels: Array
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(x_t [n, b, ...], predicted x0 [n, b, ...], times [n])."""
     solver, levels = build.sampler(config, experiment.model)

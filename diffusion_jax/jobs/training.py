@@ -6,17 +6,17 @@ import os
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
 from diffusion_jax import build
 from diffusion_jax.jobs import sampling
-from diffusion_jax.jobs.run import cache_compilations
+from diffusion_jax.jobs.run import cache_compilations, plain
+from diffusion_jax.spec import Config
 from diffusion_jax.train.loop import Hook
 from diffusion_jax.train.loop import train as run_loop
 from diffusion_jax.train.state import TrainState
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike) -> TrainState:
+def train(config: Config, workdir: str | os.PathLike) -> TrainState:
     """Train, or go on training, and leave samples and the strip of both processes.
 
     Args:
@@ -48,7 +48,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> TrainState:
         experiment.recipe,
         data=data,
         folder=workdir,
-        config=config.to_dict(),
+        config=plain(config),
         hooks=[Hook(config.train.sample_every, show)],
         **settings,
     )

@@ -173,14 +173,14 @@ def _suits_winograd(x: Array, kernel: Array, stride: int, padding: Padding) -> b
 
 
 @jax.checkpoint
-def _winograd(x: Float[Array, "b h w m"], kernel: Float[Array, "3 3 m n"]) -> Array:
+def _winograd(x: Float[Array, "b h w m"], kernel: Float[Array, "kh kw m n"]) -> Array:
     """3x3, stride 1, zero padding 1, by F(2x2, 3x3) (Lavin & Gray 2016, section 4.1).
 
     Each 2x2 tile of the output is Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A of a 4x4 tile d of the input; summed
     over channels, ⊙ is 16 matrix products over all tiles.  The 16 stay apart, since stacking them
     costs more than it saves.  Tiles overlap by 2, so row i of a tile is a slice of the even or of
-    the odd rows: the transforms are sums of slices.  Rematerialised: Bᵀ d B, 4 times the size of
-    x, would otherwise be kept for the backward pass.
+    the odd rows: the transforms are sums of slices.  The checkpoint makes x and kernel the only
+    residuals, those of the direct form: where that one is chosen, nothing else is kept.
     """
     (b, h, w, m), n = x.shape, kernel.shape[-1]
     rows, cols = (h + 1) // 2, (w + 1) // 2

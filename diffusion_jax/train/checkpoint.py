@@ -35,7 +35,6 @@ DAMAGED = "damaged"
 # Read as a file: Orbax's own reader opens every tree, loudly, to give what stands in here.
 _METADATA = "_CHECKPOINT_METADATA"
 
-_save = ocp.training.save_decision_policies
 _keep = ocp.training.preservation_policies
 
 
@@ -55,10 +54,13 @@ class Checkpoints:
                 f"and keep_every = {keep_every} at least 0"
             )
         self._directory = _directory(workdir)
-        kept = [_keep.LatestN(keep)] + ([_keep.EveryNSteps(keep_every)] if keep_every else [])
+        kept: list[Any] = [_keep.LatestN(keep)]
+        if keep_every:
+            kept.append(_keep.EveryNSteps(keep_every))
+        policy: Any = _keep.AnyPreservationPolicy(kept)
         self._orbax = ocp.training.Checkpointer(
-            self._directory,
-            preservation_policy=_keep.AnyPreservationPolicy(kept),
+            str(self._directory),
+            preservation_policy=policy,
             cleanup_tmp_directories=True,
         )
         self._newest = max(steps(workdir), default=-1)
@@ -217,7 +219,7 @@ def _load(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     leaves = json.loads((path / _METADATA).read_text())["custom_metadata"]["leaves"]
     abstract = {n: _as_numpy(path, n) if tree is None else tree for n, tree in wanted.items()}
     _check_same(path, leaves, abstract)
-    loaded = ocp.load_checkpointables(path, abstract)
+    loaded = ocp.load_checkpointables(str(path), abstract)
     named = jax.tree_util.tree_leaves_with_path({name: loaded[name] for name in abstract})
     names = [path_name(p) for p, _ in named]
     for name, checksum in zip(names, checksums([leaf for _, leaf in named]), strict=True):
@@ -227,7 +229,7 @@ def _load(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_numpy(path: Path, name: str) -> Any:
-    saved = ocp.metadata(path, checkpointable_name=name).metadata
+    saved = ocp.metadata(str(path), checkpointable_name=name).metadata
     return jax.tree.map(lambda m: np.empty(m.shape, m.dtype), saved)
 
 

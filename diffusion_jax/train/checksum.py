@@ -20,14 +20,15 @@ def checksums(tree: Any) -> list[int]:
     """One number in [0, 2^32) per leaf, the same on every process and for every sharding."""
     sums = np.asarray([_of_leaf(leaf) for leaf in jax.tree.leaves(tree)], np.uint32)
     if jax.process_count() > 1:
-        sums = np.sum(multihost_utils.process_allgather(sums), axis=0, dtype=np.uint32)
-    return sums.tolist()
+        everyone = np.asarray(multihost_utils.process_allgather(sums))
+        sums = np.add.reduce(everyone, axis=0, dtype=np.uint32)
+    return [int(c) for c in sums]
 
 
 def _of_leaf(leaf: Any) -> np.uint32:
     """Of this process's parts, each part counted by one process only."""
     if isinstance(leaf, jax.Array):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         mine = [s for s in leaf.addressable_shards if s.replica_id == 0]
         parts = [_of_part(np.asarray(s.data), s.index, leaf.shape) for s in mine]

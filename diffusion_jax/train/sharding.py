@@ -89,8 +89,8 @@ def of_params(params: Any, mesh: Mesh, rules: Rules = ()) -> Any:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-def of_state(state: TrainState, mesh: Mesh, rules: Rules = ()) -> TrainState:
-    """Shardings of a whole state: moments and averages lie where their parameter lies.
+def of_state(state: TrainState, mesh: Mesh, rules: Rules = ()) -> Any:
+    """A TrainState of NamedShardings: moments and averages lie where their parameter lies.
 
     A leaf of the optimiser or the average belongs to a parameter if its path ends with that
     parameter's path and the shapes agree; every other leaf is copied to each device.
@@ -102,7 +102,7 @@ def of_state(state: TrainState, mesh: Mesh, rules: Rules = ()) -> TrainState:
             jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(params), strict=True
         )
     }
-    copied = NamedSharding(mesh, P())
+    copied: Any = NamedSharding(mesh, P())
 
     def follow(path, leaf):
         for start in range(len(path)):

@@ -44,7 +44,7 @@ def test_a_halflife_halves_the_weight_of_the_start():
     np.testing.assert_allclose(_run(halflife(20, ramp=None), trajectory), 0.5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("ema", "start"), [(warmup(0.9999), 0.1), (halflife(1e6), 0.0)])
+@pytest.mark.parametrize(("ema", "start"), [(warmup(0.9999), 0.1), (halflife(10**6), 0.0)])
 def test_a_warm_up_forgets_the_initialisation_at_once(ema, start):
     np.testing.assert_allclose(_run(ema, [jnp.ones(1), jnp.zeros(1)]), start, atol=1e-6)
 

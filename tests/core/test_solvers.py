@@ -120,6 +120,21 @@ def test_an_ancestral_step_has_the_posteriors_mean_and_the_rules_variance(varian
     assert_allclose(np.asarray(out).var(0), wanted, rtol=4 * (2 / len(x)) ** 0.5)
 
 
+def test_eta_is_the_share_of_the_posteriors_standard_deviation(x64):
+    now, nxt = (Process(schedules.cosine(), PATHS["vp"]).at(t) for t in (0.7, 0.5))
+    x, key = jnp.array([[0.3, -1.0]]), jax.random.key(0)
+    z = jax.random.normal(key, x.shape, x.dtype)
+    flat = lambda x, level: Prediction(jnp.zeros_like(x), jnp.zeros_like(x))
+    _, small = posterior(x, x, now, nxt)
+    for eta in (0.3, 1.0):
+        out, _ = ddim(eta).step(key, flat, x, now, nxt, ())
+        assert_allclose(out, eta * small**0.5 * z, rtol=1e-12)
+    # What is not fresh noise is predicted noise: the variances add up to sigma².
+    ones = lambda x, level: Prediction(jnp.zeros_like(x), jnp.ones_like(x))
+    down = ddim(0.3).step(key, ones, x, now, nxt, ())[0] - 0.3 * small**0.5 * z
+    assert_allclose(down**2 + 0.3**2 * small, np.full((1, 2), float(nxt.sigma) ** 2), rtol=1e-12)
+
+
 def test_fixed_large_is_exact_for_standard_normal_data():
     """The chain of few, large steps has the data's variance: the reverse of q is Gaussian."""
     data, n = oracles.mixture([1.0], [[0.0]], [1.0]), 20_000

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,7 @@ FIXED = Recipe(tiny.RECIPE.init, _regression, tiny.RECIPE.carry)
 BATCHES = [{"x": jnp.asarray(next(tiny.batches(i))["x"])} for i in range(4)]
 
 
+@functools.cache
 def _fresh(recipe=tiny.RECIPE, tx=None):
     return new_state(recipe, tx or tiny.optimiser(), tiny.EMA, jax.random.key(0), BATCHES[0])
 

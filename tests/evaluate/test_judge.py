@@ -1,0 +1,99 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.evaluate import judge
+
+
+def _init(key):
+    return {"kernel": 0.01 * jax.random.normal(key, (64, 2)), "bias": jnp.zeros(2)}
+
+
+def _logits(params, x, key):
+    del key
+    return x.reshape(len(x), -1) @ params["kernel"] + params["bias"]
+
+
+def _halves(n, seed):
+    """Images bright on the left (label 0) or the right (label 1)."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, n).astype(np.int32)
+    images = rng.integers(0, 80, (n, 8, 8, 1)).astype(np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[:, 4 * label : 4 * label + 4] += 120
+    return images, labels
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return judge.train_judge(_init, _logits, _halves(200, 0), _halves(100, 1), epochs=3)
+
+
+def test_it_learns_what_can_be_learned_and_tells_its_own_accuracy(trained):
+    assert trained.held_out.value > 0.97
+    assert trained.held_out.n == 100 and trained.held_out.spread > 0
+    images, labels = _halves(60, 2)
+    assert judge.accuracy(_logits, trained.params, images, 1 - labels).value < 0.03
+
+
+def test_training_repeats_with_its_seed(trained):
+    again = judge.train_judge(_init, _logits, _halves(200, 0), _halves(100, 1), epochs=3)
+    jax.tree.map(np.testing.assert_array_equal, trained.params, again.params)
+
+
+def test_accuracy_counts_every_image_once():
+    images = np.zeros((1203, 1, 1, 1), np.uint8)  # three parts of unequal size
+    images[:300] = 255
+    logits = lambda params, x, key: jnp.concatenate([-x[:, 0, 0], x[:, 0, 0]], -1)
+    figure = judge.accuracy(logits, {}, images, np.ones(1203, np.int32))
+    np.testing.assert_allclose(figure.value, 300 / 1203)
+    assert figure.n == 1203
+
+
+def test_a_judge_is_trained_once_and_anew_where_its_file_is_damaged(tmp_path, monkeypatch):
+    runs = []
+    train = judge.train_judge
+
+    def counted(*args):
+        runs.append(args)
+        return train(*args, epochs=2)
+
+    monkeypatch.setattr(judge, "train_judge", counted)
+    path = tmp_path / "judge.npz"
+    sets = (_halves(100, 0), _halves(50, 1))
+    first = judge.cached_judge(_init, _logits, *sets, path)
+    again = judge.cached_judge(_init, _logits, *sets, path)
+    assert len(runs) == 1 and again.held_out == first.held_out
+    jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.warns(UserWarning, match="trained anew"):
+        judge.cached_judge(_init, _logits, *sets, path)
+    assert len(runs) == 2
+
+
+def test_a_judge_of_other_shapes_is_trained_anew(tmp_path):
+    path = tmp_path / "judge.npz"
+    np.savez(path, **{"0": np.zeros(3, np.float32), "1": np.zeros((64, 3), np.float32)})
+    with pytest.warns(UserWarning, match="trained anew"):
+        found = judge.cached_judge(_init, _logits, _halves(100, 0), _halves(50, 1), path)
+    assert found.params["kernel"].shape == (64, 2)
+
+
+def test_moved_images_keep_what_is_everywhere_the_same():
+    flat = jnp.full((3, 8, 8, 1), 0.25)
+    np.testing.assert_allclose(jax.jit(judge.moved)(jax.random.key(0), flat), flat, atol=1e-6)
+
+
+def test_moved_images_move_a_little_and_each_its_own_way():
+    rows = jnp.arange(28.0)
+    square = ((rows > 9) & (rows < 18)).astype(jnp.float32)
+    image = square[:, None] * square[None, :]
+    images = jnp.tile(image[None, ..., None], (64, 1, 1, 1))
+    moved = jax.jit(judge.moved)(jax.random.key(1), images)[..., 0]
+    mass = moved.sum((1, 2))
+    centre = jnp.stack([(moved.sum(2) @ rows) / mass, (moved.sum(1) @ rows) / mass], 1)
+    off = np.asarray(centre) - 13.5
+    assert np.abs(off).max() < 4
+    assert 0.6 < off.std() < 2  # of a uniform shift within 2 pixels: 1.15
+    assert abs(off.mean()) < 0.5

@@ -1,0 +1,116 @@
+"""The recipe against closed forms: what its loss is in expectation for known networks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.core import network_io, process, proposals, schedules, targets, weighting
+from diffusion_jax.core.types import Codec, Context, Model
+from diffusion_jax.recipes import diffusion as recipe
+
+B, D = 4096, 3
+
+
+def model_of(net, schedule=None, target=None):
+    return Model(
+        net=net,
+        process=process.Process(schedule or schedules.cosine(), process.vp),
+        target=target or targets.eps(),
+        scale_in=network_io.unit(),
+        time_in=network_io.log_snr(),
+        codec=Codec(lambda frozen, x, key: x, lambda frozen, x: x),
+        condition=lambda frozen, batch: {"label": batch["label"]},
+        null=lambda frozen, cond: {"label": jnp.full_like(cond["label"], -1)},
+    )
+
+
+def loss_of(model, terms=None, proposal=None, dropout=0.0, params=None, labels=None):
+    terms = terms or [recipe.regression(weighting.simple())]
+    made = recipe.diffusion(
+        model, lambda key, x, cond: {}, proposal or proposals.uniform(), terms, dropout
+    )
+    x0 = 0.5 * jax.random.normal(jax.random.key(1), (B, D))
+    batch = {"image": x0, "label": jnp.zeros(B, jnp.int32) if labels is None else labels}
+    own = made.init(jax.random.key(0), batch)["terms"] if params is None else params
+    context = Context(jnp.int32(0), {}, {}, made.carry())
+    return made.loss({"net": {}, "terms": own}, context, batch, jax.random.key(2))
+
+
+def test_a_silent_network_leaves_the_variance_of_the_noise():
+    silent = lambda params, x, time, cond, key=None: jnp.zeros_like(x)
+    loss, _ = loss_of(model_of(silent))
+    assert abs(float(loss) - 1) < 4 * np.sqrt(2 / (B * D))
+
+
+def test_the_best_linear_network_reaches_the_bayes_error():
+    # x0 ~ N(0, 1/4): E[eps | x] = sigma x / (alpha²/4 + sigma²); its error is
+    # E[alpha² / (alpha² + 4 sigma²)] over uniform t.
+    def best(params, x, time, cond, key=None):
+        lam = 20 - 40 * time / 1000
+        alpha, sigma = process.vp(lam)
+        return (sigma / (alpha**2 / 4 + sigma**2))[:, None] * x
+
+    t = jnp.linspace(0, 1, 20001)
+    alpha, sigma = process.vp(schedules.cosine().log_snr(t))
+    expected = float(jnp.mean(alpha**2 / (alpha**2 + 4 * sigma**2)))
+    loss, _ = loss_of(model_of(best), proposal=proposals.stratified())
+    assert abs(float(loss) - expected) < 0.02
+
+
+def test_the_condition_is_dropped_at_its_rate():
+    seen = lambda params, x, time, cond, key=None: jnp.broadcast_to(
+        1e3 * (cond["label"] == -1)[:, None], x.shape
+    ).astype(x.dtype)
+    loss, _ = loss_of(model_of(seen), dropout=0.25)
+    assert abs(float(loss) / 1e6 - 0.25) < 4 * np.sqrt(0.25 * 0.75 / B)
+
+
+def test_uncertainty_learns_the_log_of_the_error():
+    silent = lambda params, x, time, cond, key=None: jnp.zeros_like(x)
+    terms = [recipe.uncertain_regression(weighting.simple())]
+    loss, _ = loss_of(model_of(silent), terms)
+    assert abs(float(loss) - 1) < 0.05  # u starts at 0: the plain loss
+
+    value = lambda params: loss_of(model_of(silent), terms, params=params)[0]
+    gradient = jax.grad(value)([{"kernel": jnp.zeros(32)}])
+    # d/du (loss e^-u + u) = 1 - loss, 0 on average for unit error
+    assert float(jnp.abs(gradient[0]["kernel"]).max()) < 0.05
+
+
+def test_the_variational_term_trains_the_variance_only():
+    def net(params, x, time, cond, key=None):
+        return jnp.concatenate([params["mean"] * x, params["variance"] * jnp.ones_like(x)], -1)
+
+    model = model_of(net, schedule=schedules.linear())
+
+    def loss(params):
+        made = recipe.diffusion(
+            model, lambda *a: params, proposals.uniform(), [recipe.variational()], 0.0
+        )
+        x0 = jnp.round(127.5 * jnp.tanh(jax.random.normal(jax.random.key(1), (256, D)))) / 127.5
+        batch = {"image": x0, "label": jnp.zeros(256, jnp.int32)}
+        return made.loss(
+            {**params, "terms": [{}]},
+            Context(jnp.int32(0), {}, {}, ()),
+            batch,
+            jax.random.key(2),
+        )[0]
+
+    gradient = jax.grad(loss)({"mean": jnp.float32(0.5), "variance": jnp.float32(0.0)})
+    assert float(gradient["mean"]) == 0.0
+    assert np.isfinite(gradient["variance"]) and float(gradient["variance"]) != 0.0
+
+
+def test_variational_needs_steps_on_a_continuous_schedule():
+    twice = lambda params, x, time, cond, key=None: jnp.concatenate([x, x], -1)
+    with pytest.raises(ValueError, match="variational\\(steps=1000\\)"):
+        loss_of(model_of(twice), [recipe.variational()])
+
+
+def test_loss_aware_draws_carry_their_history():
+    silent = lambda params, x, time, cond, key=None: jnp.zeros_like(x)
+    _, report = loss_of(model_of(silent), proposal=proposals.loss_aware(bins=10))
+    assert float(report.carry.count.sum()) == B
+    # E[(mean of D squares)²] of standard normals is 1 + 2/D
+    np.testing.assert_allclose(report.carry.mean_square.mean(), 1 + 2 / D, rtol=0.1)
