@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
     config.loss.learned_variance = False  # network also predicts a variance; add "variational()"
 
     config.train = ConfigDict()
-    config.train.steps = 1000
+    config.train.steps = 1500
     config.train.batch_size = 64  # over all devices
     config.train.accumulate = 1  # micro-batches a step: same result, less memory
     config.train.steps_per_call = 1  # steps per dispatch; more hides the host on fast devices

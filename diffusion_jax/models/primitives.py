@@ -25,7 +25,7 @@ Padding = str | Sequence[tuple[int, int]]
 # Winograd's transforms cost compile time and some passes over x; below this many multiplications
 # per kernel tap, b·h·w·cin·cout, or in thin layers, they are not earned back.
 _WINOGRAD_LEAST_WORK = 2**24
-_WINOGRAD_LEAST_CHANNELS = 16
+_WINOGRAD_LEAST_CHANNELS = 64
 
 
 def silu(x: Array) -> Array:

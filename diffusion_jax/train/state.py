@@ -12,6 +12,9 @@ from jaxtyping import Array
 from diffusion_jax.core.ema import Ema
 from diffusion_jax.core.types import Params, Recipe
 
+# Initialisation runs once: on a CPU, compiling its random draws well takes longer than they do.
+QUICK = {"xla_backend_optimization_level": 0}
+
 
 class TrainState(NamedTuple):
     """All that a step changes.
@@ -71,7 +74,8 @@ def init_state(
         shardings: a NamedSharding per leaf, from ``sharding.of_state``; None for one device.
     """
     fresh = lambda key, batch: new_state(recipe, tx, ema, key, batch)
-    return jax.jit(fresh, out_shardings=shardings)(key, batch)
+    options = QUICK if jax.default_backend() == "cpu" else None
+    return jax.jit(fresh, out_shardings=shardings, compiler_options=options)(key, batch)
 
 
 def abstract_state(

@@ -19,18 +19,14 @@ def test_gaussians_that_share_their_axes_differ_by_their_deviations(rng):
     axes = np.linalg.qr(rng.normal(size=(4, 4)))[0]
     a, b = np.array([1.0, 2.0, 0.0, 3.0]), np.array([2.0, 0.5, 1.0, 3.0])
     mean = np.array([1.0, -2.0, 0.0, 0.5])
-    distance = distances.gaussian_distance(
-        mean, (axes * a**2) @ axes.T, (axes * b**2) @ axes.T
-    )
+    distance = distances.gaussian_distance(mean, (axes * a**2) @ axes.T, (axes * b**2) @ axes.T)
     np.testing.assert_allclose(distance, (mean**2).sum() + ((a - b) ** 2).sum(), rtol=1e-10)
 
 
 def test_square_root_agrees_with_scipy(rng):
     a, b = _covariance(rng, 12), _covariance(rng, 12)
     expected = np.trace(a + b) - 2 * np.trace(scipy.linalg.sqrtm(a @ b)).real
-    np.testing.assert_allclose(
-        distances.gaussian_distance(np.zeros(12), a, b), expected, rtol=1e-8
-    )
+    np.testing.assert_allclose(distances.gaussian_distance(np.zeros(12), a, b), expected, rtol=1e-8)
 
 
 def test_frechet_distance_of_shifted_and_scaled_vectors(rng):

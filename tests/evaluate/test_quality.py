@@ -91,5 +91,7 @@ def test_spread_of_a_distance_shrinks_with_more_samples():
     for n in (100, 1600):
         features = [{"frechet": x[:n], "kernel": x[:n]} for x in (real, fake)]
         figures = quality(_net()[0], *features)
-        spreads.append([figures[f"{name} (projection)"].spread for name in ("Fréchet distance", "KID")])
+        spreads.append(
+            [figures[f"{name} (projection)"].spread for name in ("Fréchet distance", "KID")]
+        )
     assert all(many < few / 2 for few, many in zip(*spreads, strict=True))

@@ -127,9 +127,15 @@ def _pickled(size, offset, stride):
     text = lambda s: b"X" + struct.pack("<I", len(s)) + s.encode()
     storage = text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(4)
     rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n((" + storage + b"tQ"
-    return b"\x80\x02}" + text("w") + rebuild + number(offset) + numbers(size) + numbers(
-        stride
-    ) + b"tRs."
+    return (
+        b"\x80\x02}"
+        + text("w")
+        + rebuild
+        + number(offset)
+        + numbers(size)
+        + numbers(stride)
+        + b"tRs."
+    )
 
 
 def _archive(path, index):
