@@ -136,6 +136,8 @@ def sampler(config: Config, model: Model) -> tuple[Solver, NoiseLevel]:
 def training(config: Config) -> dict[str, Any]:
     """What ``train.loop.train`` takes beside the recipe, the data and the folder."""
     section, steps = config.optimizer, config.train.steps
+    if steps < 1:  # before the decay, whose own complaint would name another field
+        raise ValueError(f"config.train.steps = {steps} must be at least 1")
     decay = build(optimizer.SCHEDULES, section.schedule, "optimizer.schedule", steps=steps)
     rate = optimizer.learning_rate(section.learning_rate, decay, section.warmup)
     names = ("b1", "b2", "eps", "weight_decay", "clip")

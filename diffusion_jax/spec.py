@@ -47,7 +47,10 @@ def build(table: Mapping[str, Callable], spec: str, field: str, **context: Any) 
     except TypeError as error:
         raise ValueError(f"config.{field} = {spec!r}: {error}; it is {name}{signature}") from None
     for key, value in bound.arguments.items():
-        _check_literal(key, value, signature.parameters[key].annotation, field, spec)
+        wanted = signature.parameters[key].annotation
+        _check_literal(key, value, wanted, field, spec)
+        if wanted in ("float", float) and isinstance(value, int):
+            bound.arguments[key] = float(value)  # "decay=1" for 1.0
     return factory(*bound.args, **bound.kwargs)
 
 

@@ -89,7 +89,7 @@ def test_another_config_in_the_folder_is_refused(run):
     config.optimizer.learning_rate = 1e-3
     with pytest.raises(ValueError, match=r"another config: optimizer.learning_rate is 0.002 there"):
         jobs.train(config, folder)
-    with pytest.raises(ValueError, match="process.schedule says what the parameters"):
+    with pytest.raises(ValueError, match=r"process\.schedule says what the parameters"):
         jobs.run_config(folder, {"process.schedule": "linear()"})
     other = tiny()
     other.model.target = "x0()"

@@ -95,23 +95,39 @@ def _block(x: Array, params: Params, name: str, stride: int) -> Array:
     h = x
     if name + "_expand_conv" in params:
         h = _relu6(_conv(h, params[name + "_expand_conv"]))
-    h = _relu6(_conv(h, params[name + "_depthwise_conv"], stride, groups=h.shape[-1]))
+    h = _relu6(_depthwise(h, params[name + "_depthwise_conv"], stride))
     h = _conv(h, params[name + "_project_conv"])
     return x + h if stride == 1 and h.shape == x.shape else h
 
 
-def _conv(
-    x: Float[Array, "n h w c"], layer: Mapping[str, np.ndarray], stride: int = 1, groups: int = 1
-) -> Array:
+def _conv(x: Float[Array, "n h w c"], layer: Mapping[str, np.ndarray], stride: int = 1) -> Array:
     y = jax.lax.conv_general_dilated(
         x,
         jnp.asarray(layer["kernel"]),
         (stride, stride),
         "SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
     )
     return y + jnp.asarray(layer["bias"])
+
+
+def _depthwise(x: Float[Array, "n h w c"], layer: Mapping[str, np.ndarray], stride: int) -> Array:
+    """A convolution of each channel by itself, "SAME", as a sum of shifted images.
+
+    XLA:CPU takes ten times as long over its grouped convolution.
+    """
+    kernel, channels = jnp.asarray(layer["kernel"]), x.shape[-1]
+    side, shape = kernel.shape[0], x.shape[:3]
+    pads = jax.lax.padtype_to_pads(x.shape[1:3], (side, side), (stride, stride), "SAME")
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    last = [(-(-n // stride) - 1) * stride + 1 for n in shape[1:]]
+    y = jnp.asarray(layer["bias"])
+    for i in range(side):
+        for j in range(side):
+            stop = (shape[0], i + last[0], j + last[1], channels)
+            shifted = jax.lax.slice(x, (0, i, j, 0), stop, (1, stride, stride, 1))
+            y = y + shifted * kernel[i, j, 0]
+    return y
 
 
 def _relu6(x: Array) -> Array:

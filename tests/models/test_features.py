@@ -127,15 +127,8 @@ def _pickled(size, offset, stride):
     text = lambda s: b"X" + struct.pack("<I", len(s)) + s.encode()
     storage = text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(4)
     rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n((" + storage + b"tQ"
-    return (
-        b"\x80\x02}"
-        + text("w")
-        + rebuild
-        + number(offset)
-        + numbers(size)
-        + numbers(stride)
-        + b"tRs."
-    )
+    parts = (text("w"), rebuild, number(offset), numbers(size), numbers(stride))
+    return b"\x80\x02}" + b"".join(parts) + b"tRs."
 
 
 def _archive(path, index):
@@ -204,3 +197,101 @@ def test_weights_that_lack_a_tensor_are_refused_by_its_name(state):
         efficientnet.fold(partial_state)
     with pytest.raises(ValueError, match="Conv2d_1a_3x3"):
         inception.fold({"any.weight": np.zeros(3)})
+
+
+class _TorchInception:
+    """InceptionV3 with FID's pools, its random weights made as the layers are first met."""
+
+    def __init__(self, torch):
+        self.torch, self.state = torch, {}
+        self.f = torch.nn.functional
+        self.draw = torch.Generator().manual_seed(0)
+
+    def conv(self, x, name, out, kernel, stride=1, valid=False):
+        torch, (kh, kw) = self.torch, kernel
+        rand = lambda *shape: torch.rand(*shape, generator=self.draw)
+        fan_in = x.shape[1] * kh * kw
+        weight = torch.randn(out, x.shape[1], kh, kw, generator=self.draw) * (2 / fan_in) ** 0.5
+        norm = {"weight": 0.5 + rand(out), "bias": rand(out) - 0.3}
+        norm |= {"running_mean": rand(out) - 0.5, "running_var": 0.5 + rand(out)}
+        self.state[f"{name}.conv.weight"] = weight
+        self.state |= {f"{name}.bn.{key}": value for key, value in norm.items()}
+        x = self.f.conv2d(x, weight, stride=stride, padding=0 if valid else (kh // 2, kw // 2))
+        affine = norm["running_mean"], norm["running_var"], norm["weight"], norm["bias"]
+        return self.f.batch_norm(x, *affine, eps=1e-3).relu()
+
+    def chain(self, x, block, *layers):
+        """Layers (name, out, "kh x kw" as a tuple, stride); a stride of 2 pads nothing."""
+        for name, out, kernel, *stride in layers:
+            x = self.conv(x, f"{block}.branch{name}", out, kernel, *stride, valid=bool(stride))
+        return x
+
+    def mean(self, x):
+        return self.f.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+
+    def __call__(self, x):
+        pool = lambda x: self.f.max_pool2d(x, 3, 2)
+        x = self.conv(x, "Conv2d_1a_3x3", 32, (3, 3), 2, valid=True)
+        x = self.conv(x, "Conv2d_2a_3x3", 32, (3, 3), valid=True)
+        x = pool(self.conv(x, "Conv2d_2b_3x3", 64, (3, 3)))
+        x = self.conv(x, "Conv2d_3b_1x1", 80, (1, 1))
+        x = pool(self.conv(x, "Conv2d_4a_3x3", 192, (3, 3), valid=True))
+        for block, n in (("Mixed_5b", 32), ("Mixed_5c", 64), ("Mixed_5d", 64)):
+            x = self.of_35(x, block, n)
+        x = self.joined(
+            x,
+            "Mixed_6a",
+            [("3x3", 384, (3, 3), 2)],
+            [("3x3dbl_1", 64, (1, 1)), ("3x3dbl_2", 96, (3, 3)), ("3x3dbl_3", 96, (3, 3), 2)],
+            last=pool(x),
+        )
+        for block, n in (("Mixed_6b", 128), ("Mixed_6c", 160), ("Mixed_6d", 160)):
+            x = self.of_17(x, block, n)
+        x = self.of_17(x, "Mixed_6e", 192)
+        sevens = [("7x7x3_1", 192, (1, 1)), ("7x7x3_2", 192, (1, 7)), ("7x7x3_3", 192, (7, 1))]
+        sevens.append(("7x7x3_4", 192, (3, 3), 2))
+        threes = [("3x3_1", 192, (1, 1)), ("3x3_2", 320, (3, 3), 2)]
+        x = self.joined(x, "Mixed_7a", threes, sevens, last=pool(x))
+        x = self.of_8(x, "Mixed_7b", self.mean(x))
+        x = self.of_8(x, "Mixed_7c", self.f.max_pool2d(x, 3, 1, 1))
+        return x.mean((2, 3))
+
+    def joined(self, x, block, *branches, last):
+        parts = [self.chain(x, block, *branch) for branch in branches]
+        return self.torch.cat([*parts, last], 1)
+
+    def of_35(self, x, block, n):
+        five = [("5x5_1", 48, (1, 1)), ("5x5_2", 64, (5, 5))]
+        three = [("3x3dbl_1", 64, (1, 1)), ("3x3dbl_2", 96, (3, 3)), ("3x3dbl_3", 96, (3, 3))]
+        last = self.chain(self.mean(x), block, ("_pool", n, (1, 1)))
+        return self.joined(x, block, [("1x1", 64, (1, 1))], five, three, last=last)
+
+    def of_17(self, x, block, n):
+        seven = [("7x7_1", n, (1, 1)), ("7x7_2", n, (1, 7)), ("7x7_3", 192, (7, 1))]
+        kernels = ((1, 1), (7, 1), (1, 7), (7, 1), (1, 7))
+        double = [(f"7x7dbl_{i}", n, kernel) for i, kernel in enumerate(kernels, 1)]
+        double[-1] = ("7x7dbl_5", 192, (1, 7))
+        last = self.chain(self.mean(x), block, ("_pool", 192, (1, 1)))
+        return self.joined(x, block, [("1x1", 192, (1, 1))], seven, double, last=last)
+
+    def of_8(self, x, block, pooled):
+        three = self.chain(x, block, ("3x3_1", 384, (1, 1)))
+        double = self.chain(x, block, ("3x3dbl_1", 448, (1, 1)), ("3x3dbl_2", 384, (3, 3)))
+        sides = (("a", (1, 3)), ("b", (3, 1)))
+        parts = [self.chain(x, block, ("1x1", 320, (1, 1)))]
+        parts += [self.chain(three, block, (f"3x3_2{s}", 384, kernel)) for s, kernel in sides]
+        parts += [self.chain(double, block, (f"3x3dbl_3{s}", 384, kernel)) for s, kernel in sides]
+        return self.torch.cat([*parts, self.chain(pooled, block, ("_pool", 192, (1, 1)))], 1)
+
+
+@pytest.mark.parity
+def test_inception_agrees_with_pytorch():
+    torch = _torch()
+    reference = _TorchInception(torch)
+    images = np.random.default_rng(1).uniform(-1, 1, (2, 107, 107, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = reference(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
+    params = inception.fold({name: x.numpy() for name, x in reference.state.items()})
+    out = jax.jit(inception.backbone)(params, images)
+    assert out.shape == (2, 2048) and expected.std() > 1e-3
+    np.testing.assert_allclose(out, expected, atol=1e-5 * np.abs(expected).max())
