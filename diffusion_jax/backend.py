@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from importlib import metadata
 
-# Matrix products and reductions through XLA's YNN library: on two cores this is 1.3 to 1.6 times
-# as fast as the default for a U-Net's training step (scripts/benchmark.py).
+# Matrix products and reductions through XLA's YNN library.  Of the digits' U-Net, batch 64 on two
+# AVX2 cores, it took the gradient from 0.49 to 0.36 s and the forward pass from 0.19 to 0.12 s.
 _FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 _VALUE = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 # An unknown flag ends the process, so it is set only where it is known to exist.

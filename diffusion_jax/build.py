@@ -1,37 +1,26 @@
 """The composition root: from a config to the values that jobs run.
 
-This is the only file that imports every room.  A function here reads one section of the config and
-returns one value; what a name means stands in the table of the room that owns it.
+With ``build_evaluation``, this is where the rooms meet.  A function here reads one section of the
+config and returns one value; what a name means stands in the table of the room that owns it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.convert.tensors import read_safetensors
-from diffusion_jax.convert.torch_pickle import read_state_dict
 from diffusion_jax.core import grids, network_io, process, schedules, targets, weighting
-from diffusion_jax.core import likelihood as bounds
 from diffusion_jax.core.ema import EMAS
-from diffusion_jax.core.guidance import condition
-from diffusion_jax.core.likelihood import Bound
 from diffusion_jax.core.process import Process
 from diffusion_jax.core.proposals import PROPOSALS
 from diffusion_jax.core.solvers import SOLVERS
-from diffusion_jax.core.solvers.ancestral import fixed_small, learned_range
-from diffusion_jax.core.targets import denoiser
 from diffusion_jax.core.types import Codec, Model, NoiseLevel, Recipe, Solver
 from diffusion_jax.data.pipeline import DataSpec, batches, make_dataset
-from diffusion_jax.evaluate.features import FeatureNet
-from diffusion_jax.evaluate.judge import Judge, cached_judge
-from diffusion_jax.models import MODELS, efficientnet, inception
+from diffusion_jax.models import MODELS
 from diffusion_jax.models.adapter import init_params, net_from_module
-from diffusion_jax.models.classifier import Classifier
 from diffusion_jax.recipes.diffusion import TERMS, diffusion
 from diffusion_jax.spec import Config, build
 from diffusion_jax.train import optimizer
@@ -174,100 +163,6 @@ def training_data(config: Config) -> Callable[[int], Any]:
     """start_step -> iterator of this process's batches from that step on."""
     dataset = make_dataset(data_spec(config, config.data.split))
     return lambda start: batches(dataset, start)
-
-
-def likelihood(config: Config, experiment: Experiment) -> Callable[..., Bound]:
-    """(key, params, labels [b], x0 [b, ...]) -> Bound, as ``config.evaluate.likelihood`` says."""
-    estimate = build(LIKELIHOODS, config.evaluate.likelihood, "evaluate.likelihood")
-    model = experiment.model
-    variance = learned_range if config.loss.learned_variance else fixed_small
-
-    def bound(key, params, labels, x0):
-        cond = model.condition({}, {"label": labels})
-        denoise = condition(denoiser(model, params), cond)
-        levels = grids.trailing(model.process, model.process.schedule.steps or estimate.steps)
-        return estimate.bound(key, denoise, x0, levels, variance)
-
-    return bound
-
-
-class Likelihood(NamedTuple):
-    """An estimate of the bound, and T where the schedule is continuous."""
-
-    bound: Callable[..., Bound]
-    steps: int
-
-
-def variational_bound(n: int = 0, steps: int = 1000) -> Likelihood:
-    """The discrete bound over all T levels, or an unbiased estimate of it by n of them.
-
-    Args:
-        n: levels drawn per image; 0 for all.
-        steps: T of a continuous schedule.
-    """
-    if not n:
-        return Likelihood(bounds.variational_bound, steps)
-    estimate = lambda key, denoise, x0, levels, variance: bounds.estimate_bound(
-        key, denoise, x0, levels, n, variance
-    )
-    return Likelihood(estimate, steps)
-
-
-LIKELIHOODS = {"variational_bound": variational_bound}
-
-
-def feature_net(config: Config) -> FeatureNet:
-    """What images are compared through: Inception if its weights are given, else EfficientNet."""
-    path = config.evaluate.inception_weights
-    if path:
-        params = inception.fold(_read_weights(path))
-        apply = lambda x: dict.fromkeys(("frechet", "kernel"), inception.features(params, x))
-        return FeatureNet("InceptionV3 pool3 2048-d, 299 px", "FID", apply)
-    params = efficientnet.fold(read_state_dict(efficientnet.packaged_weights()))
-
-    def apply(images):
-        out = efficientnet.features(params, images)
-        return {"frechet": out["pooled"], "kernel": out["head"]}
-
-    return FeatureNet("EfficientNet-Lite0, 64 px", "Fréchet distance", apply)
-
-
-def _read_weights(path: str) -> Mapping[str, Any]:
-    if not Path(path).is_file():
-        raise ValueError(
-            f"config.evaluate.inception_weights = {path!r} is no file; give a local "
-            "pt_inception-2015-12-05 as .pth or .safetensors, or '' for EfficientNet features"
-        )
-    return read_safetensors(path) if path.endswith(".safetensors") else read_state_dict(path)
-
-
-def judge(config: Config, load: Callable[[str], Any], path: Path) -> Judge:
-    """The classifier of a data set: read from ``path``, or trained and kept there.
-
-    Args:
-        config: names the splits to train and to hold out.
-        load: split -> (images, labels).
-        path: of the npz.
-    """
-    module = Classifier(config.data.num_classes)
-    train, test = load(config.data.split), load(config.data.test_split)
-    example = jnp.zeros((1, *train[0].shape[1:]))
-    init = lambda key: module.init(key, example)["params"]
-
-    def logits(params, x, key):
-        rngs = None if key is None else {"dropout": key}
-        return module.apply({"params": params}, x, train=key is not None, rngs=rngs)
-
-    return cached_judge(init, logits, train, test, path)
-
-
-def check_images(config: Config) -> None:
-    """Refuse to judge points in the plane as if they were images."""
-    if len(data_shape(config)) != 3:
-        raise ValueError(
-            f"config.data.name = {config.data.name!r} has no images; evaluate quality, class "
-            "accuracy and likelihood of image sets, and look at samples/ for points"
-        )
 
 
 def check_ends(config: Config, model: Model) -> None:

@@ -24,11 +24,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.core.losses import discretised_log_likelihood, mean_per_example, normal_kl
-from diffusion_jax.core.process import clean, corrupt, posterior
+from diffusion_jax.core.losses import (
+    decoder_term,
+    discretised_log_likelihood,
+    kl_term,
+    mean_per_example,
+    normal_kl,
+)
+from diffusion_jax.core.process import corrupt
 from diffusion_jax.core.sampling import pairs
 from diffusion_jax.core.solvers.ancestral import LogVariance, fixed_small
-from diffusion_jax.core.types import Denoise, NoiseLevel, like
+from diffusion_jax.core.types import Denoise, NoiseLevel
 
 Decoder = Callable[[Array, Array, Array], Array]
 """(x0, mean, log variance) -> log p(x0 | x_1) per element, nats."""
@@ -153,18 +159,12 @@ def standard_error(values: Float[Array, "b"]) -> Float[Array, ""]:
 
 def _step_kl(key, now, nxt, denoise, x0, variance) -> Array:
     x = corrupt(x0, jax.random.normal(key, x0.shape, x0.dtype), now)
-    prediction = denoise(x, now)
-    mean_q, var_q = posterior(x, x0, now, nxt)
-    mean_p, _ = posterior(x, prediction.x0, now, nxt)
-    log_var_p = like(variance(now, nxt, prediction), x)
-    return mean_per_example(normal_kl(mean_q, like(jnp.log(var_q), x), mean_p, log_var_p))
+    return kl_term(x0, x, denoise(x, now), now, nxt, variance)
 
 
 def _decoder_term(key, last, denoise, x0, variance, decoder) -> Array:
     x = corrupt(x0, jax.random.normal(key, x0.shape, x0.dtype), last)
-    prediction = denoise(x, last)
-    log_var = like(variance(last, clean(last), prediction), x)
-    return -mean_per_example(decoder(x0, prediction.x0, log_var))
+    return decoder_term(x0, denoise(x, last), last, variance, decoder)
 
 
 def _bound(prior: Array, steps: Array, decoder: Array) -> Bound:

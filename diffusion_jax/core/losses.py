@@ -9,11 +9,13 @@ The variational terms at the end of the file are what a learned variance is trai
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.core.process import posterior
+from diffusion_jax.core.process import clean, posterior
 from diffusion_jax.core.solvers.ancestral import LogVariance
 from diffusion_jax.core.targets import express
 from diffusion_jax.core.types import NoiseLevel, Prediction, Target, like
@@ -71,6 +73,50 @@ def discretised_log_likelihood(x: Array, mean: Array, log_var: Array, bins: int 
     return jnp.where(x <= -1 + half, first, jnp.where(x >= 1 - half, last, inner))
 
 
+def kl_term(
+    x0: Float[Array, "b ..."],
+    x: Float[Array, "b ..."],
+    prediction: Prediction,
+    now: NoiseLevel,
+    nxt: NoiseLevel,
+    variance: LogVariance,
+) -> Float[Array, "b"]:
+    """KL(q(x_s | x_t, x0) || p(x_s | x_t)), nats per dimension (Ho et al. 2020, eq. 5).
+
+    Args:
+        x0: clean data.
+        x: x_t.
+        prediction: the model's at (x, now).
+        now, nxt: levels of t and s, [b] or []; finite, and of no meaning, where nxt is clean.
+        variance: log variance of p, one of ``solvers.ancestral.VARIANCES``.
+    """
+    mean_p, _ = posterior(x, prediction.x0, now, nxt)
+    mean_q, var_q = posterior(x, x0, now, nxt)
+    log_var_q = jnp.log(jnp.where(nxt.sigma > 0, var_q, 1.0))
+    log_var_p = like(variance(now, nxt, prediction), x)
+    return mean_per_example(normal_kl(mean_q, like(log_var_q, x), mean_p, log_var_p))
+
+
+def decoder_term(
+    x0: Float[Array, "b ..."],
+    prediction: Prediction,
+    now: NoiseLevel,
+    variance: LogVariance,
+    decoder: Callable[[Array, Array, Array], Array] = discretised_log_likelihood,
+) -> Float[Array, "b"]:
+    """-log p(x0 | x_t) of the step to the clean level, nats per dimension.
+
+    Args:
+        x0: clean data in [-1, 1].
+        prediction: the model's at level ``now``; its x0 is the mean.
+        now: level of t, [b] or [].
+        variance: log variance of p, one of ``solvers.ancestral.VARIANCES``.
+        decoder: (x0, mean, log variance) -> log-likelihood per element, nats.
+    """
+    log_var = like(variance(now, clean(now), prediction), x0)
+    return -mean_per_example(decoder(x0, prediction.x0, log_var))
+
+
 def variational_term(
     x0: Float[Array, "b ..."],
     x: Float[Array, "b ..."],
@@ -79,23 +125,6 @@ def variational_term(
     nxt: NoiseLevel,
     variance: LogVariance,
 ) -> Float[Array, "b"]:
-    """One term of the variational bound, nats per dimension (Ho et al. 2020, eq. 5).
-
-    KL(q(x_s | x_t, x0) || p(x_s | x_t)), or, where ``nxt`` is the clean level, the decoder's
-    -log p(x0 | x_t) of 8-bit data.
-
-    Args:
-        x0: clean data in [-1, 1].
-        x: x_t.
-        prediction: the model's at (x, now).
-        now, nxt: levels of t and s, [b] or [].
-        variance: log variance of p, one of ``solvers.ancestral.VARIANCES``.
-    """
-    log_var_p = like(variance(now, nxt, prediction), x)
-    mean_p, _ = posterior(x, prediction.x0, now, nxt)
-    mean_q, var_q = posterior(x, x0, now, nxt)
-    is_clean = nxt.sigma == 0
-    log_var_q = like(jnp.log(jnp.where(is_clean, 1.0, var_q)), x)
-    kl = mean_per_example(normal_kl(mean_q, log_var_q, mean_p, log_var_p))
-    decoder = mean_per_example(-discretised_log_likelihood(x0, mean_p, log_var_p))
-    return jnp.where(is_clean, decoder, kl)
+    """Any step of the bound: ``decoder_term`` where ``nxt`` is clean, else ``kl_term``."""
+    kl = kl_term(x0, x, prediction, now, nxt, variance)
+    return jnp.where(nxt.sigma == 0, decoder_term(x0, prediction, now, variance), kl)

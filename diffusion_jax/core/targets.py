@@ -135,11 +135,19 @@ def denoiser(model: Model, params: Params, key: Array | None = None) -> Denoiser
     """
 
     def denoise(x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
-        scaled = like(model.scale_in(level), x) * x
-        time = jnp.broadcast_to(model.time_in(level), x.shape[:1])
-        return predict(model.target, model.net(params, scaled, time, cond, key=key), x, level)
+        out = network_output(model, params, x, level, cond, key)
+        return predict(model.target, out, x, level)
 
     return denoise
+
+
+def network_output(
+    model: Model, params: Params, x: Array, level: NoiseLevel, cond: Cond, key: Array | None = None
+) -> Array:
+    """What the network says of (x, level, cond), before ``predict``: F, and ``aux`` after it."""
+    scaled = like(model.scale_in(level), x) * x
+    time = jnp.broadcast_to(model.time_in(level), x.shape[:1])
+    return model.net(params, scaled, time, cond, key=key)
 
 
 TARGETS: dict[str, Callable[..., Target]] = {

@@ -68,8 +68,8 @@ def precision_recall_density_coverage(
     real_radius, fake_radius = _radius(real, k), _radius(fake, k)
     in_real = across <= real_radius[:, None]
     return {
-        "precision": in_real.any(0),
-        "recall": (across <= fake_radius[None, :]).any(1),
+        "precision": np.any(in_real, axis=0),
+        "recall": np.any(across <= fake_radius[None, :], axis=1),
         "density": in_real.sum(0) / k,
         "coverage": across.min(1) <= real_radius,
     }

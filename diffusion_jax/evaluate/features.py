@@ -67,5 +67,5 @@ def cached(net: FeatureNet, images: np.ndarray, folder: str | os.PathLike, label
             warnings.warn(f"{path} is damaged ({error}); it is made anew", stacklevel=2)
     features = extract(net, images)
     with whole(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **features)
+        np.savez(file, allow_pickle=False, **features)
     return features

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from diffusion_jax import build
+from diffusion_jax import build_evaluation
 from diffusion_jax.core.likelihood import Bound
 from diffusion_jax.data import load_images, to_unit
 from diffusion_jax.data.catalog import data_root
@@ -62,7 +61,7 @@ def evaluate(config: Config, workdir: str | os.PathLike) -> Figures:
 def of_samples(run: Run, workdir: Path) -> Figures:
     """Quality and class accuracy of fresh samples."""
     config, section = run.config, run.config.evaluate
-    build.check_images(config)
+    build_evaluation.check_images(config)
     if section.class_accuracy and not config.data.num_classes:
         raise ValueError(
             "config.evaluate.class_accuracy=True needs a class-conditional model; "
@@ -73,7 +72,7 @@ def of_samples(run: Run, workdir: Path) -> Figures:
     save_samples(workdir / "samples" / f"evaluate_{run.step:07d}", samples)
     figures: Figures = {}
     if section.quality:
-        net = build.feature_net(config)
+        net = build_evaluation.feature_net(config)
         real, _ = images_of(config, config.data.split, section.n)
         label = config.data.name.replace("/", "-").replace(":", "-")
         known = cached(net, real, _cache(config), label)
@@ -90,8 +89,8 @@ def of_samples(run: Run, workdir: Path) -> Figures:
 def of_likelihood(run: Run, workdir: Path) -> Figures:
     """The bound of held-out images, with its table of terms in likelihood.json."""
     config = run.config
-    build.check_images(config)
-    bound = jax.jit(build.likelihood(config, run.experiment))
+    build_evaluation.check_images(config)
+    bound = jax.jit(build_evaluation.likelihood(config, run.experiment))
     images, labels = images_of(config, config.data.test_split, config.evaluate.likelihood_n)
     labels = np.zeros(len(images), np.int32) if labels is None else labels
     size = min(config.evaluate.likelihood_batch_size, len(images))
@@ -125,10 +124,8 @@ def save_terms(path: Path, bound: Bound) -> None:
 
 def judge_of(config: Config) -> Judge:
     """The judge of a data set, trained once and kept beside the data."""
-    module_key = f"{config.data.name}-{tuple(config.data.image_size)}-{config.data.channels}"
-    name = hashlib.sha256(module_key.encode()).hexdigest()[:16]
     load = lambda split: images_of(config, split, None)
-    return build.judge(config, load, _cache(config) / f"judge-{name}.npz")
+    return build_evaluation.judge(config, load, _cache(config))
 
 
 def images_of(

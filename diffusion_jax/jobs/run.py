@@ -90,7 +90,7 @@ def cache_compilations() -> None:
 
     In $JAX_COMPILATION_CACHE_DIR, or ~/.cache/diffusion_jax.
     """
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.values["jax_compilation_cache_dir"]:
         folder = Path("~/.cache/diffusion_jax").expanduser()
         jax.config.update("jax_compilation_cache_dir", str(folder))
 

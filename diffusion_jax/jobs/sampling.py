@@ -55,7 +55,7 @@ def sample(config: Config, workdir: str | os.PathLike) -> Samples:
 def drawer(config: Config, experiment: build.Experiment) -> Draw:
     """The sampler that the config names, compiled once for each batch size."""
     solver, levels = build.sampler(config, experiment.model)
-    guided = config.sampler.guidance_scale != 1 and config.data.num_classes > 0
+    guided = is_guided(config)
 
     @jax.jit
     def draw(key, params, labels, scale):
@@ -72,6 +72,11 @@ def drawer(config: Config, experiment: build.Experiment) -> Draw:
         )
 
     return draw
+
+
+def is_guided(config: Config) -> bool:
+    """Whether the guidance scale changes anything: 1 is the plain model, at half the cost."""
+    return config.sampler.guidance_scale != 1 and config.data.num_classes > 0
 
 
 def condition_of(config: Config, labels: Array) -> dict[str, Array]:
@@ -175,16 +180,24 @@ def _reverse(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(x_t [n, b, ...], predicted x0 [n, b, ...], times [n])."""
     solver, levels = build.sampler(config, experiment.model)
-    guided = config.sampler.guidance_scale != 1 and config.data.num_classes > 0
+    guided = is_guided(config)
     shape = (labels.shape[0], *experiment.shape)
 
     @jax.jit
     def run(key, params, labels, scale):
         cond = condition_of(config, labels)
         return generate_trajectory(
-            key, experiment.model, params, {}, cond, shape, solver, levels, scale
+            key,
+            experiment.model,
+            params,
+            {},
+            cond,
+            shape,
+            solver,
+            levels,
+            scale if guided else None,
         )
 
-    scale = jnp.float32(config.sampler.guidance_scale if guided else 1.0)
+    scale = jnp.float32(config.sampler.guidance_scale)
     xs, x0s = run(jax.random.key(config.sampler.seed), params, labels, scale)
     return np.asarray(xs), np.asarray(x0s), np.asarray(levels.t)

@@ -19,7 +19,7 @@ from diffusion_jax.core import losses
 from diffusion_jax.core.process import clean, corrupt
 from diffusion_jax.core.proposals import Proposal
 from diffusion_jax.core.solvers.ancestral import learned_range
-from diffusion_jax.core.targets import predict
+from diffusion_jax.core.targets import network_output, predict
 from diffusion_jax.core.types import (
     Context,
     Model,
@@ -156,8 +156,7 @@ def diffusion(
         level, importance = proposal.draw(of_level, x0.shape[0], model.process, context.carry)
         eps = jax.random.normal(of_noise, x0.shape, x0.dtype)
         x = corrupt(x0, eps, level)
-        scaled = like(model.scale_in(level), x) * x
-        out = model.net(params, scaled, model.time_in(level), cond, key=of_net)
+        out = network_output(model, params, x, level, cond, of_net)
         noised = Noised(x0, eps, x, level, out)
         each = sum(
             (term.loss(p, model, noised) for term, p in zip(terms, params["terms"], strict=True)),

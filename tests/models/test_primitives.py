@@ -36,48 +36,6 @@ def group_norm_by_hand(x, scale, bias, groups, eps):
     return ((grouped - mean) / np.sqrt(var + eps)).reshape(x.shape) * scale + bias
 
 
-@pytest.fixture
-def winograd_always(monkeypatch):
-    monkeypatch.setattr(primitives, "_WINOGRAD_LEAST_WORK", 0)
-    monkeypatch.setattr(primitives, "_WINOGRAD_LEAST_CHANNELS", 1)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 4), (5, 7)])
-def test_winograd_equals_the_definition(winograd_always, size):
-    x, kernel, bias = normal(0, 2, *size, 5), normal(1, 3, 3, 5, 4), normal(2, 4)
-    program = jax.jit(primitives.conv)
-    assert "convolution" not in program.lower(x, kernel, bias).as_text()
-    np.testing.assert_allclose(
-        program(x, kernel, bias), conv_by_hand(x, kernel) + bias, rtol=0, atol=2e-5
-    )
-
-
-def test_winograd_derivatives_equal_those_of_the_direct_form(winograd_always):
-    """Reverse, forward, and forward over reverse: a net of them is fit for any loss."""
-    x, kernel = normal(0, 2, 5, 6, 3), normal(1, 3, 3, 3, 4)
-    tangents = normal(2, *x.shape), normal(3, *kernel.shape)
-    weight = normal(4, 2, 5, 6, 4)
-
-    def derivatives(conv):
-        loss = lambda x, kernel: jnp.sum(weight * jnp.tanh(conv(x, kernel)))
-        both = lambda x, kernel: (conv(x, kernel), jax.grad(loss, (0, 1))(x, kernel))
-        return jax.jvp(both, (x, kernel), tangents)
-
-    ours = jax.jit(lambda: derivatives(primitives.conv))()
-    theirs = jax.jit(lambda: derivatives(primitives._direct))()
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-
-
-def test_winograd_error_at_real_width():
-    """At 64 channels the error against float64 stays at float32's own level for such sums."""
-    x, kernel = normal(0, 1, 16, 16, 64), normal(1, 3, 3, 64, 64, scale=1 / 24)
-    exact = conv_by_hand(x, kernel)
-    error = lambda y: np.abs(np.asarray(y) - exact).max()
-    assert exact.std() > 0.9
-    assert error(jax.jit(primitives._winograd)(x, kernel)) < 1e-5
-
-
 @pytest.mark.parametrize(
     ("side", "stride", "padding"),
     [(3, 1, SAME), (3, 2, SAME), (3, 2, ((0, 1), (0, 1))), (1, 1, ((0, 0), (0, 0)))],
@@ -86,30 +44,6 @@ def test_conv_equals_the_definition(side, stride, padding):
     x, kernel = normal(0, 2, 6, 8, 3), normal(1, side, side, 3, 4)
     got = primitives.conv(x, kernel, None, stride, padding)
     np.testing.assert_allclose(got, conv_by_hand(x, kernel, stride, padding), atol=2e-5)
-
-
-def test_only_large_float32_3x3_convolutions_take_winograds_form():
-    def uses_it(batch=32, side=3, stride=1, padding=SAME, cout=64, dtype=jnp.float32):
-        x, kernel = jnp.zeros((batch, 16, 16, 64), dtype), jnp.zeros((side, side, 64, cout), dtype)
-        return primitives._suits_winograd(x, kernel, stride, padding)
-
-    assert uses_it()
-    assert uses_it(padding="SAME")
-    assert not uses_it(batch=1)
-    assert not uses_it(side=1)
-    assert not uses_it(stride=2)
-    assert not uses_it(padding="VALID")
-    assert not uses_it(padding=((0, 1), (0, 1)))
-    assert not uses_it(cout=3)
-    assert not uses_it(dtype=jnp.bfloat16)
-
-
-def test_accelerators_get_one_convolution(winograd_always):
-    x, kernel = normal(0, 1, 4, 4, 2), normal(1, 3, 3, 2, 2)
-    grad = jax.jit(jax.grad(lambda x, kernel: primitives.conv(x, kernel).sum(), (0, 1)))
-    text = grad.trace(x, kernel).lower(lowering_platforms=("tpu",)).as_text()
-    assert text.count("stablehlo.convolution") >= 2
-    assert "dot_general" not in text
 
 
 @pytest.mark.parametrize("groups", [1, 3, 12])
@@ -211,7 +145,7 @@ def test_against_torch():
     nhwc = lambda t: t.permute(0, 2, 3, 1).numpy()
     weights = torch.from_numpy(kernel).permute(3, 2, 0, 1).contiguous()
     conv = functional.conv2d(nchw, weights, torch.from_numpy(bias), padding=1)
-    np.testing.assert_allclose(primitives._winograd(x, kernel) + bias, nhwc(conv), atol=1e-5)
+    np.testing.assert_allclose(primitives.conv(x, kernel, bias), nhwc(conv), atol=1e-5)
     norm = functional.silu(functional.group_norm(nchw, 4, eps=1e-6))
     ours = primitives.group_norm_silu(x, jnp.ones(16), jnp.zeros(16), 4, 1e-6)
     np.testing.assert_allclose(ours, nhwc(norm), atol=1e-5)

@@ -1,0 +1,126 @@
+"""From a config to what judges a run: likelihood, feature network, class judge."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import build, spec
+from diffusion_jax.convert.tensors import read_safetensors
+from diffusion_jax.convert.torch_pickle import read_state_dict
+from diffusion_jax.core import grids
+from diffusion_jax.core import likelihood as bounds
+from diffusion_jax.core.guidance import condition
+from diffusion_jax.core.likelihood import Bound
+from diffusion_jax.core.solvers.ancestral import fixed_small, learned_range
+from diffusion_jax.core.targets import denoiser
+from diffusion_jax.core.types import Params
+from diffusion_jax.evaluate.features import FeatureNet
+from diffusion_jax.evaluate.judge import Judge, cached_judge
+from diffusion_jax.models import efficientnet, inception
+from diffusion_jax.models.classifier import Classifier
+from diffusion_jax.spec import Config
+
+
+def likelihood(config: Config, experiment: build.Experiment) -> Callable[..., Bound]:
+    """(key, params, labels [b], x0 [b, ...]) -> Bound, as ``config.evaluate.likelihood`` says."""
+    estimate = spec.build(LIKELIHOODS, config.evaluate.likelihood, "evaluate.likelihood")
+    model = experiment.model
+    variance = learned_range if config.loss.learned_variance else fixed_small
+
+    def bound(key, params, labels, x0):
+        cond = model.condition({}, {"label": labels})
+        denoise = condition(denoiser(model, params), cond)
+        levels = grids.trailing(model.process, model.process.schedule.steps or estimate.steps)
+        return estimate.bound(key, denoise, x0, levels, variance)
+
+    return bound
+
+
+class Likelihood(NamedTuple):
+    """An estimate of the bound, and T where the schedule is continuous."""
+
+    bound: Callable[..., Bound]
+    steps: int
+
+
+def variational_bound(n: int = 0, steps: int = 1000) -> Likelihood:
+    """The discrete bound over all T levels, or an unbiased estimate of it by n of them.
+
+    Args:
+        n: levels drawn per image; 0 for all.
+        steps: T of a continuous schedule.
+    """
+    if not n:
+        return Likelihood(bounds.variational_bound, steps)
+    estimate = lambda key, denoise, x0, levels, variance: bounds.estimate_bound(
+        key, denoise, x0, levels, n, variance
+    )
+    return Likelihood(estimate, steps)
+
+
+def feature_net(config: Config) -> FeatureNet:
+    """What images are compared through: Inception if its weights are given, else EfficientNet."""
+    path = config.evaluate.inception_weights
+    if path:
+        params = inception.fold(_read_weights(path))
+        apply = lambda x: dict.fromkeys(("frechet", "kernel"), inception.features(params, x))
+        return FeatureNet("InceptionV3 pool3 2048-d, 299 px", "FID", apply)
+    params = efficientnet.fold(read_state_dict(efficientnet.packaged_weights()))
+
+    def apply(images):
+        out = efficientnet.features(params, images)
+        return {"frechet": out["pooled"], "kernel": out["head"]}
+
+    return FeatureNet("EfficientNet-Lite0, 64 px", "Fréchet distance", apply)
+
+
+def _read_weights(path: str) -> Mapping[str, Any]:
+    if not Path(path).is_file():
+        raise ValueError(
+            f"config.evaluate.inception_weights = {path!r} is no file; give a local "
+            "pt_inception-2015-12-05 as .pth or .safetensors, or '' for EfficientNet features"
+        )
+    return read_safetensors(path) if path.endswith(".safetensors") else read_state_dict(path)
+
+
+def judge(config: Config, load: Callable[[str], Any], folder: Path) -> Judge:
+    """The classifier of a data set: trained once and kept in ``folder``.
+
+    Args:
+        config: names the splits to train and to hold out.
+        load: split -> (images uint8 [n, h, w, c], labels int32 [n]).
+        folder: of the cache; the file's name says what was trained on, by content.
+    """
+    module = Classifier(config.data.num_classes)
+    train, test = load(config.data.split), load(config.data.test_split)
+    example = jnp.zeros((1, *train[0].shape[1:]))
+
+    def init(key) -> Params:
+        variables: Any = module.init(key, example)
+        return variables["params"]
+
+    def logits(params, x, key) -> Any:
+        rngs = None if key is None else {"dropout": key}
+        return module.apply({"params": params}, x, train=key is not None, rngs=rngs)
+
+    seen = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in train))
+    path = folder / f"judge-{seen.hexdigest()[:16]}.npz"
+    return cached_judge(init, logits, train, test, path)
+
+
+def check_images(config: Config) -> None:
+    """Refuse to judge points in the plane as if they were images."""
+    if len(build.data_shape(config)) != 3:
+        raise ValueError(
+            f"config.data.name = {config.data.name!r} has no images; evaluate quality, class "
+            "accuracy and likelihood of image sets, and look at samples/ for points"
+        )
+
+
+LIKELIHOODS = {"variational_bound": variational_bound}
