@@ -69,7 +69,9 @@ def feature_net(config: Config) -> FeatureNet:
     path = config.evaluate.inception_weights
     if path:
         params = inception.fold(_read_weights(path))
-        apply = lambda x: dict.fromkeys(("frechet", "kernel"), inception.features(params, x))
+        apply = lambda images: dict.fromkeys(
+            ("frechet", "kernel"), inception.features(params, images)
+        )
         return FeatureNet("InceptionV3 pool3 2048-d, 299 px", "FID", apply)
     params = efficientnet.fold(read_state_dict(efficientnet.packaged_weights()))
 
