@@ -9,14 +9,27 @@ Any field of the config is a flag.  Without --config, sample and evaluate take t
 
 from __future__ import annotations
 
+import re
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/mnist.py", "The experiment.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if need be.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "evaluate"], "What to do.")
+FLAGS = flags.FLAGS
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """As absl does; a field that the config lacks also ends with one sentence and exit code 2."""
+    flags.DEFINE_string("workdir", None, "Folder of the run; made if need be.")
+    flags.DEFINE_enum("mode", "train", ["train", "sample", "evaluate"], "What to do.")
+    try:
+        config_flags.DEFINE_config_file("config", "configs/mnist.py", "The experiment.")
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:  # ml_collections: "'stepz'\\nDid you mean ..."
+        words = re.findall(r"\w{2,}", str(error).split("Did you mean")[-1])  # [right, ..., wrong]
+        mend = f"did you mean {words[0]!r}?" if len(words) > 1 else "configs/base.py has them all"
+        print(f"error: the config has no field {words[-1]!r}; {mend}", file=sys.stderr)
+        sys.exit(2)
 
 
 def main(argv: list[str]) -> None:
@@ -28,21 +41,21 @@ def main(argv: list[str]) -> None:
     try:
         if argv[1:]:
             raise ValueError(f"argument {argv[1]!r} is not understood; options start with --")
-        if not _WORKDIR.value:
+        if not FLAGS.workdir:
             raise ValueError("--workdir is missing; name a folder: --workdir=runs/mnist")
-        jobs.JOBS[_MODE.value](_chosen_config(jobs), _WORKDIR.value)
+        jobs.JOBS[FLAGS.mode](_chosen_config(jobs), FLAGS.workdir)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
 def _chosen_config(jobs):
-    given = flags.FLAGS["config"].present
-    if _MODE.value == "train" or given:
-        return _CONFIG.value
-    overrides = config_flags.get_override_values(flags.FLAGS["config"])
-    return jobs.run_config(_WORKDIR.value, overrides)
+    given = FLAGS["config"].present
+    if FLAGS.mode == "train" or given:
+        return FLAGS.config
+    overrides = config_flags.get_override_values(FLAGS["config"])
+    return jobs.run_config(FLAGS.workdir, overrides)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

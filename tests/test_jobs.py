@@ -133,6 +133,9 @@ def test_points_in_the_plane_take_the_same_road(tmp_path):
         (["--mode=sample"], "--workdir is missing"),
         (["--workdir=w", "stray"], "'stray' is not understood"),
         (["--workdir=nowhere", "--mode=sample"], "holds no run"),
+        (["--config.train.stepz=1"], "no field 'stepz'; did you mean 'steps'?"),
+        (["--config.samplr.steps=1"], "no field 'samplr'; did you mean 'sampler'?"),
+        (["--config.train.rounds=1"], "no field 'rounds'; configs/base.py has them all"),
     ],
 )
 def test_the_command_line_ends_with_one_sentence(arguments, words, tmp_path):

@@ -250,9 +250,15 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 
 
 def elbo_rate(process: Process, t: jax.Array) -> jax.Array:
-    """-dλ/dt at time t, by one jvp: what turns a loss in t into the likelihood bound."""
-    rate = jax.jvp(process.schedule.log_snr, (t,), (jnp.ones_like(t),))[1]
-    return -rate
+    """-dλ/dt at time t, by one jvp: what turns a loss in t into the likelihood bound.
+
+    At an end of time where λ is infinite its rate is that of a moment (or a table's step) inside,
+    so that the weight of a loss stays finite.
+    """
+    rate = lambda t: -jax.jvp(process.schedule.log_snr, (t,), (jnp.ones_like(t),))[1]
+    margin = 1 / process.schedule.steps if process.schedule.steps else 1e-4
+    inside = jnp.clip(t, margin, 1 - margin)
+    return rate(jnp.where(jnp.isfinite(process.schedule.log_snr(t)), t, inside))
 
 
 SCHEDULES: dict[str, Callable[..., Any]] = {

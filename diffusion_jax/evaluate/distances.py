@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from scipy.spatial.distance import cdist
+
+_ROWS = 2048  # of a pairwise table held at once: 50,000 against 50,000 would be 20 GB
 
 
 def frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
@@ -40,10 +44,12 @@ def kernel_distance(real: np.ndarray, fake: np.ndarray) -> float:
     It is unbiased at any n, and negative about half of the time for equal distributions.
     """
     real, fake = _checked(real, fake)
-    kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
-    off_diagonal = lambda k: (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
-    within = off_diagonal(kernel(real, real)) + off_diagonal(kernel(fake, fake))
-    return float(within - 2 * kernel(real, fake).mean())
+    kernel = lambda dot: (dot / real.shape[1] + 1) ** 3
+    total = lambda a, b: sum(kernel(rows @ b.T).sum() for rows in _blocks(a))
+    diagonal = lambda a: kernel(np.sum(a * a, axis=1)).sum()
+    off_diagonal = lambda a: (total(a, a) - diagonal(a)) / (len(a) * (len(a) - 1))
+    across = total(real, fake) / (len(real) * len(fake))
+    return float(off_diagonal(real) + off_diagonal(fake) - 2 * across)
 
 
 def precision_recall_density_coverage(
@@ -64,20 +70,28 @@ def precision_recall_density_coverage(
     real, fake = _checked(real, fake)
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"k = {k} neighbours need more than {k} vectors in either set")
-    across = cdist(real, fake)
-    real_radius, fake_radius = _radius(real, k), _radius(fake, k)
-    in_real = across <= real_radius[:, None]
+    radius, fake_radius = _radius(real, k), _radius(fake, k)
+    density, recall, nearest = np.zeros(len(fake)), [], []
+    for rows, own in zip(_blocks(real), _blocks(radius), strict=True):
+        across = cdist(rows, fake)
+        density += (across <= own[:, None]).sum(0)
+        recall.append(np.any(across <= fake_radius, axis=1))
+        nearest.append(across.min(1))
     return {
-        "precision": np.any(in_real, axis=0),
-        "recall": np.any(across <= fake_radius[None, :], axis=1),
-        "density": in_real.sum(0) / k,
-        "coverage": across.min(1) <= real_radius,
+        "precision": density > 0,
+        "recall": np.concatenate(recall),
+        "density": density / k,
+        "coverage": np.concatenate(nearest) <= radius,
     }
 
 
 def _radius(x: np.ndarray, k: int) -> np.ndarray:
     """Distance of each vector to its k-th neighbour, itself not counted."""
-    return np.partition(cdist(x, x), k, axis=1)[:, k]
+    return np.concatenate([np.partition(cdist(rows, x), k, axis=1)[:, k] for rows in _blocks(x)])
+
+
+def _blocks(x: np.ndarray) -> Iterator[np.ndarray]:
+    return (x[i : i + _ROWS] for i in range(0, len(x), _ROWS))
 
 
 def _checked(real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

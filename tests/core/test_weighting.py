@@ -172,3 +172,16 @@ def test_loss_aware_proposal_learns_and_stays_unbiased():
     assert values.std() < 0.05  # the ideal proposal makes loss·weight constant
     steps = np.unique(np.rint(np.asarray(level.t) * 8))
     assert_allclose(steps, np.arange(1, 9))
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [schedules.zero_terminal_snr(schedules.linear()), schedules.rectified_flow()],
+    ids=["table", "flow"],
+)
+@pytest.mark.parametrize("weight", [weighting.elbo, weighting.sigmoid_elbo])
+def test_likelihood_weights_are_finite_where_log_snr_is_not(schedule, weight):
+    here = Process(schedule, PATHS["vp"])
+    at = lambda t: weight(here)(here.at(jnp.asarray(t)), targets.v())
+    assert np.isfinite(at([0.0, 1.0])).all()
+    assert at(1.0) < at(0.99)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import scipy.linalg
+from numpy.testing import assert_allclose
 
 from diffusion_jax.evaluate import distances
 
@@ -114,3 +115,13 @@ def test_vectors_that_do_not_fit_are_refused(function):
 def test_too_few_vectors_for_neighbours_are_refused():
     with pytest.raises(ValueError, match="k = 5 neighbours"):
         distances.precision_recall_density_coverage(np.zeros((5, 2)), np.zeros((9, 2)))
+
+
+def test_the_size_of_a_block_changes_nothing(rng, monkeypatch):
+    real, fake = rng.normal(size=(50, 3)), rng.normal(0.5, 1, size=(41, 3))
+    whole = distances.precision_recall_density_coverage(real, fake)
+    kid = distances.kernel_distance(real, fake)
+    monkeypatch.setattr(distances, "_ROWS", 7)
+    assert_allclose(distances.kernel_distance(real, fake), kid, rtol=1e-12)
+    blocks = distances.precision_recall_density_coverage(real, fake)
+    assert all((blocks[name] == whole[name]).all() for name in whole)
