@@ -7,6 +7,7 @@ config and returns one value; what a name means stands in the table of the room 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from diffusion_jax.data.pipeline import DataSpec, batches, make_dataset
 from diffusion_jax.models import MODELS
 from diffusion_jax.models.adapter import init_params, net_from_module
 from diffusion_jax.recipes.diffusion import TERMS, diffusion
-from diffusion_jax.spec import Config, build
+from diffusion_jax.spec import Config, build, parse
 from diffusion_jax.train import optimizer
 from diffusion_jax.train.loop import Plan
 from diffusion_jax.train.sharding import AXES, make_mesh
@@ -115,11 +116,23 @@ def recipe(config: Config, model: Model, init: Callable) -> Recipe:
 def sampler(config: Config, model: Model) -> tuple[Solver, NoiseLevel]:
     """The solver and the levels that ``config.sampler`` names."""
     section = config.sampler
-    solver = build(SOLVERS, section.solver, "sampler.solver")
-    if section.grid not in grids.GRIDS:
-        known = ", ".join(sorted(grids.GRIDS))
-        raise ValueError(f"config.sampler.grid = {section.grid!r}; known are {known}")
-    return solver, grids.GRIDS[section.grid](model.process, section.steps)
+    context = {"process": model.process, "steps": section.steps}
+    _check_order(section.solver, section.steps)
+    solver = build(SOLVERS, section.solver, "sampler.solver", **context)
+    grid = {"process": model.process, "n": section.steps}
+    return solver, build(grids.GRIDS, section.grid, "sampler.grid", **grid)
+
+
+def _check_order(spec: str, steps: int) -> None:
+    name, args, given = parse(spec, "sampler.solver")
+    if name not in SOLVERS or args or "order" not in (known := signature(SOLVERS[name]).parameters):
+        return
+    order = given.get("order", known["order"].default)
+    if steps >= 1 and order > steps:
+        raise ValueError(
+            f"config.sampler.solver = {spec!r} is of order {order}, more than sampler.steps = "
+            f"{steps}; ask for at least {order} steps, or a lower order"
+        )
 
 
 def training(config: Config) -> dict[str, Any]:

@@ -33,7 +33,7 @@ ALLOWED = {
 
 # room -> all that it may import from outside, beside the standard library.
 OUTSIDE_ONLY = {
-    "core": {"jax", "numpy", "jaxtyping"},
+    "core": {"jax", "numpy", "scipy", "jaxtyping", "diffrax"},
     "spec": set(),
     "configs": {"ml_collections"},
 }

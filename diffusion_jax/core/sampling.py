@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.core.types import Denoise, NoiseLevel, Solver
 
@@ -16,6 +19,39 @@ def prior(key: Key[Array, ""], shape: tuple[int, ...], levels: NoiseLevel) -> Fl
     """
     scale = jnp.sqrt(levels.alpha[0] ** 2 + levels.sigma[0] ** 2)
     return scale * jax.random.normal(key, shape)
+
+
+def walk(
+    key: Key[Array, ""],
+    solver: Solver,
+    denoise: Denoise,
+    x: Float[Array, "b ..."],
+    levels: NoiseLevel,
+    state: Any = None,
+) -> tuple[Float[Array, "b ..."], Any]:
+    """Take x from levels[0] to levels[-1], through any list of levels, up or down.
+
+    Args:
+        key: randomness of stochastic solvers.
+        solver: see ``core.solvers``.
+        denoise: the (guided) model.
+        x: [b, ...] at levels[0].
+        levels: [n], n >= 1; traced, so another grid of this length compiles nothing.
+        state: of the solver, to go on from an earlier walk; None starts anew.
+
+    Returns:
+        (x at levels[-1], [b, ...] of x's dtype; the solver's state).
+    """
+    now, nxt, _ = pairs(levels)
+    keys = jax.random.split(key, now.t.shape[0])
+
+    def body(carry, inputs):
+        (x, state), (key, now, nxt) = carry, inputs
+        moved, state = solver.step(key, denoise, x, now, nxt, state)
+        return (moved.astype(x.dtype), state), None
+
+    start = (x, solver.init(x) if state is None else state)
+    return jax.lax.scan(body, start, (keys, now, nxt))[0]
 
 
 def sample(
@@ -31,24 +67,13 @@ def sample(
     the predicted x0: n network calls for a solver of one call a step.
 
     Args:
-        key: randomness of stochastic solvers.
-        solver: see ``core.solvers``.
-        denoise: the (guided) model.
-        x: [b, ...] at levels[0], such as ``prior`` gives.
-        levels: [n] noisiest first, n >= 1; traced, so another grid of this length compiles nothing.
+        key, solver, denoise, x, levels: see ``walk``; x such as ``prior`` gives.
 
     Returns:
         The sample, [b, ...].
     """
-    now, nxt, last = pairs(levels)
-    keys = jax.random.split(key, now.t.shape[0])
-
-    def body(carry, inputs):
-        (x, state), (key, now, nxt) = carry, inputs
-        return solver.step(key, denoise, x, now, nxt, state), None
-
-    (x, _), _ = jax.lax.scan(body, (x, solver.init(x)), (keys, now, nxt))
-    return denoise(x, last).x0
+    x, _ = walk(key, solver, denoise, x, levels)
+    return denoise(x, pairs(levels)[2]).x0
 
 
 def trajectory(
@@ -57,24 +82,40 @@ def trajectory(
     denoise: Denoise,
     x: Float[Array, "b ..."],
     levels: NoiseLevel,
-) -> tuple[Float[Array, "n b ..."], Float[Array, "n b ..."]]:
+    points: Int[Array, "m"] | Sequence[int] | None = None,
+) -> tuple[Float[Array, "m b ..."], Float[Array, "m b ..."]]:
     """As ``sample``, and keep the way: the same key gives the same sample.
 
+    The predicted x0 is asked for once more at each level; where the solver's own first call is the
+    same, the compiler makes them one.
+
+    Args:
+        key, solver, denoise, x, levels: see ``walk``.
+        points: which of the n levels to keep, increasing; None for all.  Memory is that of m.
+
     Returns:
-        (x_t, predicted x0), each [n, b, ...], at every level; the last predicted x0 is the sample.
-        Costs one more network call a step.
+        (x_t, predicted x0), each [m, b, ...]; at the last level the predicted x0 is the sample.
     """
     now, nxt, last = pairs(levels)
-    keys = jax.random.split(key, now.t.shape[0])
+    n = levels.t.shape[0]
+    points = jnp.arange(n) if points is None else jnp.asarray(points)
+    keys = jax.random.split(key, n - 1)
+
+    def keep(kept, i, x, level):
+        slot = jnp.where(points == i, jnp.arange(points.shape[0]), points.shape[0])
+        put = lambda buffer, value: buffer.at[slot].set(value.astype(buffer.dtype), mode="drop")
+        return put(kept[0], x), put(kept[1], denoise(x, level).x0)
 
     def body(carry, inputs):
-        (x, state), (key, now, nxt) = carry, inputs
-        seen = (x, denoise(x, now).x0)
-        return solver.step(key, denoise, x, now, nxt, state), seen
+        (x, state, kept), (i, key, now, nxt) = carry, inputs
+        kept = keep(kept, i, x, now)
+        moved, state = solver.step(key, denoise, x, now, nxt, state)
+        return (moved.astype(x.dtype), state, kept), None
 
-    (x, _), (xs, x0s) = jax.lax.scan(body, (x, solver.init(x)), (keys, now, nxt))
-    final = denoise(x, last).x0
-    return jnp.concatenate([xs, x[None]]), jnp.concatenate([x0s, final[None]])
+    room = jnp.zeros((points.shape[0], *x.shape), x.dtype)
+    start = (x, solver.init(x), (room, room))
+    (x, _, kept), _ = jax.lax.scan(body, start, (jnp.arange(n - 1), keys, now, nxt))
+    return keep(kept, n - 1, x, last)
 
 
 def pairs(levels: NoiseLevel) -> tuple[NoiseLevel, NoiseLevel, NoiseLevel]:
@@ -83,4 +124,4 @@ def pairs(levels: NoiseLevel) -> tuple[NoiseLevel, NoiseLevel, NoiseLevel]:
     return take(slice(None, -1)), take(slice(1, None)), take(-1)
 
 
-__all__ = ["pairs", "prior", "sample", "trajectory"]
+__all__ = ["pairs", "prior", "sample", "trajectory", "walk"]

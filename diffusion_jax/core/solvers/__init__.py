@@ -1,11 +1,73 @@
-"""Solvers by name."""
+"""Solvers by name: what ``config.sampler.solver`` chooses from."""
 
 from collections.abc import Callable
 
+from diffusion_jax.core.process import Process
+from diffusion_jax.core.solvers import dpm, noising, runge_kutta
+from diffusion_jax.core.solvers.adaptive import adaptive
 from diffusion_jax.core.solvers.ancestral import ancestral, ddpm
 from diffusion_jax.core.solvers.ddim import ddim
+from diffusion_jax.core.solvers.er_sde import er_sde
+from diffusion_jax.core.solvers.invertible import edict
+from diffusion_jax.core.solvers.multistep import deis, exponential_adams, ipndm, lms, plms, pndm
+from diffusion_jax.core.solvers.sa_solver import sa_solver
+from diffusion_jax.core.solvers.unipc import unipc
 from diffusion_jax.core.types import Solver
 
-SOLVERS: dict[str, Callable[..., Solver]] = {"ddpm": ddpm, "ddim": ddim}
+
+def euler_ancestral(eta: float = 1.0, noise: noising.Noise = noising.white) -> Solver:
+    """k-diffusion's name of ``ddim(eta)``."""
+    return ddim(eta, noise)
+
+
+def langevin(snr: float = 0.16, corrections: int = 1) -> Solver:
+    """``noising.langevin`` around DDPM: the predictor-corrector sampler of Song et al. 2021."""
+    return noising.langevin(ddpm(), snr, corrections)
+
+
+def restart(process: Process) -> Solver:
+    """Heun's method on a grid that goes up and down, ``grids.restart`` (Xu et al. 2023)."""
+    del process
+    return noising.renoising(runge_kutta.heun())
+
+
+SOLVERS: dict[str, Callable[..., Solver]] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "euler": runge_kutta.euler,
+    "euler_ancestral": euler_ancestral,
+    "heun": runge_kutta.heun,
+    "midpoint": runge_kutta.midpoint,
+    "rk4": runge_kutta.rk4,
+    "flow_euler": runge_kutta.euler,
+    "flow_heun": runge_kutta.flow_heun,
+    "edm": noising.edm,
+    "dpm_2": runge_kutta.dpm_2,
+    "dpm_2_ancestral": noising.dpm_2_ancestral,
+    "lms": lms,
+    "plms": plms,
+    "pndm": pndm,
+    "ipndm": ipndm,
+    "deis": deis,
+    "exponential_adams": exponential_adams,
+    "dpm_solver": dpm.dpm_solver,
+    "dpm_multistep": dpm.dpm_multistep,
+    "dpmpp_2s": dpm.dpmpp_2s,
+    "dpmpp_3s": dpm.dpmpp_3s,
+    "dpmpp_2m": dpm.dpmpp_2m,
+    "dpmpp_3m": dpm.dpmpp_3m,
+    "dpmpp_2s_ancestral": noising.dpmpp_2s_ancestral,
+    "dpmpp_sde": dpm.dpmpp_sde,
+    "dpmpp_2m_sde": dpm.dpmpp_2m_sde,
+    "dpmpp_3m_sde": dpm.dpmpp_3m_sde,
+    "unipc": unipc,
+    "sa_solver": sa_solver,
+    "er_sde": er_sde,
+    "langevin": langevin,
+    "restart": restart,
+    "adaptive": adaptive,
+    "consistency": noising.consistency,
+    "edict": edict,
+}
 
 __all__ = ["SOLVERS", "ancestral", "ddim", "ddpm"]

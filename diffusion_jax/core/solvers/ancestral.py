@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from diffusion_jax.core.noise import Noise, white
 from diffusion_jax.core.process import posterior, transition
 from diffusion_jax.core.types import NoiseLevel, Prediction, Solver, like
 
@@ -57,20 +57,21 @@ def learned_range(now: NoiseLevel, nxt: NoiseLevel, prediction: Prediction) -> A
     return f * like(fixed_large(now, nxt, prediction), x) + (1 - f) * like(small, x)
 
 
-def ancestral(variance: LogVariance = fixed_small) -> Solver:
+def ancestral(variance: LogVariance = fixed_small, noise: Noise = white) -> Solver:
     """x_s ~ N(posterior mean at the predicted x0, exp(variance)) (Ho et al. 2020, algorithm 2).
 
     The last step, to the clean level, is taken by ``sampling.sample`` and adds no noise.
 
     Args:
         variance: one of ``VARIANCES``, or your own.
+        noise: where fresh noise comes from.
     """
 
     def step(key, denoise, x, now, nxt, state):
         prediction = denoise(x, now)
         mean, _ = posterior(x, prediction.x0, now, nxt)
         std = jnp.exp(0.5 * variance(now, nxt, prediction))
-        return mean + like(std, x) * jax.random.normal(key, x.shape, x.dtype), state
+        return mean + like(std, x) * noise(key, x, now, nxt), state
 
     return Solver(lambda x: (), step)
 
@@ -82,7 +83,7 @@ VARIANCES: dict[str, LogVariance] = {
 }
 
 
-def ddpm(variance: str = "fixed_small") -> Solver:
+def ddpm(variance: str = "fixed_small", noise: Noise = white) -> Solver:
     """``ancestral`` with a variance chosen by name.
 
     Raises:
@@ -90,4 +91,4 @@ def ddpm(variance: str = "fixed_small") -> Solver:
     """
     if variance not in VARIANCES:
         raise ValueError(f"ddpm(variance={variance!r}): known are {', '.join(VARIANCES)}")
-    return ancestral(VARIANCES[variance])
+    return ancestral(VARIANCES[variance], noise)

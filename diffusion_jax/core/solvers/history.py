@@ -1,0 +1,106 @@
+"""What multistep solvers remember, and polynomials through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax.core.types import NoiseLevel, like
+
+
+class History(NamedTuple):
+    """The last k values of a quantity, newest first.
+
+    Attributes:
+        values: [k, b, ...]; zeros where nothing has been seen yet.
+        levels: where they were seen, leaves [k].
+        count: how many have been seen, int32 [] (may exceed k).
+    """
+
+    values: Float[Array, "k b ..."]
+    levels: NoiseLevel
+    count: Int[Array, ""]
+
+
+def empty(x: Array, k: int) -> History:
+    """Room for k values of x's shape, at scalar levels."""
+    zeros = jnp.zeros(k, jnp.result_type(float))
+    return History(
+        jnp.zeros((k, *x.shape), x.dtype), NoiseLevel(*[zeros] * 4), jnp.zeros((), jnp.int32)
+    )
+
+
+def push(history: History, value: Array, level: NoiseLevel) -> History:
+    """Remember a new value, and forget the oldest."""
+    shift = lambda old, new: jnp.concatenate([jnp.asarray(new, old.dtype)[None], old[:-1]])
+    return History(
+        shift(history.values, value),
+        jax.tree.map(shift, history.levels, level),
+        history.count + 1,
+    )
+
+
+def allowed_order(history: History, order: int, levels: int | Array | None) -> Int[Array, ""]:
+    """The order of this step: what has been seen allows, falling to 1 towards the end.
+
+    Args:
+        history: with the present value pushed.
+        order: the wanted one.
+        levels: number of levels of the grid if its last steps are to be of falling order, down to
+            the step to the clean level, of order 1 ("lower_order_final" elsewhere; may be traced);
+            None for full order throughout.
+    """
+    reached = jnp.minimum(order, history.count)
+    if levels is None:
+        return reached
+    return jnp.clip(levels - history.count + 1, 1, reached)
+
+
+def differences(history: History, i: int) -> Array:
+    """values[i] - values[0]: how the quantity differed i values ago."""
+    return history.values[i] - history.values[0]
+
+
+def lagrange(
+    nodes: Float[Array, "k"], order: Int[Array, ""], at: Float[Array, "q"]
+) -> Float[Array, "k q"]:
+    """Lagrange basis polynomials of the first ``order`` nodes, at q points; 0 for the others."""
+    k = nodes.shape[0]
+    index = jnp.arange(k)
+    used = index < order
+    # The factor of (j, m) is (at - u_m)/(u_j - u_m), and 1 for m = j or an unused m.
+    gap = nodes[:, None] - nodes[None, :]
+    other = used[None, :] & (index[:, None] != index[None, :])
+    ratio = (at[None, None, :] - nodes[None, :, None]) / jnp.where(other, gap, 1.0)[:, :, None]
+    basis = jnp.prod(jnp.where(other[:, :, None], ratio, 1.0), axis=1)
+    return jnp.where(used[:, None], basis, 0.0)
+
+
+def integrate(
+    kernel: Callable[[Array], Array],
+    low: Float[Array, ""],
+    high: Float[Array, ""],
+    points: int = 16,
+) -> Array:
+    """∫ kernel(l) dl by Gauss-Legendre quadrature.
+
+    Args:
+        kernel: [points] -> [..., points].
+        low, high: ends.
+        points: exact to rounding for the kernels here, e^l times a polynomial, over steps up to 8.
+    """
+    node, weight = np.polynomial.legendre.leggauss(points)
+    half = (high - low) / 2
+    return half * jnp.sum(weight * kernel(low + half * (node + 1)), axis=-1)
+
+
+def add(x: Array, factors: Float[Array, "k"], history: History) -> Array:
+    """x + Σ_i factors_i·(values_i - values_0), i >= 1."""
+    for i in range(1, factors.shape[0]):
+        x = x + like(factors[i], x).astype(x.dtype) * differences(history, i)
+    return x

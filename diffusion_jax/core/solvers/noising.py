@@ -1,0 +1,198 @@
+"""Solver -> Solver: add noise around the steps of any solver.
+
+Each needs a level beside those of the grid, hence the process.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from diffusion_jax.core.noise import Noise, white
+from diffusion_jax.core.process import Process, transition
+from diffusion_jax.core.solvers.ddim import ancestral_split
+from diffusion_jax.core.solvers.dpm import dpmpp_2s
+from diffusion_jax.core.solvers.runge_kutta import dpm_2, heun
+from diffusion_jax.core.solvers.steps import follow
+from diffusion_jax.core.types import Prediction, Solver, like
+
+# A step all the way to the clean level has no finite log-SNR; this far beyond the next is as good.
+_BEYOND = 30.0
+
+
+def ancestral(
+    solver: Solver, process: Process, eta: float | Array = 1.0, noise: Noise = white
+) -> Solver:
+    """Step to a cleaner level than ``nxt``, then add fresh noise up to it.
+
+    The level is that of DDIM(eta)'s kept noise, so with ``ddim()`` inside this *is* DDIM(eta);
+    around a second-order solver it is k-diffusion's "ancestral" version of it.
+
+    Args:
+        solver: a deterministic one.
+        process: gives the level between.
+        eta: share of the posterior's noise; may be traced.
+        noise: where fresh noise comes from.
+    """
+
+    def step(key, denoise, x, now, nxt, state):
+        of_step, of_noise = jax.random.split(key)
+        up, down = ancestral_split(now, nxt, eta)
+        log_snr = 2 * (jnp.log(nxt.alpha) - jnp.log(down))
+        level = process.at_log_snr(jnp.minimum(log_snr, nxt.log_snr + _BEYOND))
+        x, state = solver.step(of_step, denoise, x, now, level, state)
+        # From the scale of that level to that of ``nxt``: alpha_s/alpha_down.
+        x = like(nxt.alpha / level.alpha, x) * x
+        return x + like(up, x) * noise(of_noise, x, now, nxt), state
+
+    return Solver(solver.init, step)
+
+
+def churned(
+    solver: Solver,
+    process: Process,
+    gamma: float | Array,
+    s_min: float | Array = 0.0,
+    s_max: float | Array = jnp.inf,
+    s_noise: float | Array = 1.0,
+    noise: Noise = white,
+) -> Solver:
+    """EDM's stochastic churn: add noise to s·(1 + γ), then step (Karras et al. 2022, algorithm 2).
+
+    Args:
+        solver: a deterministic one; the paper's is Heun's.
+        process: gives the noisier level.
+        gamma: γ = min(S_churn/N, sqrt(2) - 1); may be traced.
+        s_min, s_max: S_tmin and S_tmax: range of s = sigma/alpha in which to churn.
+        s_noise: standard deviation of the added noise.
+        noise: where it comes from.
+    """
+
+    def step(key, denoise, x, now, nxt, state):
+        of_noise, of_step = jax.random.split(key)
+        s = jnp.exp(-now.log_snr / 2)
+        growth = 1 + jnp.where((s >= s_min) & (s <= s_max), gamma, 0.0)
+        level = process.at_log_snr(now.log_snr - 2 * jnp.log(growth))
+        level = jax.tree.map(lambda new, old: jnp.where(growth > 1, new, old), level, now)
+        ratio = jnp.where(now.alpha > 0, level.alpha / jnp.where(now.alpha > 0, now.alpha, 1), 1.0)
+        std = s_noise * jnp.sqrt(jnp.maximum(level.sigma**2 - (ratio * now.sigma) ** 2, 0.0))
+        x = like(ratio, x) * x + like(std, x) * noise(of_noise, x, now, level)
+        return solver.step(of_step, denoise, x, level, nxt, state)
+
+    return Solver(solver.init, step)
+
+
+def renoising(solver: Solver, noise: Noise = white) -> Solver:
+    """Steps to a noisier level add fresh noise by q(x_t | x_s); others are the solver's.
+
+    On a grid that goes up and down (``grids.restart``) this is restart sampling (Xu et al. 2023,
+    algorithm 1), for any solver.
+    """
+
+    def up(key, denoise, x, now, nxt, state):
+        # q(x_nxt | x_now), where the transition's "now" is the noisier level.
+        law = transition(nxt, now)
+        ratio = jnp.where(now.alpha > 0, nxt.alpha / jnp.where(now.alpha > 0, now.alpha, 1.0), 1.0)
+        std = jnp.sqrt(jnp.maximum(law.forward_variance, 0.0))
+        moved = like(ratio, x) * x + like(std, x) * noise(key, x, now, nxt)
+        return moved, solver.init(x)  # what was remembered of the way down no longer holds
+
+    def step(key, denoise, x, now, nxt, state):
+        down = lambda key, x, state: solver.step(key, denoise, x, now, nxt, state)
+        again = lambda key, x, state: up(key, denoise, x, now, nxt, state)
+        return jax.lax.cond(nxt.log_snr < now.log_snr, again, down, key, x, state)
+
+    return Solver(solver.init, step)
+
+
+def skipping(solver: Solver) -> Solver:
+    """Steps between equal levels cost nothing: one compiled sampler for any number of steps.
+
+    With ``grids.pad``.  The network is not called in a skipped step (except under ``vmap`` over
+    grids, where both ways are computed and one is chosen).
+    """
+
+    def step(key, denoise, x, now, nxt, state):
+        walk = lambda x, state: solver.step(key, denoise, x, now, nxt, state)
+        stay = lambda x, state: (x, state)
+        return jax.lax.cond(now.log_snr == nxt.log_snr, stay, walk, x, state)
+
+    return Solver(solver.init, step)
+
+
+def edm(
+    process: Process,
+    steps: int | Array,
+    s_churn: float | Array = 40.0,
+    s_min: float | Array = 0.05,
+    s_max: float | Array = 50.0,
+    s_noise: float | Array = 1.003,
+    noise: Noise = white,
+) -> Solver:
+    """EDM's stochastic sampler: churned Heun (Karras et al. 2022, algorithm 2).
+
+    Args:
+        process: the model's.
+        steps: N, number of levels of the grid.
+        s_churn, s_min, s_max, s_noise: of the paper, whose CIFAR and ImageNet values are
+            (30 to 80, 0.01 to 0.05, 1 to 50, 1.003 to 1.007); 0 churn is ``heun()``.
+        noise: where fresh noise comes from.
+    """
+    gamma = jnp.minimum(jnp.asarray(s_churn) / steps, jnp.sqrt(2.0) - 1)
+    return churned(heun(), process, gamma, s_min, s_max, s_noise, noise)
+
+
+def dpm_2_ancestral(process: Process, eta: float | Array = 1.0, noise: Noise = white) -> Solver:
+    """DPM2 ancestral of k-diffusion: two calls a step."""
+    return ancestral(dpm_2(process), process, eta, noise)
+
+
+def dpmpp_2s_ancestral(process: Process, eta: float | Array = 1.0, noise: Noise = white) -> Solver:
+    """DPM-Solver++(2S) ancestral of k-diffusion: two calls a step."""
+    return ancestral(dpmpp_2s(process), process, eta, noise)
+
+
+def consistency(noise: Noise = white) -> Solver:
+    """Jump to the predicted x0, add fresh noise to the next level (Song et al. 2023, algorithm 1).
+
+    The sampler of consistency models and of LCM; of any denoiser it is the noisiest one.
+    """
+
+    def step(key, denoise, x, now, nxt, state):
+        x0 = denoise(x, now).x0
+        return follow(Prediction(x0, noise(key, x, now, nxt)), nxt), state
+
+    return Solver(lambda x: (), step)
+
+
+def langevin(solver: Solver, snr: float | Array = 0.16, corrections: int = 1) -> Solver:
+    """Predictor-corrector: after each step, Langevin steps at the level reached.
+
+    x += ε·score + sqrt(2ε)·z with ε = 2·alpha²·(snr·‖z‖/‖score‖)² (Song et al. 2021, algorithms 4
+    and 5; alpha = 1 is their VE case).  Norms are averaged over the batch.
+
+    Args:
+        solver: the predictor.
+        snr: r, signal-to-noise ratio of a step.
+        corrections: Langevin steps, one call each.
+    """
+
+    def step(key, denoise, x, now, nxt, state):
+        of_step, of_noise = jax.random.split(key)
+        x, state = solver.step(of_step, denoise, x, now, nxt, state)
+
+        def correct(x, key):
+            z = jax.random.normal(key, x.shape, x.dtype)
+            sigma = like(nxt.sigma, x)
+            # score = -eps/sigma; sigma stays out of the division: ε·score = -(ε/sigma²)·sigma·eps
+            eps = denoise(x, nxt).eps
+            norm = lambda a: jnp.sqrt(jnp.sum(a**2, axis=tuple(range(1, a.ndim))))
+            ratio = snr * jnp.mean(norm(z)) / jnp.mean(norm(eps))
+            share = like(2 * nxt.alpha**2 * ratio**2, x)
+            return x - share * sigma * eps + jnp.sqrt(2 * share) * sigma * z, None
+
+        x, _ = jax.lax.scan(correct, x, jax.random.split(of_noise, corrections))
+        return x, state
+
+    return Solver(solver.init, step)

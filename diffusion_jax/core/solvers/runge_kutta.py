@@ -1,0 +1,145 @@
+"""Runge-Kutta solvers of the probability-flow ODE, in two coordinates where it is gentle.
+
+    sigma:  y = x/alpha,          u = sigma/alpha,          dy/du = eps (Karras et al. 2022)
+    flow:   z = x/(alpha+sigma),  u = sigma/(alpha+sigma),  dz/du = eps - x0 (Liu et al. 2023)
+
+In both, Euler's method is ``steps.follow``, which is DDIM: so "Euler", "flow-matching Euler" and
+DDIM are one solver, and the methods here add the differences between stages to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from diffusion_jax.core.process import Process
+from diffusion_jax.core.solvers.steps import between, finite, follow
+from diffusion_jax.core.types import NoiseLevel, Prediction, Solver, like
+
+
+class Coordinate(NamedTuple):
+    """Where a method takes its steps.
+
+    Attributes:
+        clock: level -> u.
+        scale: level -> factor from the coordinate's state to x.
+        velocity: prediction -> derivative of the state in u.
+        log_snr: u -> λ.
+    """
+
+    clock: Callable[[NoiseLevel], Array]
+    scale: Callable[[NoiseLevel], Array]
+    velocity: Callable[[Prediction], Array]
+    log_snr: Callable[[Array], Array]
+
+
+SIGMA = Coordinate(
+    lambda level: level.sigma / level.alpha,
+    lambda level: level.alpha,
+    lambda prediction: prediction.eps,
+    lambda u: -2 * jnp.log(u),
+)
+FLOW = Coordinate(
+    lambda level: level.sigma / (level.alpha + level.sigma),
+    lambda level: level.alpha + level.sigma,
+    lambda prediction: prediction.eps - prediction.x0,
+    lambda u: 2 * (jnp.log1p(-u) - jnp.log(u)),
+)
+
+
+def runge_kutta(
+    coordinate: Coordinate,
+    stages: Sequence[Sequence[float]],
+    weights: Sequence[float],
+    process: Process | None = None,
+) -> Solver:
+    """An explicit Runge-Kutta method by its tableau.
+
+    Args:
+        coordinate: ``SIGMA`` or ``FLOW``.
+        stages: rows a_i of the second and later stages; their nodes c_i are the sums of the rows.
+        weights: b, one more than stages, of sum 1.
+        process: gives the levels of nodes other than 0 and 1; None if there are none.
+    """
+
+    def step(key, denoise, x, now, nxt, state):
+        del key
+        first = denoise(x, now)
+        start, end = coordinate.clock(now), coordinate.clock(nxt)
+        h = end - start
+        slopes = [coordinate.velocity(first)]
+
+        def arrive(level, row):
+            differences = sum(
+                (a * (slope - slopes[0]) for a, slope in zip(row[1:], slopes[1:], strict=True)),
+                jnp.zeros_like(x),
+            )
+            moved = like(finite(h * coordinate.scale(level)), x) * differences
+            return follow(first, level) + moved
+
+        for row in stages:
+            node = sum(row)
+            level = nxt if node == 1 else _inside(process, coordinate, start + node * h, nxt)
+            slopes.append(coordinate.velocity(denoise(arrive(level, row), level)))
+        return arrive(nxt, weights), state
+
+    return Solver(lambda x: (), step)
+
+
+def _inside(
+    process: Process | None, coordinate: Coordinate, u: Array, nxt: NoiseLevel
+) -> NoiseLevel:
+    if process is None:
+        raise ValueError("stages between two levels need the process, to know the levels there")
+    # From pure noise u of SIGMA is infinite: the stage is then at the end of the step.
+    return process.at_log_snr(jnp.where(jnp.isfinite(u), coordinate.log_snr(u), nxt.log_snr))
+
+
+def euler() -> Solver:
+    """Euler's method in either coordinate: ``ddim()`` by its other name, order 1."""
+    return runge_kutta(SIGMA, [], [1.0])
+
+
+def heun() -> Solver:
+    """Heun's method in sigma/alpha: order 2, two calls a step (Karras et al. 2022, algorithm 1)."""
+    return runge_kutta(SIGMA, [[1.0]], [0.5, 0.5])
+
+
+def flow_heun() -> Solver:
+    """Heun's method in rectified time: the second-order sampler of flow matching."""
+    return runge_kutta(FLOW, [[1.0]], [0.5, 0.5])
+
+
+def midpoint(process: Process) -> Solver:
+    """The midpoint rule in sigma/alpha: order 2, two calls a step."""
+    return runge_kutta(SIGMA, [[0.5]], [0.0, 1.0], process)
+
+
+def rk4(process: Process) -> Solver:
+    """The classical method in rectified time: order 4, four calls a step."""
+    rows = [[0.5], [0.0, 0.5], [0.0, 0.0, 1.0]]
+    return runge_kutta(FLOW, rows, [1 / 6, 1 / 3, 1 / 3, 1 / 6], process)
+
+
+def dpm_2(process: Process, share: float = 0.5) -> Solver:
+    """DPM-Solver-2 = k-diffusion's DPM2 at share 1/2: the midpoint in log-SNR, order 2, two calls.
+
+    (Lu et al. 2022a, algorithm 4; Karras et al. 2022, algorithm 3 without churn.)
+
+    Args:
+        process: gives the level in between.
+        share: r_1, where in log-SNR it lies, in (0, 1).
+    """
+
+    def step(key, denoise, x, now, nxt, state):
+        del key
+        first = denoise(x, now)
+        level = between(process, now, nxt, share)
+        second = denoise(follow(first, level), level)
+        factor = finite(nxt.sigma - nxt.alpha * (now.sigma / now.alpha)) / (2 * share)
+        return follow(first, nxt) + like(factor, x) * (second.eps - first.eps), state
+
+    return Solver(lambda x: (), step)
