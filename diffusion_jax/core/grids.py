@@ -189,6 +189,7 @@ def restart(
         low, high: t_min and t_max of the restart, in s = sigma/alpha.
         part: levels of each round, from high back to low.
     """
+    _check(process, n)
     base = n - rounds * part
     if base < 2 or not 0 < low < high:
         raise ValueError(

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from numpy.testing import assert_allclose, assert_array_equal
 
 from diffusion_jax.core import grids, schedules
@@ -47,7 +48,11 @@ def test_all_steps_are_every_level_and_one_step_is_allowed(name):
     assert np.isfinite(one.log_snr).all()
 
 
-@pytest.mark.parametrize("name", sorted(grids.GRIDS))
+# Of a list of the user's, of tables of levels only, and up and down again: tested on their own.
+PLAIN = sorted(set(grids.GRIDS) - {"table", "consistency", "restart"})
+
+
+@pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("process", [_table, _continuous])
 @pytest.mark.parametrize("n", [2, 7, 50])
 def test_levels_fall_strictly_and_are_levels_of_the_process(name, process, n):
@@ -97,3 +102,87 @@ def test_bad_requests_are_named():
             grid(_table(10), 0)
         with pytest.raises(ValueError, match="more than the 10 steps"):
             grid(_table(10), 11)
+
+
+def test_karras_and_its_kin_against_their_formulas(x64):
+    process = Process(schedules.cosine(), PATHS["ve"])
+    s = lambda levels: np.asarray(levels.sigma / levels.alpha)
+    k = np.arange(8) / 7
+    got = s(_grid(lambda p, n: grids.karras(p, n, 5.0, 0.02, 80.0), process, 8))
+    assert_allclose(got, (80 ** (1 / 5) + k * (0.02 ** (1 / 5) - 80 ** (1 / 5))) ** 5, rtol=1e-9)
+    ends = s(_grid(grids.uniform_log_snr, process, 2))
+    got = s(_grid(lambda p, n: grids.polyexponential(p, n, 2.0), process, 8))
+    wanted = np.exp(np.log(ends[1]) + (1 - k) ** 2 * np.log(ends[0] / ends[1]))
+    assert_allclose(got, wanted, rtol=1e-9)
+    own = s(_grid(lambda p, n: grids.karras(p, n), process, 5))
+    assert_allclose(own[[0, -1]], ends, rtol=1e-9)
+
+
+def test_beta_quantiles_are_those_of_the_distribution():
+    levels = _grid(
+        lambda p, n: grids.beta(p, n, 0.6, 0.6), Process(schedules.cosine(), PATHS["vp"]), 9
+    )
+    mass = scipy.stats.beta.cdf(np.asarray(levels.t, np.float64), 0.6, 0.6)
+    assert_allclose(mass, np.linspace(1, 0, 9), atol=1e-5)
+    on_table = _grid(grids.beta, _table(1000), 20).t * 1000
+    assert_allclose(on_table, np.round(on_table), atol=1e-3)
+    assert on_table[0] == 1000 and round(float(on_table[-1])) == 1
+
+
+def test_a_table_of_levels_is_itself_at_its_own_length_and_resampled_at_others(x64):
+    process = Process(schedules.cosine(), PATHS["ve"])
+    s = (10.0, 3.0, 1.0, 0.05)
+    at = lambda n: np.asarray(_grid(lambda p, n: grids.table(p, n, s), process, n).sigma)
+    assert_allclose(at(4), s, rtol=1e-9)
+    assert_allclose(at(7)[::2], s, rtol=1e-9)
+    assert_allclose(at(7)[1], (10.0 * 3.0) ** 0.5, rtol=1e-9)
+    for family, table in grids.TABLES.items():
+        grid = lambda p, n, family=family: grids.align_your_steps(p, n, family)
+        assert_allclose(_grid(grid, process, 11).sigma, table, rtol=1e-9)
+
+
+def test_shift_is_that_of_flow_matching(x64):
+    process = Process(schedules.rectified_flow(), PATHS["rectified"])
+    plain = _grid(grids.beta, process, 6)
+    moved = _grid(grids.shifted(grids.beta, 3.0), process, 6)
+    u = plain.sigma
+    assert_allclose(moved.sigma, 3 * u / (1 + 2 * u), rtol=1e-9)
+
+
+def test_consistency_levels_skip_evenly_through_the_distillations():
+    levels = _grid(grids.consistency, _table(1000), 4)
+    assert_allclose(levels.t * 1000, [1000, 760, 500, 260], rtol=1e-6)
+
+
+def test_padding_repeats_the_last_level_and_reversing_turns_round():
+    levels = _grid(grids.trailing, _table(10), 4)
+    padded = grids.pad(levels, 7)
+    assert_allclose(padded.log_snr, np.r_[levels.log_snr, [levels.log_snr[-1]] * 3])
+    assert_allclose(grids.reverse(levels).t, levels.t[::-1])
+    with pytest.raises(ValueError, match="4 levels does not fit"):
+        grids.pad(levels, 3)
+
+
+def test_a_restart_grid_goes_down_over_all_its_levels():
+    process = Process(schedules.cosine(), PATHS["vp"])
+    levels = _grid(lambda p, n: grids.restart(p, n, 2, 0.1, 1.0, 5), process, 30)
+    s = np.asarray(levels.sigma / levels.alpha)
+    ups = np.flatnonzero(np.diff(s) > 0)
+    assert len(ups) == 2
+    assert_allclose(s[ups + 1], 1.0, rtol=1e-5)
+    assert_allclose(s[[ups[0] + 5, ups[1] + 5]], 0.1, rtol=1e-4)
+    assert s[ups[0]] >= 0.1 * (1 - 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        (lambda p: grids.table(p, 5, (1.0, 2.0)), "falling positive"),
+        (lambda p: grids.align_your_steps(p, 5, "mine"), "known are stable_diffusion"),
+        (lambda p: grids.consistency(p, 60), "at most 50 steps"),
+        (lambda p: grids.restart(p, 9), "levels for the way down"),
+    ],
+)
+def test_impossible_grids_are_sentences(grid, words):
+    with pytest.raises(ValueError, match=words):
+        grid(_table(1000))

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -161,7 +162,7 @@ def test_brownian_increments_are_normal_independent_and_add_up(x64):
     x = jnp.zeros((20_000, 1))
     lams = (-4.0, -1.3, -1.2, 2.0, 6.0)
     step = jax.jit(lambda a, b: noise(jax.random.key(9), x, at(a), at(b))[:, 0])
-    parts = [np.asarray(step(a, b)) for a, b in zip(lams, lams[1:], strict=False)]
+    parts = [np.asarray(step(a, b)) for a, b in itertools.pairwise(lams)]
     correlation = np.corrcoef(parts)
     assert_allclose(correlation, np.eye(4), atol=4 / 20_000**0.5)
     assert_allclose(np.std(parts, axis=1), 1, rtol=4 / (2 * 20_000) ** 0.5)

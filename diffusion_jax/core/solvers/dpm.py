@@ -123,7 +123,7 @@ def multistep(
         decay = 1.0 if ode else jnp.exp(-jnp.where(eta == 0, 0.0, eta * h))
         moved = follow(prediction, nxt._replace(sigma=nxt.sigma * decay))
         terms = form.terms((1 + eta) * h, nxt)
-        reached = allowed_order(history, order, lower_order_final)
+        reached = allowed_order(history, order, nxt, lower_order_final)
         moved = add(moved, _factors(history.levels, h, terms, reached, rule, curvature), history)
         if ode:
             return moved, history

@@ -52,7 +52,7 @@ def er_sde(
     def step(key, denoise, x, now, nxt, history):
         prediction = denoise(x, now)
         history = push(history, prediction.x0, now)
-        reached = allowed_order(history, order, lower_order_final)
+        reached = allowed_order(history, order, nxt, lower_order_final)
         start, end = -now.log_snr / 2, -nxt.log_snr / 2  # log s
         # r·s_t <= s_s, in a form that holds where s_t is infinite.
         down = nxt.sigma * jnp.exp(excess(end) - excess(start))

@@ -45,17 +45,24 @@ def push(history: History, value: Array, level: NoiseLevel) -> History:
     )
 
 
-def allowed_order(history: History, order: int, levels: int | Array | None) -> Int[Array, ""]:
-    """The order of this step: what has been seen allows, falling to 1 towards the end.
+def allowed_order(
+    history: History, order: int, nxt: NoiseLevel, levels: int | Array | None = None
+) -> Int[Array, ""]:
+    """The order of this step: what has been seen on this way allows, falling to 1 towards the end.
 
     Args:
         history: with the present value pushed.
         order: the wanted one.
+        nxt: where the step goes.  Values from before a turn (a grid that goes up and down) do not
+            count: no polynomial goes through two values at one level.
         levels: number of levels of the grid if its last steps are to be of falling order, down to
             the step to the clean level, of order 1 ("lower_order_final" elsewhere; may be traced);
             None for full order throughout.
     """
-    reached = jnp.minimum(order, history.count)
+    way = jnp.concatenate([nxt.log_snr[None], history.levels.log_snr])
+    gaps = jnp.where(way[:-1] == way[1:], 0.0, way[:-1] - way[1:])
+    same_way = jnp.cumprod(gaps[1:] * jnp.sign(gaps[0]) > 0).sum(dtype=jnp.int32)
+    reached = jnp.minimum(jnp.minimum(order, history.count), 1 + same_way)
     if levels is None:
         return reached
     return jnp.clip(levels - history.count + 1, 1, reached)

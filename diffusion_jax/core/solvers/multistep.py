@@ -60,7 +60,7 @@ def adams(
             history.levels,
             now,
             nxt,
-            allowed_order(history, order, lower_order_final),
+            allowed_order(history, order, nxt, lower_order_final),
         )
         return add(follow(prediction, nxt), factors, history), history
 
@@ -90,7 +90,7 @@ def adams_factors(
     kernel = kernel or form.kernel
     l_now, l_nxt = now.log_snr / 2, nxt.log_snr / 2
     whole = jnp.isfinite(l_now) & jnp.isfinite(l_nxt)
-    known = jnp.cumprod(jnp.isfinite(seen.log_snr)).sum()
+    known = jnp.cumprod(jnp.isfinite(seen.log_snr)).sum(dtype=jnp.int32)
     order = jnp.where(whole, jnp.minimum(order, known), 1)
     nodes = variable(jnp.where(jnp.isfinite(seen.log_snr), seen.log_snr / 2, 0.0))
     low, high = (jnp.where(whole, end, 0.0) for end in (l_now, l_nxt))
@@ -227,7 +227,7 @@ def _transfer(
     prediction: Prediction, history: History, order: int, now: NoiseLevel, nxt: NoiseLevel
 ) -> Array:
     """Move with Σ_i c_i·eps_i in place of eps; Σ c_i = 1, so only differences enter."""
-    row = jnp.asarray(_CONSTANT, jnp.result_type(float))[jnp.minimum(order, history.count) - 1]
+    row = jnp.asarray(_CONSTANT, jnp.result_type(float))[allowed_order(history, order, nxt) - 1]
     x = follow(prediction, nxt)
     return add(x, row[:order] * finite(nxt.sigma - nxt.alpha * (now.sigma / now.alpha)), history)
 

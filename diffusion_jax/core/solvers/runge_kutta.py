@@ -104,7 +104,11 @@ def euler() -> Solver:
 
 
 def heun() -> Solver:
-    """Heun's method in sigma/alpha: order 2, two calls a step (Karras et al. 2022, algorithm 1)."""
+    """Heun's method in sigma/alpha: order 2, two calls a step (Karras et al. 2022, algorithm 1).
+
+    A step that divides sigma/alpha by r weighs the change of x0 by (r - 1)/2: give it a grid that
+    is even there (karras); on one that starts far out in t, ``flow_heun`` does not have this.
+    """
     return runge_kutta(SIGMA, [[1.0]], [0.5, 0.5])
 
 

@@ -61,7 +61,7 @@ def sa_solver(
         if corrector_order:
             x = _correct(state, x, prediction.x0, now)
         history = push(state.history, prediction.x0, now)
-        reached = allowed_order(history, order, lower_order_final)
+        reached = allowed_order(history, order, nxt, lower_order_final)
         squared = tau_at(now) ** 2
         own = prediction if not corrector_order else _consistent(x, prediction, now)
         mean, factors = _mean(history, own, squared, now, nxt, reached)
@@ -69,7 +69,7 @@ def sa_solver(
         std = nxt.sigma * jnp.sqrt(jnp.maximum(1 - _decay(squared, now, nxt) ** 2, 0.0))
         kick = like(std, x) * noise(key, x, now, nxt)
         upcoming = jnp.minimum(corrector_order, reached + 1)
-        return predicted + kick, _State(history, mean + kick, upcoming)
+        return predicted + kick, _State(history, (mean + kick).astype(x.dtype), upcoming)
 
     def _correct(state, x, x0, now):
         """The last step again, with x0 at ``now`` as one more value and the same noise."""

@@ -58,9 +58,9 @@ def unipc(
         del key
         prediction = denoise(x, now)
         corrected = _correct(state, prediction.x0, now, half)
-        x = jnp.where(corrector & (state.history.count > 0), corrected, x)
+        x = jnp.where(corrector & (state.history.count > 0), corrected.astype(x.dtype), x)
         history = push(state.history, prediction.x0, now)
-        reached = allowed_order(history, order, lower_order_final)
+        reached = allowed_order(history, order, nxt, lower_order_final)
         moved = follow(_at(x, prediction.x0, now), nxt)
         # The prediction at pure noise has no eps to move along but its own.
         moved = jnp.where(now.alpha > 0, moved, follow(prediction, nxt))
