@@ -54,9 +54,12 @@ def leading(process: Process, n: int, offset: int = 0) -> NoiseLevel:
 def linspace(process: Process, n: int) -> NoiseLevel:
     """n equal steps from t = 1 to the first level (t = 1/T, or 0 if continuous), both included."""
     steps = _check(process, n)
+    if n == 1:
+        return at_times(process, np.ones(1))
     if steps is None:
-        return at_times(process, np.linspace(1, 0, n) if n > 1 else np.ones(1))
-    return at_times(process, np.round(np.linspace(steps, 1, n)) / steps)
+        return at_times(process, np.linspace(1, 0, n))
+    # Halves are rounded as counted from 0, like everywhere else.
+    return at_times(process, (1 + np.round(np.linspace(0, steps - 1, n)))[::-1] / steps)
 
 
 def uniform_log_snr(process: Process, n: int) -> NoiseLevel:

@@ -19,7 +19,7 @@ from jaxtyping import Array
 from diffusion_jax.core.noise import Noise, white
 from diffusion_jax.core.solvers.history import History, add, allowed_order, empty, push
 from diffusion_jax.core.solvers.multistep import adams_factors, in_log_snr
-from diffusion_jax.core.solvers.steps import X0, follow, log_step
+from diffusion_jax.core.solvers.steps import X0, finite, follow, log_step
 from diffusion_jax.core.types import NoiseLevel, Prediction, Solver, like
 
 
@@ -33,6 +33,7 @@ def sa_solver(
     order: int = 2,
     corrector_order: int = 2,
     tau: float | Array | Callable[[NoiseLevel], Array] = 1.0,
+    rule: str = "exact",
     lower_order_final: int | Array | None = None,
     noise: Noise = white,
 ) -> Solver:
@@ -42,19 +43,22 @@ def sa_solver(
         order: of the predictor, 1 to 3 values.
         corrector_order: values of the corrector, the one ahead included; 0 for none.
         tau: 0 for the ODE, 1 for DDPM's noise; traced, or a function of the level.
+        rule: how second-order steps weigh the slope of x0: by its integral in (1), "exact", or by
+            (1 + τ²)·h²/2, "half", as the published code does.
         lower_order_final: see ``history.allowed_order``.
         noise: where fresh noise comes from.
 
     Raises:
         ValueError: for an order out of range.
     """
-    if not (1 <= order <= 3 and 0 <= corrector_order <= 3):
+    if not (1 <= order <= 3 and 0 <= corrector_order <= 3 and rule in ("exact", "half")):
         raise ValueError(
-            f"sa_solver(order={order}, corrector_order={corrector_order}): order is 1 to 3, "
-            "corrector_order 0 to 3"
+            f"sa_solver(order={order}, corrector_order={corrector_order}, rule={rule!r}): order is "
+            "1 to 3, corrector_order 0 to 3, rule exact or half"
         )
+    slope = _half_slope if rule == "half" else lambda factors, *_: factors
     tau_at = tau if callable(tau) else lambda level: jnp.asarray(tau)
-    room = max(order, corrector_order)
+    room = max(order, corrector_order, 2 if corrector_order else 1)
 
     def step(key, denoise, x, now, nxt, state):
         prediction = denoise(x, now)
@@ -65,6 +69,10 @@ def sa_solver(
         squared = tau_at(now) ** 2
         own = prediction if not corrector_order else _consistent(x, prediction, now)
         mean, factors = _mean(history, own, squared, now, nxt, reached)
+        back = log_step(
+            jax.tree.map(lambda leaf: leaf[-1 if room == 1 else 1], history.levels), now
+        )
+        factors = slope(factors, reached, 1, squared, now, nxt, -back)
         predicted = add(mean, factors, history)
         std = nxt.sigma * jnp.sqrt(jnp.maximum(1 - _decay(squared, now, nxt) ** 2, 0.0))
         kick = like(std, x) * noise(key, x, now, nxt)
@@ -77,6 +85,9 @@ def sa_solver(
         seen = push(state.history, x0, now)
         kernel = _kernel(tau_at(before) ** 2)
         factors = adams_factors(X0, in_log_snr, seen.levels, before, now, state.order, kernel)
+        factors = slope(
+            factors, state.order, 0, tau_at(before) ** 2, before, now, log_step(before, now)
+        )
         corrected = state.moved
         for i in range(room):
             if i != 1:  # values_1 is the one that ``moved`` was made with
@@ -96,6 +107,18 @@ def _mean(
     mean = follow(prediction, nxt._replace(sigma=nxt.sigma * decay))
     kernel = _kernel(squared)
     return mean, adams_factors(X0, in_log_snr, history.levels, now, nxt, order, kernel)
+
+
+def _half_slope(
+    factors: Array, order: Array, index: int, squared: Array, now: NoiseLevel, nxt: NoiseLevel,
+    gap: Array,
+) -> Array:  # fmt: skip
+    """In steps of order 2, the factor of value ``index``, ``gap`` in l away from ``now``."""
+    if factors.shape[0] <= index:
+        return factors
+    slope = nxt.alpha * (1 + squared) * log_step(now, nxt) ** 2 / 2
+    half = finite(slope / jnp.where(gap == 0, jnp.inf, gap))
+    return jnp.where((order == 2) & (jnp.arange(factors.shape[0]) == index), half, factors)
 
 
 def _kernel(squared: Array) -> Callable[[Array, NoiseLevel], Array]:
