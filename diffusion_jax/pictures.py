@@ -39,6 +39,27 @@ def save_image(path: str | os.PathLike, image: np.ndarray, zoom: int = 1) -> Non
         picture.save(temporary, "PNG")
 
 
+def save_animation(
+    path: str | os.PathLike, frames: Sequence[np.ndarray], zoom: int = 1, seconds: float = 4.0
+) -> None:
+    """Write uint8 frames [h, w, c] as a GIF that loops and rests on its last frame.
+
+    Args:
+        path: of the GIF.
+        frames: of equal shapes, in order.
+        zoom: each pixel becomes zoom x zoom.
+        seconds: of the whole way, before the rest of one second.
+    """
+    large = [np.repeat(np.repeat(frame, zoom, 0), zoom, 1) for frame in frames]
+    pictures = [Image.fromarray(f[..., 0] if f.shape[-1] == 1 else f) for f in large]
+    each = max(20, round(1000 * seconds / len(pictures)))
+    durations = [each] * (len(pictures) - 1) + [each + 1000]
+    with whole(path) as temporary:
+        pictures[0].save(
+            temporary, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0
+        )
+
+
 def save_strip(path: str | os.PathLike, rows: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> None:
     """Rows of images over time, such as the forward and the reverse process.
 
