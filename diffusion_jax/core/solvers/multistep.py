@@ -31,7 +31,7 @@ from diffusion_jax.core.solvers.history import (
     lagrange,
     push,
 )
-from diffusion_jax.core.solvers.steps import EPS, X0, Form, finite, follow
+from diffusion_jax.core.solvers.steps import EPS, X0, Form, eps_factor, follow
 from diffusion_jax.core.types import NoiseLevel, Prediction, Solver, like
 
 Variable = Callable[[Array], Array]
@@ -183,9 +183,8 @@ def plms() -> Solver:
     def first(denoise, x, now, nxt, history):
         start = denoise(x, now)
         end = denoise(follow(start, nxt), nxt)
-        return follow(Prediction(start.x0, start.eps), nxt) + _shift(now, nxt, x) * (
-            end.eps - start.eps
-        ) / 2, push(history, start.eps, now)
+        change = like(eps_factor(now, nxt), x) * (end.eps - start.eps) / 2
+        return follow(start, nxt) + change, push(history, start.eps, now)
 
     return _with_start(first, count=1)
 
@@ -200,7 +199,7 @@ def pndm(process: Process) -> Solver:
     def first(denoise, x, now, nxt, history):
         middle = process.at((now.t + nxt.t) / 2)
         e1 = denoise(x, now)
-        moved = lambda eps, to: follow(e1, to) + _shift(now, to, x) * (eps - e1.eps)
+        moved = lambda eps, to: follow(e1, to) + like(eps_factor(now, to), x) * (eps - e1.eps)
         e2 = denoise(moved(e1.eps, middle), middle).eps
         e3 = denoise(moved(e2, middle), middle).eps
         e4 = denoise(moved(e3, nxt), nxt).eps
@@ -228,13 +227,7 @@ def _transfer(
 ) -> Array:
     """Move with Σ_i c_i·eps_i in place of eps; Σ c_i = 1, so only differences enter."""
     row = jnp.asarray(_CONSTANT, jnp.result_type(float))[allowed_order(history, order, nxt) - 1]
-    x = follow(prediction, nxt)
-    return add(x, row[:order] * finite(nxt.sigma - nxt.alpha * (now.sigma / now.alpha)), history)
-
-
-def _shift(now: NoiseLevel, nxt: NoiseLevel, x: Array) -> Array:
-    """alpha_s·(s_s - s_t), s = sigma/alpha: what a change of eps moves x by."""
-    return like(finite(nxt.sigma - nxt.alpha * (now.sigma / now.alpha)), x)
+    return add(follow(prediction, nxt), row[:order] * eps_factor(now, nxt), history)
 
 
 def _check_order(name: str, order: int, most: int) -> None:

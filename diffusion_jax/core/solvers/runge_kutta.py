@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.core.process import Process
-from diffusion_jax.core.solvers.steps import between, finite, follow
+from diffusion_jax.core.solvers.steps import between, eps_factor, finite, follow
 from diffusion_jax.core.types import NoiseLevel, Prediction, Solver, like
 
 
@@ -131,7 +131,7 @@ def rk4(process: Process) -> Solver:
 def dpm_2(process: Process, share: float = 0.5) -> Solver:
     """DPM-Solver-2 = k-diffusion's DPM2 at share 1/2: the midpoint in log-SNR, order 2, two calls.
 
-    (Lu et al. 2022a, algorithm 4; Karras et al. 2022, algorithm 3 without churn.)
+    (Lu et al. 2022a, DPM-Solver-2.)
 
     Args:
         process: gives the level in between.
@@ -143,7 +143,7 @@ def dpm_2(process: Process, share: float = 0.5) -> Solver:
         first = denoise(x, now)
         level = between(process, now, nxt, share)
         second = denoise(follow(first, level), level)
-        factor = finite(nxt.sigma - nxt.alpha * (now.sigma / now.alpha)) / (2 * share)
+        factor = eps_factor(now, nxt) / (2 * share)
         return follow(first, nxt) + like(factor, x) * (second.eps - first.eps), state
 
     return Solver(lambda x: (), step)

@@ -48,6 +48,11 @@ def finite(c: Array) -> Array:
     return jnp.where(jnp.isfinite(c), c, 0.0)
 
 
+def eps_factor(now: NoiseLevel, nxt: NoiseLevel) -> Array:
+    """alpha_s·(s_s - s_t), s = sigma/alpha: what a change of eps over the step moves x by."""
+    return finite(nxt.sigma - nxt.alpha * (now.sigma / now.alpha))
+
+
 def between(process: Process, now: NoiseLevel, nxt: NoiseLevel, share: float | Array) -> NoiseLevel:
     """The level a share of the way to ``nxt`` in log-SNR; ``nxt`` if that is infinite."""
     middle = now.log_snr + share * (nxt.log_snr - now.log_snr)
