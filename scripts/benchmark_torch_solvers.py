@@ -24,13 +24,14 @@ def jobs(
     try:
         import diffusers
         import torch
+        from diffusers import UNet2DModel  # pyright: ignore[reportPrivateImportUsage]
     except ImportError:
         print("PyTorch is not timed: torch or diffusers is absent; see requirements-parity.txt")
         return {}
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     # About the size of configs/mnist.py: 28x28 in 2x2 patches, two levels, a middle with attention.
-    unet = diffusers.UNet2DModel(
+    unet = UNet2DModel(
         sample_size=14, in_channels=4, out_channels=4, layers_per_block=1,
         block_out_channels=(32, 64), down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"), attention_head_dim=32, norm_num_groups=8,

@@ -153,8 +153,9 @@ def draw_picture(records: list[dict], label: str, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=110)
 
 
-def main(_: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Measure what is missing, then write the table and the picture."""
+    del argv
     cache_compilations()
     budgets = sorted(int(b) for b in FLAGS.evaluations)
     names = FLAGS.solvers or list(ROWS)
