@@ -68,6 +68,7 @@ def get_config() -> ConfigDict:
     config.train.sample_every = 500  # a grid of samples in samples/ and TensorBoard; 0 for never
     config.train.checkpoint_every = 500
     config.train.keep = 3  # newest checkpoints to keep
+    config.train.snapshot_every = 0  # for ema = "power()": averages kept, for any width afterwards
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 2e-3
@@ -91,12 +92,16 @@ def get_config() -> ConfigDict:
     config.sampler.solver = "ddim()"  # core.solvers.SOLVERS
     config.sampler.grid = "trailing"  # core.grids.GRIDS
     config.sampler.steps = 50
-    config.sampler.guidance_scale = 2.0  # 1 is the plain conditional model
+    config.sampler.guidance = "cfg()"  # how conditions are weighed: core.guidance.GUIDANCES
+    config.sampler.guidance_scale = 2.0  # 1 is the plain conditional model; cfg_plus_plus: 0 to 1
+    config.sampler.post = ()  # bounds on x0, as ("dynamic_threshold()",): core.guidance.POSTS
+    config.sampler.reference = ""  # folder of the worse run that autoguidance() needs
+    config.sampler.reference_params = "ema"  # of that run, as params; "ema(step=500)" is earlier
     config.sampler.n = 100  # images a call of --mode=sample makes
     config.sampler.batch_size = 100
     config.sampler.labels = ()  # () cycles through the classes
     config.sampler.seed = 0
-    config.sampler.params = "ema"  # or "params"
+    config.sampler.params = "ema"  # or "params", or "posthoc(sigma_rel=0.08)" of the snapshots
 
     config.evaluate = ConfigDict()
     config.evaluate.n = 1000  # samples, and at most as many reference images as there are

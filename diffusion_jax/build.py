@@ -1,28 +1,31 @@
 """The composition root: from a config to the values that jobs run.
 
-With ``build_evaluation``, this is where the rooms meet.  A function here reads one section of the
-config and returns one value; what a name means stands in the table of the room that owns it.
+With ``build_sampling`` and ``build_evaluation``, this is where the rooms meet.  A function here
+reads one section of the config and returns one value; what a name means stands in the table of the
+room that owns it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from inspect import signature
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.core import grids, network_io, process, schedules, targets, weighting
+from configs import base
+from diffusion_jax.core import network_io, process, schedules, targets, weighting
+from diffusion_jax.core.continuous_bound import DECODERS
 from diffusion_jax.core.ema import EMAS
-from diffusion_jax.core.process import Process
+from diffusion_jax.core.learned_schedule import LEARNED, LearnedSchedule
+from diffusion_jax.core.process import Process, Schedule
 from diffusion_jax.core.proposals import PROPOSALS
-from diffusion_jax.core.solvers import SOLVERS
-from diffusion_jax.core.types import Codec, Model, NoiseLevel, Recipe, Solver
+from diffusion_jax.core.types import Codec, Model, NoiseLevel, Params, Recipe
 from diffusion_jax.data.pipeline import DataSpec, batches, make_dataset
 from diffusion_jax.models import MODELS
 from diffusion_jax.models.adapter import init_params, net_from_module
 from diffusion_jax.recipes.diffusion import TERMS, diffusion
+from diffusion_jax.recipes.variational import variational
 from diffusion_jax.spec import Config, build, parse
 from diffusion_jax.train import optimizer
 from diffusion_jax.train.loop import Plan
@@ -35,14 +38,20 @@ class Experiment(NamedTuple):
     """What a config describes, before any data or parameter.
 
     Attributes:
-        model: what its parameters mean.
+        model: what its parameters mean; of a learned schedule, with the process before training.
         recipe: how to train it.
         shape: of one data point.
+        process_of: params -> Process: of a learned schedule theirs, else the one there is.
     """
 
     model: Model
     recipe: Recipe
     shape: tuple[int, ...]
+    process_of: Callable[[Params], Process]
+
+    def model_of(self, params: Params) -> Model:
+        """The model with the process that belongs to trained parameters."""
+        return self.model._replace(process=self.process_of(params))
 
 
 def experiment(config: Config) -> Experiment:
@@ -66,7 +75,10 @@ def experiment(config: Config) -> Experiment:
     )
     check_ends(config, model)
     init = lambda key, x, cond: init_params(module, key, x.shape, cond)
-    return Experiment(model, recipe(config, model, init), shape)
+    process_of = lambda params: noise_process(config, params["schedule"])
+    fixed = learned_schedule(config) is None
+    made = recipe(config, model, init)
+    return Experiment(model, made, shape, (lambda params: proc) if fixed else process_of)
 
 
 def data_shape(config: Config) -> tuple[int, ...]:
@@ -86,10 +98,33 @@ def network(config: Config, channels: int) -> Any:
     return MODELS[name](**fields, out_channels=out, num_classes=config.data.num_classes)
 
 
-def noise_process(config: Config) -> Process:
-    """Schedule, shift, terminal SNR and path."""
+def learned_schedule(config: Config) -> LearnedSchedule | None:
+    """What ``config.process.schedule`` names, if it has parameters."""
+    made = _schedule(config)
+    return made if isinstance(made, LearnedSchedule) else None
+
+
+def _schedule(config: Config) -> Schedule | LearnedSchedule:
+    known = {**schedules.SCHEDULES, **LEARNED}
+    return build(known, config.process.schedule, "process.schedule")
+
+
+def noise_process(config: Config, params: Params | None = None) -> Process:
+    """Schedule, shift, terminal SNR and path.
+
+    Args:
+        config: the experiment.
+        params: of a learned schedule; None for those before training.
+    """
     section = config.process
-    schedule = build(schedules.SCHEDULES, section.schedule, "process.schedule")
+    schedule = _schedule(config)
+    if isinstance(schedule, LearnedSchedule):
+        if section.zero_terminal_snr:
+            raise ValueError(
+                "config.process.zero_terminal_snr = True has no meaning for a learned schedule, "
+                "whose ends are trained; set it to False"
+            )
+        schedule = schedule.schedule(schedule.init() if params is None else params)
     if section.shift:
         schedule = schedules.shifted(schedule, section.shift)
     if section.zero_terminal_snr:
@@ -103,6 +138,9 @@ def noise_process(config: Config) -> Process:
 def recipe(config: Config, model: Model, init: Callable) -> Recipe:
     """How ``config.loss`` says to train."""
     section = config.loss
+    learned = learned_schedule(config)
+    if learned is not None:
+        return _learned_recipe(config, model, init, learned)
     context = {"process": model.process}
     weight = build(weighting.WEIGHTS, section.weight, "loss.weight", **context)
     build_term = lambda spec: build(TERMS, spec, "loss.terms", weight=weight)
@@ -113,26 +151,39 @@ def recipe(config: Config, model: Model, init: Callable) -> Recipe:
     return diffusion(model, init, proposal, terms, section.condition_dropout)
 
 
-def sampler(config: Config, model: Model) -> tuple[Solver, NoiseLevel]:
-    """The solver and the levels that ``config.sampler`` names."""
-    section = config.sampler
-    context = {"process": model.process, "steps": section.steps}
-    _check_order(section.solver, section.steps)
-    solver = build(SOLVERS, section.solver, "sampler.solver", **context)
-    grid = {"process": model.process, "n": section.steps}
-    return solver, build(grids.GRIDS, section.grid, "sampler.grid", **grid)
-
-
-def _check_order(spec: str, steps: int) -> None:
-    name, args, given = parse(spec, "sampler.solver")
-    if name not in SOLVERS or args or "order" not in (known := signature(SOLVERS[name]).parameters):
-        return
-    order = given.get("order", known["order"].default)
-    if steps >= 1 and order > steps:
+def _learned_recipe(
+    config: Config, model: Model, init: Callable, learned: LearnedSchedule
+) -> Recipe:
+    section, uniform_in_t = config.loss, ("uniform", "stratified", "antithetic")
+    if (
+        tuple(section.terms) != ("regression()",)
+        or parse(section.weight, "loss.weight")[0] != "elbo"
+    ):
         raise ValueError(
-            f"config.sampler.solver = {spec!r} is of order {order}, more than sampler.steps = "
-            f"{steps}; ask for at least {order} steps, or a lower order"
+            f"config.process.schedule = {config.process.schedule!r} is trained by the variational "
+            "bound alone; set config.loss.weight = 'elbo()' and loss.terms = ('regression()',)"
         )
+    if parse(section.proposal, "loss.proposal")[0] not in uniform_in_t:
+        raise ValueError(
+            f"config.loss.proposal = {section.proposal!r} does not draw t uniformly, as a learned "
+            f"schedule needs; choose from {', '.join(uniform_in_t)}"
+        )
+    # Neither asks the network: 8-bit images, and points of a density.
+    decoder = DECODERS["categorical" if len(data_shape(config)) == 3 else "gaussian_direct"]()
+    return variational(
+        model,
+        init,
+        learned.init,
+        lambda params: noise_process(config, params),
+        build(PROPOSALS, section.proposal, "loss.proposal"),
+        decoder,
+        section.condition_dropout,
+    )
+
+
+def defaults() -> Config:
+    """The config before any experiment's difference."""
+    return base.get_config()
 
 
 def training(config: Config) -> dict[str, Any]:

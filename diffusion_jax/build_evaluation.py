@@ -13,55 +13,47 @@ import numpy as np
 from diffusion_jax import build, spec
 from diffusion_jax.convert.tensors import read_safetensors
 from diffusion_jax.convert.torch_pickle import read_state_dict
-from diffusion_jax.core import grids
-from diffusion_jax.core import likelihood as bounds
 from diffusion_jax.core.guidance import condition
-from diffusion_jax.core.likelihood import Bound
 from diffusion_jax.core.solvers.ancestral import fixed_small, learned_range
 from diffusion_jax.core.targets import denoiser
 from diffusion_jax.core.types import Params
 from diffusion_jax.evaluate.features import FeatureNet
 from diffusion_jax.evaluate.judge import Judge, cached_judge
+from diffusion_jax.evaluate.likelihoods import LIKELIHOODS, Subject, Terms
 from diffusion_jax.models import efficientnet, inception
 from diffusion_jax.models.classifier import Classifier
 from diffusion_jax.spec import Config
 
 
-def likelihood(config: Config, experiment: build.Experiment) -> Callable[..., Bound]:
-    """(key, params, labels [b], x0 [b, ...]) -> Bound, as ``config.evaluate.likelihood`` says."""
-    estimate = spec.build(LIKELIHOODS, config.evaluate.likelihood, "evaluate.likelihood")
-    model = experiment.model
-    variance = learned_range if config.loss.learned_variance else fixed_small
-
-    def bound(key, params, labels, x0):
-        cond = model.condition({}, {"label": labels})
-        denoise = condition(denoiser(model, params), cond)
-        levels = grids.trailing(model.process, model.process.schedule.steps or estimate.steps)
-        return estimate.bound(key, denoise, x0, levels, variance)
-
-    return bound
-
-
 class Likelihood(NamedTuple):
-    """An estimate of the bound, and T where the schedule is continuous."""
+    """An estimate of a model's likelihood.
 
-    bound: Callable[..., Bound]
-    steps: int
-
-
-def variational_bound(n: int = 0, steps: int = 1000) -> Likelihood:
-    """The discrete bound over all T levels, or an unbiased estimate of it by n of them.
-
-    Args:
-        n: levels drawn per image; 0 for all.
-        steps: T of a continuous schedule.
+    Attributes:
+        title: its name in a report.
+        terms: (key, params, labels [b], x0 [b, ...]) -> "total" [b] and what it is the sum of, each
+            [b] or [n, b], bits per dimension; jit it.
     """
-    if not n:
-        return Likelihood(bounds.variational_bound, steps)
-    estimate = lambda key, denoise, x0, levels, variance: bounds.estimate_bound(
-        key, denoise, x0, levels, n, variance
-    )
-    return Likelihood(estimate, steps)
+
+    title: str
+    terms: Callable[..., Terms]
+
+
+def likelihood(config: Config, experiment: build.Experiment) -> Likelihood:
+    """What ``config.evaluate.likelihood`` says."""
+    estimate = spec.build(LIKELIHOODS, config.evaluate.likelihood, "evaluate.likelihood")
+
+    def terms(key, params, labels, x0):
+        model = experiment.model_of(params)
+        subject = Subject(
+            condition(denoiser(model, params), model.condition({}, {"label": labels})),
+            model.process,
+            learned_range if config.loss.learned_variance else fixed_small,
+            learned=build.learned_schedule(config) is not None,
+            discrete=len(experiment.shape) == 3,
+        )
+        return estimate.terms(key, subject, x0)
+
+    return Likelihood(estimate.title, terms)
 
 
 def feature_net(config: Config) -> FeatureNet:
@@ -120,9 +112,6 @@ def check_images(config: Config) -> None:
     """Refuse to judge points in the plane as if they were images."""
     if len(build.data_shape(config)) != 3:
         raise ValueError(
-            f"config.data.name = {config.data.name!r} has no images; evaluate quality, class "
-            "accuracy and likelihood of image sets, and look at samples/ for points"
+            f"config.data.name = {config.data.name!r} has no images; evaluate quality and "
+            "class accuracy of image sets, and the likelihood or samples/ of points"
         )
-
-
-LIKELIHOODS = {"variational_bound": variational_bound}

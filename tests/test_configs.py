@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from diffusion_jax import build
+from diffusion_jax import build, build_sampling
 from diffusion_jax.train.state import abstract_state
 from diffusion_jax.train.step import make_step
 
@@ -57,7 +57,7 @@ def test_the_step_of_every_config_has_consistent_shapes(name, small):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_sampler_of_every_config_can_be_built(name):
     config = load(name)
-    _, levels = build.sampler(config, build.experiment(config).model)
+    _, levels = build_sampling.sampler(config, build.experiment(config).model)
     assert levels.t.shape == (config.sampler.steps,)
     assert bool(jnp.all(jnp.diff(levels.log_snr) > 0))
 
@@ -104,7 +104,7 @@ def test_a_wrong_field_is_named_with_its_mend(field, value, words):
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError) as error:
         experiment, settings = build.experiment(config), build.training(config)
-        build.sampler(config, experiment.model)
+        build_sampling.sampler(config, experiment.model)
         batch = {
             "image": jax.ShapeDtypeStruct((2, *experiment.shape), jnp.float32),
             "label": jax.ShapeDtypeStruct((2,), jnp.int32),
@@ -120,7 +120,7 @@ def test_more_steps_than_the_table_has():
     config = load("cifar10:ddpm")
     config.sampler.steps = 1001
     with pytest.raises(ValueError, match="more than the 1000 steps"):
-        build.sampler(config, build.experiment(config).model)
+        build_sampling.sampler(config, build.experiment(config).model)
 
 
 def test_eps_from_pure_noise_is_refused():

@@ -23,12 +23,13 @@ ALLOWED = {
     "backend": set(),
     "files": set(),
     "pictures": {"files"},
+    "build_sampling": {*ROOMS, "build", "spec"},
     "build_evaluation": {*ROOMS, "build", "spec"},
-    "jobs": {*ROOMS, "build", "build_evaluation", "spec", "files", "pictures"},
+    "jobs": {*ROOMS, "build", "build_sampling", "build_evaluation", "spec", "files", "pictures"},
     "build": {*ROOMS, "spec", "configs"},
     "configs": {"configs.base"},
     "main": {"jobs"},
-    "scripts": {*ROOMS, "build", "spec", "jobs", "configs", "main"},
+    "scripts": {*ROOMS, "build", "build_evaluation", "spec", "files", "jobs", "configs", "main"},
 }
 
 # room -> all that it may import from outside, beside the standard library.

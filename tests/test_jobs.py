@@ -127,6 +127,38 @@ def test_points_in_the_plane_take_the_same_road(tmp_path):
         jobs.evaluate(config, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:posthoc")  # two snapshots are few
+def test_a_width_chosen_after_training_is_sampled_from(tmp_path):
+    from diffusion_jax.jobs.run import open_run
+
+    config = toy2d.get_config("ring")
+    config.ema = "power(sigma_rel=(0.05, 0.2))"
+    config.train.update(steps=20, sample_every=0, checkpoint_every=20, snapshot_every=10)
+    config.sampler.update(steps=4, n=50, batch_size=50)
+    state = jobs.train(config, tmp_path)
+    opened = lambda params: open_run(
+        jobs.run_config(tmp_path, {"sampler.params": params}), tmp_path
+    )
+    same = lambda a, b: jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), a, b
+    )
+    same(opened("ema").params, state.ema["0.05"])  # the first is the one sampled from
+    same(opened("posthoc(sigma_rel=0.2)").params, state.ema["0.2"])
+    assert opened("posthoc(sigma_rel=0.1, step=10)").step == 10
+    with pytest.raises(ValueError, match=r"no snapshot of step 13; the nearest are \[10, 20\]"):
+        opened("posthoc(sigma_rel=0.1, step=13)")
+    of = lambda params: jobs.run_config(tmp_path, {"sampler.params": params})
+    images = [jobs.sample(of(p), tmp_path).images for p in ("ema", "posthoc(sigma_rel=0.1)")]
+    assert np.isfinite(images).all() and not np.array_equal(*images)
+    with pytest.warns(UserWarning, match="% off as a profile; it needs more snapshots"):
+        opened("posthoc(sigma_rel=0.01)")
+    with pytest.raises(ValueError, match=r"sampler\.params.*known are ema, params, posthoc"):
+        opened("average")
+    config.ema = "warmup()"
+    with pytest.raises(ValueError, match=r"snapshot_every = 10 is of averages .* 'warmup\(\)'"):
+        jobs.train(config, tmp_path / "other")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

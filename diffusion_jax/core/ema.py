@@ -12,13 +12,15 @@ changes less than half a bfloat16 step and would stand still.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
+from diffusion_jax.core.power_ema import exponent
 from diffusion_jax.core.types import Params
 
 Rate = Callable[[Int[Array, ""]], Float[Array, ""]]
@@ -84,6 +86,37 @@ def halflife(steps: int, ramp: float | None = 0.05) -> Ema:
     return averaged(rate)
 
 
+def power(sigma_rel: float | Sequence[float] = (0.05, 0.1)) -> Ema:
+    """r_k = 1 - (1 - 1/t)^(γ + 1), t = k + 1 (Karras et al. 2024, "EDM2", eq. 127).
+
+    Then θ_t weighs (t/n)^(γ + 1) - ((t - 1)/n)^(γ + 1) after n updates: the integral of the profile
+    of ``core.power_ema``, which tells γ from the width.  The first update is a copy.
+
+    Args:
+        sigma_rel: width, or several that are tracked at once: the state is {width: average}, and
+            ``params`` gives the first.  Two stored now and then span any other (``power_ema``).
+    """
+    try:
+        widths = [float(w) for w in np.atleast_1d(sigma_rel)]
+        profiles = {repr(w): averaged(_power_rate(exponent(w) + 1)) for w in widths}
+    except ValueError as error:
+        raise ValueError(f"config.ema: power(sigma_rel={sigma_rel!r}): {error}") from None
+    if not widths or len(profiles) < len(widths):
+        raise ValueError(f"config.ema: power(sigma_rel={sigma_rel!r}) needs different widths")
+    first = repr(widths[0])
+    return Ema(
+        lambda params: {name: one.init(params) for name, one in profiles.items()},
+        lambda state, params, k: {
+            name: one.update(state[name], params, k) for name, one in profiles.items()
+        },
+        lambda state: state[first],
+    )
+
+
+def _power_rate(power: float) -> Rate:
+    return lambda k: -jnp.expm1(power * jnp.log1p(-1 / (k + 1.0))).astype(jnp.float32)
+
+
 def averaged(rate: Rate) -> Ema:
     """The recurrence (1) with any rate.  Leaves that are not floating point are copied."""
 
@@ -116,6 +149,7 @@ EMAS: dict[str, Callable[..., Ema]] = {
     "constant": constant,
     "warmup": warmup,
     "halflife": halflife,
+    "power": power,
 }
 
-__all__ = ["EMAS", "Ema", "Rate", "averaged", "constant", "halflife", "warmup"]
+__all__ = ["EMAS", "Ema", "Rate", "averaged", "constant", "halflife", "power", "warmup"]

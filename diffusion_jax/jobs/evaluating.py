@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from diffusion_jax import build_evaluation
-from diffusion_jax.core.likelihood import Bound
+from diffusion_jax import build, build_evaluation
+from diffusion_jax.core.types import Params
 from diffusion_jax.data import load_images, to_unit
 from diffusion_jax.data.catalog import data_root
 from diffusion_jax.evaluate.features import cached, extract
 from diffusion_jax.evaluate.figures import Figure, table
 from diffusion_jax.evaluate.judge import Judge, accuracy
+from diffusion_jax.evaluate.likelihoods import Terms
 from diffusion_jax.evaluate.quality import quality
 from diffusion_jax.files import whole
 from diffusion_jax.jobs.run import Run, cache_compilations, open_run
@@ -87,39 +90,65 @@ def of_samples(run: Run, workdir: Path) -> Figures:
 
 
 def of_likelihood(run: Run, workdir: Path) -> Figures:
-    """The bound of held-out images, with its table of terms in likelihood.json."""
+    """The likelihood of held-out data, with the table of its terms in likelihood.json."""
     config = run.config
-    build_evaluation.check_images(config)
-    bound = jax.jit(build_evaluation.likelihood(config, run.experiment))
-    images, labels = images_of(config, config.data.test_split, config.evaluate.likelihood_n)
-    labels = np.zeros(len(images), np.int32) if labels is None else labels
-    size = min(config.evaluate.likelihood_batch_size, len(images))
-    count = len(images) // size
-    keys = jax.random.split(jax.random.key(config.seed), count)
-    parts: list[Bound] = []
-    for i in tqdm(range(count), desc="likelihood", unit="batch", leave=False):
-        rows = slice(i * size, (i + 1) * size)
-        here = (jnp.asarray(labels[rows]), to_unit(images[rows]))
-        parts.append(jax.device_get(bound(keys[i], run.params, *here)))
-    join = lambda *leaves: np.concatenate(leaves, -1)  # the batch is the last axis of each term
-    every = jax.tree.map(join, *parts)
+    title, estimate = build_evaluation.likelihood(config, run.experiment)
+    x0, labels = _held_out(config)
+    every = batched(jax.jit(estimate), config, run.params, x0, labels)
     save_terms(workdir / "likelihood.json", every)
-    mean = lambda x: Figure(float(x.mean()), float(x.std(ddof=1) / np.sqrt(len(x))), len(x))
-    return {
-        "bits/dim (variational bound)": mean(every.total),
-        "  of which prior": mean(every.prior),
-        "  of which steps": mean(every.steps.sum(0)),
-        "  of which decoder": mean(every.decoder),
-    }
+    of_example = {name: term if term.ndim == 1 else term.sum(0) for name, term in every.items()}
+    total = of_example.pop("total")
+    figures = {f"bits/dim ({title})": _mean(total)}
+    figures |= {f"  of which {name}": _mean(term) for name, term in of_example.items()}
+    if x0.ndim == 2:
+        figures["nats of a point"] = _mean(total * x0.shape[1] * np.log(2))
+    return figures
 
 
-def save_terms(path: Path, bound: Bound) -> None:
-    """The table of terms: mean and standard error of each, bits/dim."""
-    mean = lambda x: {"mean": float(x.mean()), "error": float(x.std(ddof=1) / np.sqrt(len(x)))}
-    ends = {"total": mean(bound.total), "prior": mean(bound.prior), "decoder": mean(bound.decoder)}
-    terms = {**ends, "steps": [mean(step) for step in bound.steps]}
+def batched(
+    estimate: Callable[..., Terms], config: Config, params: Params, x0: np.ndarray, labels: Any
+) -> dict[str, np.ndarray]:
+    """The terms of all of x0 by batches of one size; the last is filled up, and cut again."""
+    size = min(config.evaluate.likelihood_batch_size, len(x0))
+    count = -(-len(x0) // size)
+    keys = jax.random.split(jax.random.key(config.seed), count)
+    parts: list[dict[str, np.ndarray]] = []
+    bar = tqdm(range(count), desc="likelihood", unit="batch", leave=False)
+    for i in bar:
+        rows = np.arange(i * size, (i + 1) * size) % len(x0)
+        terms = estimate(keys[i], params, jnp.asarray(labels[rows]), jnp.asarray(x0[rows]))
+        parts.append(jax.device_get(terms))
+        bar.set_postfix_str(f"{np.mean([part['total'] for part in parts]):.3f} bits/dim")
+    join = lambda *leaves: np.concatenate(leaves, -1)[..., : len(x0)]  # the batch is the last axis
+    return jax.tree.map(join, *parts)
+
+
+def save_terms(path: Path, terms: Mapping[str, np.ndarray]) -> None:
+    """The table of terms: mean and standard error of each, bits/dim; a list of a term of steps."""
+    row = lambda x: {"mean": _mean(x).value, "error": _mean(x).spread}
+    table = {name: row(x) if x.ndim == 1 else [row(x) for x in x] for name, x in terms.items()}
     with whole(path) as temporary:
-        temporary.write_text(json.dumps(terms, indent=1) + "\n")
+        temporary.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def _mean(x: np.ndarray) -> Figure:
+    """With its standard error; of one example there is none."""
+    error = x.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else np.nan
+    return Figure(float(x.mean()), float(error), len(x))
+
+
+def _held_out(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Data in [-1, 1], or points, float32, and labels."""
+    section, split = config.evaluate, config.data.test_split
+    for name in ("likelihood_n", "likelihood_batch_size"):
+        if section[name] < 1:
+            raise ValueError(f"config.evaluate.{name} = {section[name]} must be at least 1")
+    if len(build.data_shape(config)) == 3:
+        images, labels = images_of(config, split, section.likelihood_n)
+        x0 = to_unit(images)
+    else:
+        x0, labels = load_images(config.data.name, split, section.likelihood_n)
+    return x0, np.zeros(len(x0), np.int32) if labels is None else labels
 
 
 def judge_of(config: Config) -> Judge:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +14,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffusion_jax import build
+from diffusion_jax.core.ema import EMAS
 from diffusion_jax.core.types import Params
 from diffusion_jax.spec import Config
+from diffusion_jax.spec import build as build_from
+from diffusion_jax.train import snapshots
 from diffusion_jax.train.checkpoint import restore_params, steps
 from diffusion_jax.train.workdir import differences, read_config
 
@@ -26,6 +31,13 @@ FIXED = (
     "data.channels",
     "data.num_classes",
 )
+
+# Relative error of a profile from which on its average is no longer the one asked for.
+POOR = 0.1
+
+
+# Sections that say nothing of the parameters: a run older than one of their fields takes a default.
+LATER = ("sampler", "evaluate")
 
 
 class Run(NamedTuple):
@@ -48,6 +60,10 @@ def run_config(workdir: str | os.PathLike, overrides: dict[str, Any] | None = No
         ValueError: if there is no run, or a field is unknown or says what the parameters mean.
     """
     config: Config = ConfigDict(read_config(workdir))
+    for section in LATER:  # fields newer than the run
+        for name, value in build.defaults()[section].items():
+            if name not in config[section]:
+                config[section][name] = value
     for field, value in (overrides or {}).items():
         if _is_fixed(field):
             held = read_config(workdir)
@@ -65,7 +81,7 @@ def run_config(workdir: str | os.PathLike, overrides: dict[str, Any] | None = No
 
 
 def open_run(config: Config, workdir: str | os.PathLike) -> Run:
-    """The run in a folder, its parameters as ``config.sampler.params`` says ("ema" or "params").
+    """The run in a folder, its parameters as ``config.sampler.params`` says (see ``PARAMS``).
 
     Raises:
         ValueError: if the folder holds no run, no good checkpoint, or a run of another model.
@@ -80,9 +96,61 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Run:
             "leave --config away to use the run's own"
         )
     experiment = build.experiment(config)
-    loaded = restore_params(workdir, config.sampler.params)
-    params = jax.tree.map(jnp.asarray, loaded)
-    return Run(config, experiment, params, max(steps(workdir)))
+    context = {"workdir": workdir, "ema": held["ema"]}
+    loaded, step = build_from(PARAMS, config.sampler.params, "sampler.params", **context)
+    return Run(config, experiment, jax.tree.map(jnp.asarray, loaded), step)
+
+
+def open_reference(config: Config) -> Run | None:
+    """The worse run that guides this one, ``config.sampler.reference``; None if none is named.
+
+    Raises:
+        ValueError: if the folder holds no run, or one of other shapes or classes.
+    """
+    folder = config.sampler.reference
+    if not folder:
+        return None
+    theirs = run_config(folder, {"sampler.params": config.sampler.reference_params})
+    for field in ("data.image_size", "data.channels", "data.num_classes"):
+        here, there = (_at(plain(c), field) for c in (config, theirs))
+        if here != there:
+            raise ValueError(
+                f"config.sampler.reference = {folder!r} holds a run with {field} = {there!r}, and "
+                f"this one has {here!r}; name a run on the same data"
+            )
+    return open_run(theirs, folder)
+
+
+def average(workdir: str | os.PathLike, ema: str, step: int = 0) -> tuple[Params, int]:
+    """The average of a checkpoint, 0 for the newest (of ``power``, its first), and its step."""
+    state = restore_params(workdir, "ema", step or None)
+    return build_from(EMAS, ema, "ema").params(state), step or max(steps(workdir))
+
+
+def last(workdir: str | os.PathLike, step: int = 0) -> tuple[Params, int]:
+    """The parameters of a checkpoint themselves, 0 for the newest, and its step."""
+    return restore_params(workdir, "params", step or None), step or max(steps(workdir))
+
+
+def posthoc(
+    workdir: str | os.PathLike, sigma_rel: float = 0.1, step: int = 0
+) -> tuple[Params, int]:
+    """The power-function average of any width, from the snapshots, and its step.
+
+    Args:
+        workdir: the run's folder.
+        sigma_rel: width of its profile over the training time (``core.power_ema``).
+        step: up to which it averages; 0 for the newest snapshot.
+    """
+    stored, combination = snapshots.plan(workdir, sigma_rel, step or None)
+    end = step or stored[-1].step
+    if combination.error > POOR:
+        warnings.warn(
+            f"posthoc(sigma_rel={sigma_rel}) is {combination.error:.0%} off as a profile; it needs "
+            "more snapshots, or widths nearer to it in config.ema",
+            stacklevel=2,
+        )
+    return snapshots.reconstruct(workdir, sigma_rel, end), end
 
 
 def cache_compilations() -> None:
@@ -109,3 +177,11 @@ def _at(config: dict[str, Any], field: str) -> Any:
     for part in field.split("."):
         value = value.get(part, "absent") if isinstance(value, dict) else "absent"
     return value
+
+
+# What config.sampler.params chooses from.
+PARAMS: dict[str, Callable[..., tuple[Params, int]]] = {
+    "ema": average,
+    "params": last,
+    "posthoc": posthoc,
+}

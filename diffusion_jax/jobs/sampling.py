@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,14 +14,16 @@ import numpy as np
 from jaxtyping import Array
 from tqdm import tqdm
 
-from diffusion_jax import build, pictures
+from diffusion_jax import build, build_sampling, pictures
 from diffusion_jax.apps.generate import generate, generate_trajectory
+from diffusion_jax.core.guidance import ALWAYS_GUIDED, Guidance
 from diffusion_jax.core.process import corrupt
+from diffusion_jax.core.targets import denoiser
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import load_images, to_uint8, to_unit
 from diffusion_jax.files import whole
-from diffusion_jax.jobs.run import cache_compilations, open_run
-from diffusion_jax.spec import Config
+from diffusion_jax.jobs.run import Run, cache_compilations, open_reference, open_run
+from diffusion_jax.spec import Config, parse
 
 Draw = Callable[[Array, Params, Array, Array], Array]
 """Jitted (key, params, labels int32 [b], guidance scale []) -> pixels [b, h, w, c] in [-1, 1]."""
@@ -54,14 +57,15 @@ def sample(config: Config, workdir: str | os.PathLike) -> Samples:
 
 def drawer(config: Config, experiment: build.Experiment) -> Draw:
     """The sampler that the config names, compiled once for each batch size."""
-    solver, levels = build.sampler(config, experiment.model)
-    guided = is_guided(config)
+    sampler_of = build_sampling.sampler_of(config, experiment)
+    guided, reference = is_guided(config), open_reference(config)
 
     @jax.jit
-    def draw(key, params, labels, scale):
+    def draw(of_reference, key, params, labels, scale):
+        model, solver, levels = sampler_of(params)
         return generate(
             key,
-            experiment.model,
+            model,
             params,
             {},
             condition_of(config, labels),
@@ -69,14 +73,24 @@ def drawer(config: Config, experiment: build.Experiment) -> Draw:
             solver,
             levels,
             scale if guided else None,
+            _guidance(config, experiment, reference, of_reference),
         )
 
-    return draw
+    return partial(draw, reference and reference.params)
 
 
 def is_guided(config: Config) -> bool:
     """Whether the guidance scale changes anything: 1 is the plain model, at half the cost."""
-    return config.sampler.guidance_scale != 1 and config.data.num_classes > 0
+    name = parse(config.sampler.guidance, "sampler.guidance")[0]
+    return config.sampler.guidance_scale != 1 or name in ALWAYS_GUIDED
+
+
+def _guidance(
+    config: Config, experiment: build.Experiment, reference: Run | None, params: Params
+) -> Guidance:
+    """What the config names; params, the reference's, are traced."""
+    worse = reference and denoiser(reference.experiment.model_of(params), params)
+    return build_sampling.guidance(config, experiment.model, worse)
 
 
 def condition_of(config: Config, labels: Array) -> dict[str, Array]:
@@ -143,7 +157,7 @@ def save_strip(config: Config, experiment: build.Experiment, params: Params, pat
     labels = jnp.zeros(1, jnp.int32) if labels is None else jnp.asarray(labels)
     xs, x0s, times = _reverse(config, experiment, params, labels)
     columns = np.linspace(0, len(times) - 1, min(STRIP_COLUMNS, len(times))).round().astype(int)
-    levels = experiment.model.process.at(jnp.asarray(times[columns]))
+    levels = experiment.process_of(params).at(jnp.asarray(times[columns]))
     x0 = jnp.repeat(jnp.asarray(to_unit(data)), len(columns), 0)
     eps = jax.random.normal(jax.random.key(config.sampler.seed), x0[:1].shape)
     noised = corrupt(x0, jnp.repeat(eps, len(columns), 0), levels)
@@ -179,16 +193,17 @@ def _reverse(
     config: Config, experiment: build.Experiment, params: Params, labels: Array
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(x_t [n, b, ...], predicted x0 [n, b, ...], times [n])."""
-    solver, levels = build.sampler(config, experiment.model)
-    guided = is_guided(config)
+    sampler_of = build_sampling.sampler_of(config, experiment)
+    guided, reference = is_guided(config), open_reference(config)
     shape = (labels.shape[0], *experiment.shape)
 
     @jax.jit
-    def run(key, params, labels, scale):
+    def run(of_reference, key, params, labels, scale):
         cond = condition_of(config, labels)
-        return generate_trajectory(
+        model, solver, levels = sampler_of(params)
+        xs, x0s = generate_trajectory(
             key,
-            experiment.model,
+            model,
             params,
             {},
             cond,
@@ -196,8 +211,12 @@ def _reverse(
             solver,
             levels,
             scale if guided else None,
+            _guidance(config, experiment, reference, of_reference),
         )
+        return xs, x0s, levels.t
 
     scale = jnp.float32(config.sampler.guidance_scale)
-    xs, x0s = run(jax.random.key(config.sampler.seed), params, labels, scale)
-    return np.asarray(xs), np.asarray(x0s), np.asarray(levels.t)
+    key = jax.random.key(config.sampler.seed)
+    made = run(reference and reference.params, key, params, labels, scale)
+    xs, x0s, times = jax.device_get(made)
+    return xs, x0s, times

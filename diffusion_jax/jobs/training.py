@@ -10,7 +10,8 @@ import jax
 from diffusion_jax import build
 from diffusion_jax.jobs import sampling
 from diffusion_jax.jobs.run import cache_compilations, plain
-from diffusion_jax.spec import Config
+from diffusion_jax.spec import Config, parse
+from diffusion_jax.train import snapshots
 from diffusion_jax.train.loop import Hook
 from diffusion_jax.train.loop import train as run_loop
 from diffusion_jax.train.state import TrainState
@@ -44,12 +45,18 @@ def train(config: Config, workdir: str | os.PathLike) -> TrainState:
             return {}
         return sampling.save_samples(folder / f"step_{step:07d}", samples)
 
+    if config.train.snapshot_every and parse(config.ema, "ema")[0] != "power":
+        raise ValueError(
+            f"config.train.snapshot_every = {config.train.snapshot_every} is of averages that "
+            f"config.ema = {config.ema!r} does not keep; take ema = 'power()', or 0 snapshots"
+        )
+    keep = lambda step, state: snapshots.save(workdir, step, state.ema)
     state = run_loop(
         experiment.recipe,
         data=data,
         folder=workdir,
         config=plain(config),
-        hooks=[Hook(config.train.sample_every, show)],
+        hooks=[Hook(config.train.sample_every, show), Hook(config.train.snapshot_every, keep)],
         **settings,
     )
     if jax.process_index() == 0:

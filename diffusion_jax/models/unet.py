@@ -28,9 +28,11 @@ from diffusion_jax.models.layers import (
     Style,
 )
 from diffusion_jax.models.primitives import silu
-from diffusion_jax.models.unet_blocks import REMATS, Level, Middle
+from diffusion_jax.models.unet_blocks import REMATS, Gates, Level, Middle
 from diffusion_jax.models.unet_plan import (
     Widths,
+    attends,
+    block_names,
     check_name,
     check_size,
     down_widths,
@@ -41,6 +43,10 @@ from diffusion_jax.models.unet_plan import (
 
 # For each side, the field that names its resamplers, and their table.
 _SIDES = {"down": ("downsample", DOWNSAMPLES), "up": ("upsample", UPSAMPLES)}
+
+
+# Keys of cond by which guidance perturbs the net (Ahn et al. 2024; Hyung et al. 2024).
+_HOOKS = ("identity_attention", "skip_blocks")
 
 
 class UNet(nn.Module):
@@ -117,27 +123,37 @@ class UNet(nn.Module):
         Args:
             x: scaled noisy input; h and w must be multiples of patch·2^(levels - 1).
             time: [b], what ``core.network_io.TIME_INPUTS`` makes of the level.
-            cond: {"label": int [b]}, or {} for the null class or a net without labels.
+            cond: {"label": int [b]}, or {} for the null class or a net without labels; and for
+                guidance "identity_attention", float [b, len(attention_layers)], 1 where an
+                attention map becomes the identity, and "skip_blocks", float [b, len(blocks)], 1
+                where a block returns its input.
             train: whether dropout is on, which needs an rng named "dropout".
 
         Returns:
             float32, zero at initialisation.
 
         Raises:
-            ValueError: for a size that cannot be halved, an unknown name or cond key.
+            ValueError: for a size that cannot be halved, an unknown name or cond key, or gates of
+                another shape.
         """
         self._check(x)
         style, features = self._style(train), self.features
-        emb = silu(self._embedding()(time, cond)).astype(style.dtype)
+        gates = self._gates(cond, x.shape[0])
+        inputs = {key: value for key, value in cond.items() if key not in _HOOKS}
+        emb = silu(self._embedding()(time, inputs)).astype(style.dtype)
+        of_level = lambda level: [
+            gates[f"{level.name}/block_{j}"] for j in range(len(level.widths))
+        ]
         h = Conv(features[0], style.dtype, name="conv_in")(space_to_depth(x, self.patch))
         skips = [h]
         for level in self._levels("down", style, features, down_widths(features, self.counts)):
-            h, made = level(h, None, emb)
+            h, made = level(h, None, emb, of_level(level))
             skips += made
-        h = Middle(features[-1], style, self.mid_attention, self.mid_norm, name="mid")(h, emb)
+        middle = Middle(features[-1], style, self.mid_attention, self.mid_norm, name="mid")
+        h = middle(h, emb, gates["mid"])
         ways_up = up_widths(features, self.counts)
         for level in self._levels("up", style, features[::-1], ways_up):
-            h, _ = level(h, [skips.pop() for _ in level.widths], emb)
+            h, _ = level(h, [skips.pop() for _ in level.widths], emb, of_level(level))
         h = GroupNormSilu(style, name="norm_out")(h)
         folded = self.out_channels * self.patch**2
         zeros = nn.initializers.zeros_init()
@@ -153,6 +169,31 @@ class UNet(nn.Module):
     def counts(self) -> tuple[int, ...]:
         """Residual blocks of each level on the way down."""
         return per_level(self.num_res_blocks, len(self.channel_mults), "num_res_blocks")
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the blocks in the order that they run, which is that of "skip_blocks"."""
+        return block_names(self.counts)
+
+    @property
+    def attention_layers(self) -> tuple[str, ...]:
+        """Those blocks that attend, in the same order: that of "identity_attention"."""
+        levels = len(self.channel_mults)
+        here = lambda name: attends(name, levels, self.attention_levels, self.mid_attention)
+        return tuple(name for name in self.blocks if here(name))
+
+    def _gates(self, cond: Mapping[str, Any], batch: int) -> dict[str, Gates]:
+        """Name of a block -> its gates."""
+        of_hook = {}
+        for key, names in zip(_HOOKS, (self.attention_layers, self.blocks), strict=True):
+            gate = cond.get(key)
+            if gate is not None and gate.shape != (batch, len(names)):
+                raise ValueError(
+                    f"cond[{key!r}] has shape {gate.shape}: give {(batch, len(names))}, one column "
+                    f"for each of {', '.join(names) or 'no layer'}."
+                )
+            of_hook[key] = {} if gate is None else {n: gate[:, i] for i, n in enumerate(names)}
+        return {name: Gates(*(of_hook[key].get(name) for key in _HOOKS)) for name in self.blocks}
 
     def _style(self, train: bool) -> Style:
         return Style(

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion_jax.models.attention import SelfAttention
+from diffusion_jax.models import primitives
+from diffusion_jax.models.attention import SelfAttention, gated
 from diffusion_jax.models.layers import ResBlock, Style
 from diffusion_jax.models.unet_plan import Widths, runs
+
+
+class Gates(NamedTuple):
+    """What guidance perturbs in a block, each [b], 1 where it does, or None: nowhere.
+
+    Attributes:
+        identity: the attention map becomes the identity.
+        skip: the block returns its input, projected where its residual block projects it.
+    """
+
+    identity: Array | None = None
+    skip: Array | None = None
+
+
+OPEN = Gates()
 
 
 class Block(nn.Module):
@@ -24,19 +40,33 @@ class Block(nn.Module):
     attention: bool
 
     @nn.compact
-    def __call__(self, x: Array, skip: Array | None, emb: Array) -> Array:
+    def __call__(self, x: Array, skip: Array | None, emb: Array, gates: Gates = OPEN) -> Array:
         """[b, h, w, m], [b, h, w, n] or None, [b, d] -> [b, h, w, features]."""
-        h = x if skip is None else jnp.concatenate([x, skip], axis=-1)
-        h = ResBlock(self.features, self.style, name="res")(h, emb)
-        return SelfAttention(self.style, name="attention")(h) if self.attention else h
+        x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
+        res = ResBlock(self.features, self.style, name="res")
+        h = res(x, emb)
+        if self.attention:
+            h = SelfAttention(self.style, name="attention")(h, gates.identity)
+        return h if gates.skip is None else gated(gates.skip, h, _shortcut(res, x))
 
 
 class _ScannedBlock(Block):
-    """Block as a scan body: (carry, skip, emb) -> (carry, output)."""
+    """Block as a scan body: (carry, skip, emb, gates) -> (carry, output)."""
 
-    def __call__(self, x: Array, skip: Array | None, emb: Array) -> tuple[Array, Array]:
-        h = super().__call__(x, skip, emb)
+    def __call__(
+        self, x: Array, skip: Array | None, emb: Array, gates: Gates = OPEN
+    ) -> tuple[Array, Array]:
+        h = super().__call__(x, skip, emb, gates)
         return h, h
+
+
+def _shortcut(res: ResBlock, x: Array) -> Array:
+    """What the block adds its branch to: x, projected by the block's own weights where it is."""
+    weights = res.variables["params"].get("shortcut")
+    if weights is None:
+        return x
+    kernel, bias = (weights[name].astype(res.style.dtype) for name in ("kernel", "bias"))
+    return primitives.dense(x.astype(res.style.dtype), kernel, bias)
 
 
 class Level(nn.Module):
@@ -62,7 +92,7 @@ class Level(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, skips: list[Array] | None, emb: Array
+        self, x: Array, skips: list[Array] | None, emb: Array, gates: list[Gates]
     ) -> tuple[Array, list[Array]]:
         """Run the level.
 
@@ -70,6 +100,7 @@ class Level(nn.Module):
             x: [b, h, w, c].
             skips: one for each block on the way up; None on the way down.
             emb: [b, d].
+            gates: one for each block.
 
         Returns:
             The level's result, and every intermediate one (the skips, on the way down).
@@ -77,20 +108,21 @@ class Level(nn.Module):
         made = []
         for first, last in runs(self.widths, self.scan_blocks):
             run = self._single if first == last else self._scan
-            made += run(x, None if skips is None else skips[first : last + 1], emb, first, last)
+            part = slice(first, last + 1)
+            made += run(x, None if skips is None else skips[part], emb, gates[part], first, last)
             x = made[-1]
         if self.resample is not None:
             x = self.resample(self.features, self.style, name="resample")(x, emb)
             made.append(x)
         return x, made
 
-    def _single(self, x: Array, skips: list[Array] | None, emb: Array, first: int, last: int):
+    def _single(self, x, skips: list[Array] | None, emb, gates: list[Gates], first: int, last: int):
         cls = REMATS[self.remat](Block)
         block = cls(self.features, self.style, self.attention, name=f"block_{first}")
-        return [block(x, None if skips is None else skips[0], emb)]
+        return [block(x, None if skips is None else skips[0], emb, gates[0])]
 
-    def _scan(self, x: Array, skips: list[Array] | None, emb: Array, first: int, last: int):
-        axes: Any = (0, nn.broadcast)  # of the skips, of the embedding
+    def _scan(self, x, skips: list[Array] | None, emb, gates: list[Gates], first: int, last: int):
+        axes: Any = (0, nn.broadcast, 0)  # of the skips, of the embedding, of the gates
         scanned = nn.scan(
             REMATS[self.remat](_ScannedBlock, prevent_cse=False),
             variable_axes={"params": 0},
@@ -98,7 +130,8 @@ class Level(nn.Module):
             in_axes=axes,
             length=last - first + 1,
         )(self.features, self.style, self.attention, name=f"blocks_{first}_{last}")
-        _, made = scanned(x, None if skips is None else jnp.stack(skips), emb)
+        stacked = jax.tree.map(lambda *each: jnp.stack(each), *gates)
+        _, made = scanned(x, None if skips is None else jnp.stack(skips), emb, stacked)
         return list(made)
 
 
@@ -111,12 +144,13 @@ class Middle(nn.Module):
     normalise: bool
 
     @nn.compact
-    def __call__(self, x: Array, emb: Array) -> Array:
+    def __call__(self, x: Array, emb: Array, gates: Gates = OPEN) -> Array:
         """[b, h, w, features] -> the same."""
-        x = ResBlock(self.features, self.style, name="res_0")(x, emb)
+        h = ResBlock(self.features, self.style, name="res_0")(x, emb)
         if self.attention:
-            x = SelfAttention(self.style, self.normalise, name="attention")(x)
-        return ResBlock(self.features, self.style, name="res_1")(x, emb)
+            h = SelfAttention(self.style, self.normalise, name="attention")(h, gates.identity)
+        h = ResBlock(self.features, self.style, name="res_1")(h, emb)
+        return h if gates.skip is None else gated(gates.skip, h, x)
 
 
 def _keep(block: type[nn.Module], **_: Any) -> type[nn.Module]:

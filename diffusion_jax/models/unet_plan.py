@@ -57,6 +57,57 @@ def runs(widths: Widths, scan: bool) -> list[tuple[int, int]]:
     return [(group[0], group[-1]) for group in groups]
 
 
+def block_names(counts: Sequence[int]) -> tuple[str, ...]:
+    """The blocks in the order that they run: "down_0/block_0", ..., "mid", "up_0/block_0", ...
+
+    Args:
+        counts: residual blocks of each level on the way down, full size first.
+    """
+    down = [f"down_{i}/block_{j}" for i, n in enumerate(counts) for j in range(n)]
+    up = [f"up_{i}/block_{j}" for i, n in enumerate(reversed(counts)) for j in range(n + 1)]
+    return (*down, "mid", *up)
+
+
+def attends(name: str, levels: int, attention_levels: Collection[int], middle: bool) -> bool:
+    """Whether the block of that name ends in attention.
+
+    Args:
+        name: in ``block_names``.
+        levels: number of levels.
+        attention_levels: those that attend, 0 being the full size.
+        middle: whether the middle does.
+    """
+    if name == "mid":
+        return middle
+    side, index = name.split("/")[0].split("_")
+    return (int(index) if side == "down" else levels - 1 - int(index)) in attention_levels
+
+
+def select(layers: Sequence[str], chosen: Any) -> tuple[float, ...]:
+    """1 for each chosen layer, 0 for the rest: a gate for guidance.
+
+    Args:
+        layers: names, such as ``UNet.blocks`` or ``UNet.attention_layers``.
+        chosen: an index, a name, the first part of names ("up_0"), "middle", or a list of them.
+
+    Raises:
+        ValueError: for what names no layer.
+    """
+    wanted = [chosen] if isinstance(chosen, (str, int)) else list(chosen)
+    gates = [0.0] * len(layers)
+    for one in wanted:
+        prefix = "mid" if one == "middle" else one
+        named = [i for i, n in enumerate(layers) if n == prefix or n.startswith(f"{prefix}/")]
+        if isinstance(one, int):
+            named = [one] if 0 <= one < len(layers) else []
+        if not named:
+            known = ", ".join(f"{i} {name}" for i, name in enumerate(layers)) or "none"
+            raise ValueError(f"layers={chosen!r} names {one!r}; this network has {known}.")
+        for i in named:
+            gates[i] = 1.0
+    return tuple(gates)
+
+
 def check_size(height: int, width: int, patch: int, halvings: int) -> None:
     """Refuse sizes that patching and halving cannot divide.
 

@@ -21,6 +21,7 @@ FREE = (
     "train.log_every",
     "train.sample_every",
     "train.checkpoint_every",
+    "train.snapshot_every",
     "train.keep",
     "train.keep_every",
     "data.dir",

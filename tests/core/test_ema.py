@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.core.ema import EMAS, constant, halflife, warmup
+from diffusion_jax.core.ema import EMAS, constant, halflife, power, warmup
 
 N = 60
 
@@ -10,11 +10,14 @@ RATES = {
     "constant": lambda k: 1 - 0.9,
     "warmup": lambda k: 1 - min(0.9, (1 + k) / (10 + k)),
     "halflife": lambda k: 1 - 0.5 ** (1 / min(8.0, 0.25 * k)) if k else 1.0,
+    # σ_rel = 12^(-1/2) is γ = 0, the plain mean.
+    "power": lambda k: 1 / (k + 1),
 }
 BUILT = {
     "constant": lambda: constant(0.9),
     "warmup": lambda: warmup(0.9),
     "halflife": lambda: halflife(8, ramp=0.25),
+    "power": lambda: power(12**-0.5),
 }
 
 
@@ -68,6 +71,10 @@ def test_counters_are_copied():
         lambda: warmup(-0.1),
         lambda: halflife(0),
         lambda: halflife(5, ramp=0.0),
+        lambda: power(0.3),
+        lambda: power((0.1, 0.0)),
+        lambda: power((0.1, 0.1)),
+        lambda: power(()),
     ],
 )
 def test_values_out_of_range_are_refused(make):

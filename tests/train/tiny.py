@@ -1,7 +1,8 @@
 """The smallest run with everything in it: a perceptron that learns to tell noise from data.
 
 As a script, ``python tiny.py WORKDIR --steps 40 --signal SIGTERM --at 12``, it signals itself when
-it draws the batch of a step; with ``--mesh`` it trains on eight devices.
+it draws the batch of a step; with ``--mesh`` it trains on eight devices; with ``--snapshots 5`` it
+tracks power-function averages and keeps them every five steps.
 """
 
 import argparse
@@ -18,8 +19,8 @@ import numpy as np
 
 from diffusion_jax.core import ema
 from diffusion_jax.core.types import Recipe, Report
-from diffusion_jax.train import optimizer, sharding
-from diffusion_jax.train.loop import Plan, train
+from diffusion_jax.train import optimizer, sharding, snapshots
+from diffusion_jax.train.loop import Hook, Plan, train
 
 CONFIG = {"seed": 0, "model": {"width": 64, "dims": (8, 8)}, "train": {"steps": 40}}
 RATE = optimizer.learning_rate(1e-2, optimizer.cosine(40), warmup=5)
@@ -58,11 +59,19 @@ def batches(start, size=16):
         start += 1
 
 
-def run(workdir, steps=40, data=batches, config=None, hooks=(), mesh=None, rules=(), **plan):
+def run(
+    workdir, steps=40, data=batches, config=None, hooks=(), mesh=None, rules=(), ema=EMA, **plan
+):
     plan = Plan(steps, **{"log_every": 5, "checkpoint_every": 10, **plan})
     config = CONFIG if config is None else config
     options = {"mesh": mesh, "rules": rules, "hooks": hooks, "learning_rate": RATE}
-    return train(RECIPE, optimiser(), EMA, data, plan, workdir, config, **options)
+    return train(RECIPE, optimiser(), ema, data, plan, workdir, config, **options)
+
+
+def run_with_snapshots(workdir, steps, every, **options):
+    """Widths 0.06 and 0.15, kept every so many steps."""
+    keep = Hook(every, lambda step, state: snapshots.save(workdir, step, state.ema))
+    return run(workdir, steps, ema=ema.power((0.06, 0.15)), hooks=[keep], **options)
 
 
 def signalling(name, at):
@@ -96,17 +105,19 @@ def _main():
     parser.add_argument("--signal")
     parser.add_argument("--at", type=int, default=0)
     parser.add_argument("--mesh", type=json.loads)
+    parser.add_argument("--snapshots", type=int, default=0)
     args = parser.parse_args()
     data = signalling(args.signal, args.at) if args.signal else batches
     mesh = sharding.make_mesh(args.mesh) if args.mesh else None
     rules = [("hidden/kernel", (None, ("fsdp", "tensor")))]
-    state = run(args.workdir, args.steps, data, mesh=mesh, rules=rules)
-    kernel = state.params["net"]["hidden"]["kernel"]
-    print(
-        json.dumps(
-            {"devices": jax.device_count(), "kernel": kernel.sharding.shard_shape(kernel.shape)}
-        )
-    )
+    if args.snapshots:
+        state = run_with_snapshots(args.workdir, args.steps, args.snapshots, mesh=mesh, rules=rules)
+        kernel = state.ema["0.15"]["net"]["hidden"]["kernel"]
+    else:
+        state = run(args.workdir, args.steps, data, mesh=mesh, rules=rules)
+        kernel = state.params["net"]["hidden"]["kernel"]
+    shard = kernel.sharding.shard_shape(kernel.shape)
+    print(json.dumps({"devices": jax.device_count(), "kernel": shard}))
 
 
 if __name__ == "__main__":

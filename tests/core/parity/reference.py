@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 import types
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -120,21 +121,49 @@ def k_trace(name, sigmas, noises=None, noise_sampler=None, **arguments):
     return np.stack([x.numpy() for x in seen]), end.numpy()
 
 
+class _Double:
+    """numpy or torch, in which float32 is float64."""
+
+    def __init__(self, module, double):
+        self._module, self.float32 = module, double
+
+    def __getattr__(self, name):
+        return getattr(self._module, name)
+
+
+@contextmanager
+def double(kind):
+    """Within, the module that defines a scheduler class computes in float64 where it says float32.
+
+    Its tables, its grids and its casts of x are float32 by name, which hides errors below 1e-4.
+    """
+    module = sys.modules[kind.__module__]
+    own = {"np": _Double(np, np.float64), "torch": _Double(torch, torch.float64)}
+    before = {name: getattr(module, name) for name in own if hasattr(module, name)}
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        for name in before:
+            setattr(module, name, own[name])
+        yield
+    finally:
+        torch.set_default_dtype(default)
+        for name, value in before.items():
+            setattr(module, name, value)
+
+
 def diffusers_trace(scheduler, steps, target="epsilon", rows=None, **step_arguments):
-    """A diffusers scheduler's own loop, in float64.
+    """A diffusers scheduler's own loop, in float64; make the scheduler within ``double`` too.
 
     Returns (timesteps, x before every call and after the last [calls + 1, ...], s = sigma/alpha
     that the network was called at [calls]).  The network sees x where alpha² + sigma² = 1.
     """
-    if hasattr(scheduler, "alphas_cumprod"):
-        betas = np.asarray(scheduler.betas, np.float64)
-        scheduler.alphas_cumprod = torch.tensor(np.cumprod(1 - betas))
-        if scheduler.config.get("rescale_betas_zero_snr"):
-            scheduler.alphas_cumprod[-1] = 2**-24 if "Euler" in type(scheduler).__name__ else 0.0
+    with double(type(scheduler)):
+        return _trace(scheduler, steps, target, rows, **step_arguments)
+
+
+def _trace(scheduler, steps, target, rows, **step_arguments):
     scheduler.set_timesteps(steps)
-    for name in ("sigmas", "sigmas_interpol"):
-        if isinstance(getattr(scheduler, name, None), torch.Tensor):
-            setattr(scheduler, name, getattr(scheduler, name).double())
     module = sys.modules[type(scheduler).__module__]
     draws = iter(torch.tensor(rows)) if rows is not None else None
     original = getattr(module, "randn_tensor", None)
@@ -170,6 +199,8 @@ def _noise_ratio(scheduler, t):
         table = scheduler.sigmas
         if second and hasattr(scheduler, "sigmas_interpol"):
             table = scheduler.sigmas_interpol
+            if "Ancestral" in type(scheduler).__name__:
+                return float(table[scheduler.step_index - 1])
         return float(table[scheduler.step_index])
     cumulative = float(scheduler.alphas_cumprod[int(t)])
     if getattr(scheduler, "sigmas", None) is not None and hasattr(scheduler, "_step_index"):

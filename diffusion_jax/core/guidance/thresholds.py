@@ -1,0 +1,60 @@
+"""Bounds on the predicted x0, of any Denoise: ``config.sampler.post`` names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from diffusion_jax.core.guidance.moves import move_x0
+from diffusion_jax.core.types import Denoise, NoiseLevel, Prediction, like
+
+Transform = Callable[[Denoise], Denoise]
+"""What goes around a Denoise."""
+
+
+def clip(low: float | Array = -1.0, high: float | Array = 1.0) -> Transform:
+    """Clip x0 to [low, high]: static thresholding (Saharia et al. 2022, section 2.3).
+
+    Args:
+        low, high: range of the data, [].
+    """
+    return _of_x0(lambda x0: jnp.clip(x0, low, high))
+
+
+def dynamic_threshold(percentile: float | Array = 0.995, limit: float | Array = 1.0) -> Transform:
+    """x0 := clip(x0, -s, s)·limit/s, s = max(percentile of |x0|, limit).
+
+    Dynamic thresholding (Saharia et al. 2022, section 2.3): an image that leaves the range is drawn
+    back as a whole, rather than saturated.
+
+    Args:
+        percentile: of the example's |x0|, 0 to 1, []; the paper takes 0.995.
+        limit: largest |x0| of the data, [].
+    """
+
+    def bounded(x0: Array) -> Array:
+        size = jnp.quantile(jnp.abs(x0.reshape(x0.shape[0], -1)), percentile, axis=1)
+        s = like(jnp.maximum(size, limit), x0)
+        return jnp.clip(x0, -s, s) * (limit / s)
+
+    return _of_x0(bounded)
+
+
+def _of_x0(bounded: Callable[[Array], Array]) -> Transform:
+    def transform(denoise: Denoise) -> Denoise:
+        def changed(x: Array, level: NoiseLevel) -> Prediction:
+            out = denoise(x, level)
+            x0 = bounded(out.x0)
+            return move_x0(out, x0 - out.x0, level)._replace(x0=x0)
+
+        return changed
+
+    return transform
+
+
+POSTS: dict[str, Callable[..., Transform]] = {
+    "clip": clip,
+    "dynamic_threshold": dynamic_threshold,
+}

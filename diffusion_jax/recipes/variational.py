@@ -1,0 +1,125 @@
+"""Training by the variational bound, with the noise schedule among the parameters.
+
+The loss is the bound of ``core.continuous_bound``, one draw of t for each example.  Network and
+ends of the schedule follow its gradient, the interior of the schedule the gradient of its variance,
+both from one backward pass (``core.learned_schedule``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from diffusion_jax.core.continuous_bound import Decoder, diffusion_term, ends_of_bound
+from diffusion_jax.core.guidance import condition
+from diffusion_jax.core.learned_schedule import split, with_variance_gradient
+from diffusion_jax.core.process import Process
+from diffusion_jax.core.proposals import Proposal
+from diffusion_jax.core.targets import denoiser
+from diffusion_jax.core.types import (
+    Context,
+    Model,
+    NoiseLevel,
+    Params,
+    Prediction,
+    Recipe,
+    Report,
+    like,
+)
+
+
+def variational(
+    model: Model,
+    init_net: Callable[[Array, Array, Any], Params],
+    init_schedule: Callable[[], Params],
+    process_of: Callable[[Params], Process],
+    proposal: Proposal,
+    decoder: Decoder,
+    condition_dropout: float = 0.0,
+) -> Recipe:
+    """The recipe of a model whose process has parameters.
+
+    Args:
+        model: what is trained, with any process.
+        init_net: (key, x [b, ...], cond) -> the network's parameters.
+        init_schedule: () -> the schedule's.
+        process_of: the schedule's parameters -> Process.
+        proposal: how t is drawn, uniformly in (0, 1); without importance weights.
+        decoder: of the cleanest level; one without a network, as it must move the ends alone.
+        condition_dropout: share of examples whose condition is emptied, for guidance.
+
+    Returns:
+        A Recipe over params {"net": ..., "schedule": ...}; its loss is in nats per dimension.
+    """
+
+    def encode(frozen, batch, key):
+        return model.codec.encode(frozen, batch["image"], key), model.condition(frozen, batch)
+
+    def init(key, batch):
+        of_net, of_codec = jax.random.split(key)
+        return {
+            "net": init_net(of_net, *encode({}, batch, of_codec)),
+            "schedule": init_schedule(),
+        }
+
+    def loss(params: Params, context: Context, batch: dict[str, Array], key: Array):
+        of_codec, of_drop, of_level, of_terms = jax.random.split(key, 4)
+        x0, cond = encode(context.frozen, batch, of_codec)
+        drop = jax.random.bernoulli(of_drop, condition_dropout, x0.shape[:1])
+        null = model.null(context.frozen, cond)
+        cond = jax.tree.map(lambda n, c: jnp.where(like(drop, c), n, c), null, cond)
+        process = process_of(params["schedule"])
+        drawn, _ = proposal.draw(of_level, x0.shape[0], process, context.carry)
+        t = jax.lax.stop_gradient(drawn.t)
+        terms = bound_terms(of_terms, model, params, process_of, x0, cond, t, decoder)
+        mean = {f"bits_{name}": jnp.mean(term) / math.log(2) for name, term in terms.items()}
+        low, high = (process.at(time).log_snr for time in (1.0, 0.0))
+        carry = proposal.update(context.carry, drawn, jax.lax.stop_gradient(terms["steps"]))
+        report = Report({**mean, "log_snr_low": low, "log_snr_high": high}, carry)
+        return jnp.mean(sum(terms.values(), jnp.zeros(x0.shape[0]))), report
+
+    return Recipe(init, loss, proposal.init)
+
+
+def bound_terms(
+    key: Array,
+    model: Model,
+    params: Params,
+    process_of: Callable[[Params], Process],
+    x0: Array,
+    cond: Any,
+    t: Array,
+    decoder: Decoder,
+) -> dict[str, Array]:
+    """Prior, steps and decoder, nats per dimension [b], with the gradients of the recipe."""
+    of_noise, of_net, of_decoder = jax.random.split(key, 3)
+    eps = jax.random.normal(of_noise, x0.shape, x0.dtype)
+    for_bound, for_variance = (process_of(part) for part in split(params["schedule"]))
+
+    def steps(net: Params, rows: tuple[Array, Array]) -> Array:
+        log_snr, rate = rows
+        level = NoiseLevel(t, log_snr, *for_bound.path(log_snr))
+        denoise = condition(denoiser(model, {"net": net}, of_net), cond)
+        return diffusion_term(denoise, x0, eps, level, rate)
+
+    each = with_variance_gradient(steps)(
+        params["net"], rows_at(for_bound, t), rows_at(for_variance, t)
+    )
+    prior, last = ends_of_bound(of_decoder, no_network, x0, for_bound, decoder)
+    return {"prior": prior, "steps": each, "decoder": last}
+
+
+def rows_at(process: Process, t: Array) -> tuple[Array, Array]:
+    """(λ, -dλ/dt) at times t [b]."""
+    log_snr, slope = jax.jvp(process.schedule.log_snr, (t,), (jnp.ones_like(t),))
+    return log_snr, -slope
+
+
+def no_network(x: Array, level: NoiseLevel) -> Prediction:
+    """Stands where a decoder must not ask the network."""
+    raise ValueError("the decoder of a learned schedule must not need the network's prediction")
