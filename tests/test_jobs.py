@@ -13,6 +13,7 @@ from PIL import Image
 
 from configs import mnist, toy2d
 from diffusion_jax import jobs
+from diffusion_jax.jobs import sampling
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -45,8 +46,10 @@ def test_a_run_leaves_what_it_promises(run):
     stored = np.load(folder / "samples" / "step_0000004.npz")
     assert stored["images"].shape == (10, 28, 28, 1) and stored["images"].dtype == np.uint8
     assert stored["labels"].tolist() == list(range(10))
-    for picture in ("step_0000004.png", "strip.png"):
+    for picture in ("step_0000004.png", "strip.png", "strip.gif"):
         assert min(Image.open(folder / "samples" / picture).size) > 50
+    way = np.load(folder / "samples" / "strip.npz")
+    assert way["x_t"].shape == way["x0"].shape == (3, 28, 28, 1) and way["t"].shape == (3,)
     assert any((folder / "tensorboard").iterdir())
     assert not list(folder.rglob(".*.png")) and not list(folder.rglob("*.tmp"))
 
@@ -181,3 +184,11 @@ def test_the_command_line_ends_with_one_sentence(arguments, words, tmp_path):
     )
     assert done.returncode == 2
     assert words in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def test_a_solver_that_diverges_is_a_sentence():
+    config = tiny()
+    config.sampler.update(n=2, batch_size=2)
+    draw = lambda key, params, labels, scale: jax.numpy.full((2, 28, 28, 1), np.nan)
+    with pytest.raises(FloatingPointError, match=r"'ddim\(\)' on grid 'trailing' gave values"):
+        sampling.draw_many(config, draw, {}, 2)

@@ -99,7 +99,11 @@ def condition_of(config: Config, labels: Array) -> dict[str, Array]:
 
 
 def draw_many(config: Config, draw: Draw, params: Params, n: int) -> Samples:
-    """n samples in batches of one size, with progress; a function of ``config.sampler.seed``."""
+    """n samples in batches of one size, with progress; a function of ``config.sampler.seed``.
+
+    Raises:
+        FloatingPointError: if a sample is not finite.
+    """
     size = min(config.sampler.batch_size, n)
     labels = labels_of(config, -(-n // size) * size)
     scale = jnp.float32(config.sampler.guidance_scale)
@@ -109,6 +113,12 @@ def draw_many(config: Config, draw: Draw, params: Params, n: int) -> Samples:
     with bar:
         for i, key in enumerate(keys):
             part = draw(key, params, jnp.asarray(labels[i * size : (i + 1) * size]), scale)
+            if not jnp.isfinite(part).all():
+                raise FloatingPointError(
+                    f"config.sampler.solver = {config.sampler.solver!r} on grid "
+                    f"{config.sampler.grid!r} gave values that are not finite; take more "
+                    "sampler.steps, another grid or solver, or an earlier checkpoint"
+                )
             parts.append(np.asarray(part if part.ndim == 2 else to_uint8(part)))
             bar.update(min(size, n - i * size))
     return Samples(np.concatenate(parts)[:n], labels[:n])
@@ -145,7 +155,9 @@ def save_samples(stem: Path, samples: Samples) -> dict[str, np.ndarray]:
 def save_strip(config: Config, experiment: build.Experiment, params: Params, path: Path) -> None:
     """The forward process of one data point, and the reverse process of one sample, side by side.
 
-    Points in the plane are drawn as a cloud instead, beside the data.
+    Beside the picture, of the same name: the sample's way as an animation, x_t and predicted x0, and
+    as arrays, an .npz with ``x_t``, ``x0`` [n, h, w, c] in [-1, 1] and ``t`` [n].  Points in the
+    plane are drawn as a cloud instead, beside the data.
     """
     if len(experiment.shape) == 1:
         save_clouds(config, experiment, params, path)
@@ -170,6 +182,12 @@ def save_strip(config: Config, experiment: build.Experiment, params: Params, pat
         ("reverse\nx_0", shown(x0s[columns, 0]), times[columns]),
     ]
     pictures.save_strip(path, rows)
+    every = experiment.process_of(params).at(jnp.asarray(times))
+    way = xs[:, 0] / np.sqrt(np.asarray(every.alpha**2 + every.sigma**2))[:, None, None, None]
+    frames = np.concatenate([shown(way), shown(x0s[:, 0])], 2)
+    pictures.save_animation(path.with_suffix(".gif"), list(frames), zoom=max(1, 112 // x0.shape[1]))
+    with whole(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, x_t=xs[:, 0], x0=x0s[:, 0], t=times)
 
 
 def save_clouds(config: Config, experiment: build.Experiment, params: Params, path: Path) -> None:
