@@ -155,9 +155,9 @@ def save_samples(stem: Path, samples: Samples) -> dict[str, np.ndarray]:
 def save_strip(config: Config, experiment: build.Experiment, params: Params, path: Path) -> None:
     """The forward process of one data point, and the reverse process of one sample, side by side.
 
-    Beside the picture, of the same name: the sample's way as an animation, x_t and predicted x0, and
-    as arrays, an .npz with ``x_t``, ``x0`` [n, h, w, c] in [-1, 1] and ``t`` [n].  Points in the
-    plane are drawn as a cloud instead, beside the data.
+    Beside the picture, of the same name: the sample's way as an animation, x_t and predicted x0,
+    and as arrays, an .npz with ``x_t``, ``x0`` [n, h, w, c] in [-1, 1] and ``t`` [n].  Points in
+    the plane are drawn as a cloud instead, beside the data.
     """
     if len(experiment.shape) == 1:
         save_clouds(config, experiment, params, path)

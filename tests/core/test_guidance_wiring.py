@@ -55,7 +55,8 @@ def test_every_name_of_the_table_says_something_of_its_own():
         *("autoguidance", "perturbed_attention", "skip_layers")
     } == set(guidance.GUIDANCES)
     model = build.experiment(_points()).model
-    weigh = [build.guidance(_points(guidance=s, guidance_scale=0.8), model) for s in specs]
+    points = lambda spec: _points(guidance=spec, guidance_scale=0.8)
+    weigh = [build_sampling.guidance(points(spec), model) for spec in specs]
     params = _params(build.experiment(_points()), LABELS)
 
     @jax.jit
@@ -71,7 +72,7 @@ def test_every_name_of_the_table_says_something_of_its_own():
 
 
 def test_a_new_scale_compiles_nothing():
-    draw, arguments = _draw(_points(guidance="apg()"))
+    draw, arguments = _draw(_points(guidance="apg()", guidance_scale=2.0))
     first, second = draw(*arguments), draw(*arguments[:-1], jnp.float32(4.0))
     assert draw.func._cache_size() == 1
     assert not np.allclose(first, second)

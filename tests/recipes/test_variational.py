@@ -86,7 +86,7 @@ def _config(steps=30):
     config.loss.weight = "elbo()"
     config.train.update(steps=steps, batch_size=64, sample_every=steps, checkpoint_every=steps)
     config.train.update(log_every=10)
-    config.optimizer.learning_rate = 0.02
+    config.optimizer.update(learning_rate=0.02, warmup=1)
     config.sampler.update(steps=4, n=20, batch_size=20)
     config.evaluate.update(likelihood="continuous_bound(n=4)", likelihood_n=10)
     config.evaluate.likelihood_batch_size = 4
@@ -116,7 +116,7 @@ def test_a_run_trains_its_schedule_and_samples_and_evaluates_by_it(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("loss.weight", "simple()", "set config.loss.weight = 'elbo()'"),
+        ("loss.weight", "simple()", "set config.loss.weight = 'elbo"),
         ("loss.proposal", "logit_normal()", "does not draw t uniformly"),
         ("process.zero_terminal_snr", True, "no meaning for a learned schedule"),
         ("process.schedule", "learned(low=2, high=1)", "low must be below high"),
