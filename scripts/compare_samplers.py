@@ -5,8 +5,8 @@
 Draws the same number of samples with each solver at each budget of network evaluations, measures
 their Fréchet distance to the training images, and leaves results.jsonl, table.md and picture.png.
 A second start goes on where the first stopped.  All solvers see the same noise and labels; a budget
-of k evaluations is exactly k calls of the network or, for solvers of several a step, the most steps
-that fit into k.  One program is compiled for each solver, whatever the number of steps.
+of k evaluations is k calls of the network or, for solvers of several a step, the most steps that
+fit into k.  One program is compiled for each solver, whatever the number of steps.
 """
 
 from __future__ import annotations
@@ -31,20 +31,21 @@ from diffusion_jax.data import to_uint8
 from diffusion_jax.evaluate.distances import frechet_distance
 from diffusion_jax.evaluate.features import extract
 from diffusion_jax.files import whole
+from diffusion_jax.jobs.drawing import condition_of, labels_of
 from diffusion_jax.jobs.evaluating import images_of
 from diffusion_jax.jobs.run import Run, cache_compilations, open_run, run_config
-from diffusion_jax.jobs.sampling import condition_of, labels_of
 
 FLAGS = flags.FLAGS
 
 
 class Row(NamedTuple):
-    """A solver, the grid that suits it, network calls a step, and whether it adds noise."""
+    """A solver, the grid that suits it, calls a step, whether it adds noise, calls beside those."""
 
     solver: str
     grid: str
     calls: int = 1
     stochastic: bool = False
+    extra: int = 0
 
 
 ROWS = {
@@ -63,10 +64,9 @@ ROWS = {
     "unipc 2": Row("unipc()", "trailing"),
     "unipc 3": Row("unipc(order=3)", "trailing"),
     "deis": Row("deis()", "trailing"),
-    "exponential_adams": Row("exponential_adams()", "trailing"),
     "lms": Row("lms()", "karras(s_min=0.02, s_max=20.0)"),
     "ipndm": Row("ipndm()", "trailing"),
-    "plms": Row("plms()", "trailing"),
+    "plms": Row("plms()", "trailing", extra=1),
     "ddpm": Row("ddpm()", "trailing", 1, True),
     "dpm_2_ancestral": Row("dpm_2_ancestral()", "karras(s_min=0.02, s_max=20.0)", 2, True),
     "dpmpp_2s_ancestral": Row("dpmpp_2s_ancestral()", "trailing", 2, True),
@@ -80,8 +80,8 @@ ROWS = {
 
 
 def levels_of(row: Row, process, budget: int):
-    """As many levels as the budget pays for: calls·(n - 1) + 1 <= budget."""
-    n = (budget - 1) // row.calls + 1
+    """As many levels as the budget pays for: calls·(n - 1) + 1 + extra <= budget."""
+    n = (budget - 1 - row.extra) // row.calls + 1
     context = {"process": process, "n": n}
     return spec.build(grids.GRIDS, row.grid, "grid", **context)
 
@@ -101,22 +101,32 @@ def drawer(row: Row, run: Run):
     return draw
 
 
-def measure(run: Run, real: np.ndarray, net, name: str, budgets: list[int], done: set, n: int):
-    """Yield a record for each budget that is not done."""
+def asked(name: str, budget: int, run: Run, n: int) -> dict:
+    """What a record says that it measured."""
     row = ROWS[name]
+    return {"name": name, "evaluations": budget, "solver": row.solver, "grid": row.grid, "n": n,
+            "workdir": FLAGS.workdir, "step": run.step}  # fmt: skip
+
+
+def answers(record: dict, run: Run, n: int) -> bool:
+    """Whether a record on disk is of this table: same model, samples, solver and grid."""
+    return asked(record["name"], record["evaluations"], run, n).items() <= record.items()
+
+
+def measure(run: Run, real: np.ndarray, net, name: str, budgets: list[int], n: int):
+    """Yield a record for each budget."""
+    row, most = ROWS[name], max(budgets, default=0)
     draw, size = drawer(row, run), min(100, n)
-    keys = jax.random.split(jax.random.key(0), n // size)
+    keys = jax.random.split(jax.random.key(0), -(-n // size))
     labels = jnp.asarray(labels_of(run.config, size))
     for budget in budgets:
-        if (name, budget) in done:
-            continue
-        levels = grids.pad(levels_of(row, run.experiment.model.process, budget), max(budgets))
+        levels = grids.pad(levels_of(row, run.experiment.model.process, budget), most)
         started = time.perf_counter()
-        images = np.concatenate([np.asarray(draw(k, run.params, labels, levels)) for k in keys])
+        drawn = [np.asarray(draw(key, run.params, labels, levels)) for key in keys]
+        images = np.concatenate(drawn)[:n]
         seconds = time.perf_counter() - started
         distance = frechet_distance(real, extract(net, images)["frechet"])
-        yield {"name": name, "evaluations": budget, "distance": distance, "seconds": seconds,
-               "n": len(images)}  # fmt: skip
+        yield {**asked(name, budget, run, n), "distance": distance, "seconds": seconds}
 
 
 def write_table(records: list[dict], budgets: list[int], path: Path) -> None:
@@ -168,15 +178,17 @@ def main(argv: list[str]) -> None:
     out = Path(FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
     log = out / "results.jsonl"
-    records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    before = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    records = [r for r in before if r["name"] in ROWS and answers(r, run, FLAGS.n)]
     done = {(r["name"], r["evaluations"]) for r in records}
     for name in tqdm(names, desc="solvers", unit="solver"):
-        for record in measure(run, real, net, name, budgets, done, FLAGS.n):
+        missing = [budget for budget in budgets if (name, budget) not in done]
+        for record in measure(run, real, net, name, missing, FLAGS.n):
             records.append(record)
             with log.open("a") as file:
                 file.write(json.dumps(record) + "\n")
-    write_table(records, budgets, out / "table.md")
-    draw_picture(records, f"{net.distance} ({net.name}), n = {FLAGS.n}", out / "picture.png")
+        write_table(records, budgets, out / "table.md")
+        draw_picture(records, f"{net.distance} ({net.name}), n = {FLAGS.n}", out / "picture.png")
     print((out / "table.md").read_text())
 
 

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.core.process import Process
 from diffusion_jax.core.solvers.adaptive import METHODS as ADAPTIVE
-from diffusion_jax.core.solvers.runge_kutta import FLOW
+from diffusion_jax.core.solvers.runge_kutta import FLOW, HEUN, RK4, Tableau
 from diffusion_jax.core.types import Denoise, NoiseLevel, like
 
 LARGEST_EXACT = 4096
@@ -145,16 +145,16 @@ def flow_likelihood(
         raise ValueError(f"flow method {method!r}: known are {', '.join(FIXED)}")
     if levels.t.shape[0] < 2:
         raise ValueError("the flow's likelihood needs at least 1 step, so 2 levels")
-    stages, weights = FIXED[method]
+    tableau = FIXED[method]
     field = _field(key, denoise, x0, process, trace)
     noisy, clean = _ends(levels)
 
     def body(state, ends):
         u, h = ends[0], ends[1] - ends[0]
         slopes = []
-        for row in stages:
+        for row in ((), *tableau.stages):
             slopes.append(field(u + sum(row) * h, _move(state, h, row, slopes)))
-        return _move(state, h, weights, slopes), None
+        return _move(state, h, tableau.weights, slopes), None
 
     u = FLOW.clock(levels)[::-1]
     start = (_start(x0, clean), jnp.zeros(x0.shape[:1], x0.dtype))
@@ -255,8 +255,4 @@ PROBES: dict[str, Callable[..., Array]] = {
     "gaussian": jax.random.normal,
 }
 
-# Rows of the stages and the weights of the explicit Runge-Kutta methods.
-FIXED: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]] = {
-    "heun": (((), (1.0,)), (1 / 2, 1 / 2)),
-    "rk4": (((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
-}
+FIXED: dict[str, Tableau] = {"heun": HEUN, "rk4": RK4}

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.models import primitives
 from diffusion_jax.models.layers import Dense, GroupNorm, Style
-
-
-def gated(gate: Float[Array, " b"], x: Array, other: Array) -> Array:
-    """(1 - gate)·x + gate·other of each example, in x's dtype: exactly x at 0, other at 1."""
-    gate = jnp.reshape(gate, (-1,) + (1,) * (x.ndim - 1)).astype(x.dtype)
-    return (1 - gate) * x + gate * other
 
 
 class SelfAttention(nn.Module):
@@ -33,7 +26,10 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b ... c"], identity: Float[Array, " b"] | None = None
+        self,
+        x: Float[Array, "b ... c"],
+        identity: Float[Array, " b"] | None = None,
+        skip: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b ... c"]:
         """Apply to [b, ..., c]; every position of ... is a token.
 
@@ -41,6 +37,7 @@ class SelfAttention(nn.Module):
             x: the input.
             identity: gates; where 1 the attention map is the identity, each token attending to
                 itself alone (Ahn et al. 2024); None is 0 for all.
+            skip: gates; where 1 the result is x; None is 0 for all.
         """
         style, c = self.style, x.shape[-1]
         head_dim = min(style.head_dim or c, c)
@@ -54,7 +51,8 @@ class SelfAttention(nn.Module):
         )
         h = primitives.attention(query, key, value)
         if identity is not None:
-            h = gated(identity, h, value)
+            h = primitives.gated(identity, h, value)
         h = h.reshape(*h.shape[:2], heads * head_dim)
         h = Dense(c, style.dtype, kernel_init=nn.initializers.zeros_init(), name="out")(h)
-        return (x + h.reshape(x.shape)) * style.skip_scale
+        out = (x + h.reshape(x.shape)) * style.skip_scale
+        return out if skip is None else primitives.gated(skip, out, x)

@@ -161,8 +161,19 @@ class ResBlock(nn.Module):
     resize: Callable[[Array], Array] | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w m"], emb: Float[Array, "b d"]) -> Array:
-        """Apply to x; emb is the activated embedding."""
+    def __call__(
+        self,
+        x: Float[Array, "b h w m"],
+        emb: Float[Array, "b d"],
+        skip: Float[Array, " b"] | None = None,
+    ) -> Array:
+        """Apply to x.
+
+        Args:
+            x: the input.
+            emb: the activated embedding.
+            skip: gates; where 1 the result is x, resized and projected; None is 0 for all.
+        """
         style, dtype = self.style, self.style.dtype
         conditioning = CONDITIONINGS[style.conditioning]
         h = GroupNormSilu(style, name="norm_0")(x)
@@ -175,7 +186,8 @@ class ResBlock(nn.Module):
         h = Conv(self.features, dtype, kernel_init=_ZEROS, name="conv_1")(h)
         if x.shape[-1] != self.features:
             x = Dense(self.features, dtype, name="shortcut")(x)
-        return (x + h) * style.skip_scale
+        out = (x + h) * style.skip_scale
+        return out if skip is None else primitives.gated(skip, out, x)
 
 
 class ConvDown(nn.Module):

@@ -181,3 +181,9 @@ def _group_norm_affine(x, scale, bias, groups: int, eps: float) -> tuple[Array, 
 def _apply_affine(x: Array, gain: Array, offset: Array) -> Array:
     space = tuple(range(1, x.ndim - 1))
     return x.astype(jnp.float32) * jnp.expand_dims(gain, space) + jnp.expand_dims(offset, space)
+
+
+def gated(gate: Float[Array, " b"], x: Array, other: Array) -> Array:
+    """(1 - gate)·x + gate·other of each example, in x's dtype: exactly x at 0, other at 1."""
+    gate = jnp.reshape(gate, (-1,) + (1,) * (x.ndim - 1)).astype(x.dtype)
+    return (1 - gate) * x + gate * other

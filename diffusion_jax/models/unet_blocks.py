@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion_jax.models import primitives
-from diffusion_jax.models.attention import SelfAttention, gated
+from diffusion_jax.models.attention import SelfAttention
 from diffusion_jax.models.layers import ResBlock, Style
 from diffusion_jax.models.unet_plan import Widths, runs
 
@@ -43,11 +42,10 @@ class Block(nn.Module):
     def __call__(self, x: Array, skip: Array | None, emb: Array, gates: Gates = OPEN) -> Array:
         """[b, h, w, m], [b, h, w, n] or None, [b, d] -> [b, h, w, features]."""
         x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
-        res = ResBlock(self.features, self.style, name="res")
-        h = res(x, emb)
+        h = ResBlock(self.features, self.style, name="res")(x, emb, gates.skip)
         if self.attention:
-            h = SelfAttention(self.style, name="attention")(h, gates.identity)
-        return h if gates.skip is None else gated(gates.skip, h, _shortcut(res, x))
+            h = SelfAttention(self.style, name="attention")(h, gates.identity, gates.skip)
+        return h
 
 
 class _ScannedBlock(Block):
@@ -58,15 +56,6 @@ class _ScannedBlock(Block):
     ) -> tuple[Array, Array]:
         h = super().__call__(x, skip, emb, gates)
         return h, h
-
-
-def _shortcut(res: ResBlock, x: Array) -> Array:
-    """What the block adds its branch to: x, projected by the block's own weights where it is."""
-    weights = res.variables["params"].get("shortcut")
-    if weights is None:
-        return x
-    kernel, bias = (weights[name].astype(res.style.dtype) for name in ("kernel", "bias"))
-    return primitives.dense(x.astype(res.style.dtype), kernel, bias)
 
 
 class Level(nn.Module):
@@ -146,11 +135,11 @@ class Middle(nn.Module):
     @nn.compact
     def __call__(self, x: Array, emb: Array, gates: Gates = OPEN) -> Array:
         """[b, h, w, features] -> the same."""
-        h = ResBlock(self.features, self.style, name="res_0")(x, emb)
+        h = ResBlock(self.features, self.style, name="res_0")(x, emb, gates.skip)
         if self.attention:
-            h = SelfAttention(self.style, self.normalise, name="attention")(h, gates.identity)
-        h = ResBlock(self.features, self.style, name="res_1")(h, emb)
-        return h if gates.skip is None else gated(gates.skip, h, x)
+            attention = SelfAttention(self.style, self.normalise, name="attention")
+            h = attention(h, gates.identity, gates.skip)
+        return ResBlock(self.features, self.style, name="res_1")(h, emb, gates.skip)
 
 
 def _keep(block: type[nn.Module], **_: Any) -> type[nn.Module]:

@@ -28,9 +28,9 @@ from diffusion_jax.core.types import (
     Prediction,
     Recipe,
     Report,
-    like,
 )
 from diffusion_jax.core.weighting import Weight, with_uncertainty
+from diffusion_jax.recipes.inputs import encode, encode_and_drop
 
 
 class Noised(NamedTuple):
@@ -138,21 +138,17 @@ def diffusion(
         A Recipe over params {"net": ..., "terms": [...]}.
     """
 
-    def encode(frozen, batch, key):
-        return model.codec.encode(frozen, batch["image"], key), model.condition(frozen, batch)
-
     def init(key, batch):
         of_net, of_codec, *of_terms = jax.random.split(key, 2 + len(terms))
-        x0, cond = encode({}, batch, of_codec)
+        x0, cond = encode(model, {}, batch, of_codec)
         own = [term.init(k) for term, k in zip(terms, of_terms, strict=True)]
         return {"net": init_net(of_net, x0, cond), "terms": own}
 
     def loss(params: Params, context: Context, batch: dict[str, Array], key: Array):
         of_codec, of_drop, of_level, of_noise, of_net = jax.random.split(key, 5)
-        x0, cond = encode(context.frozen, batch, of_codec)
-        drop = jax.random.bernoulli(of_drop, condition_dropout, x0.shape[:1])
-        null = model.null(context.frozen, cond)
-        cond = jax.tree.map(lambda n, c: jnp.where(like(drop, c), n, c), null, cond)
+        x0, cond = encode_and_drop(
+            model, context.frozen, batch, condition_dropout, of_codec, of_drop
+        )
         level, importance = proposal.draw(of_level, x0.shape[0], model.process, context.carry)
         eps = jax.random.normal(of_noise, x0.shape, x0.dtype)
         x = corrupt(x0, eps, level)

@@ -29,8 +29,8 @@ from diffusion_jax.core.types import (
     Prediction,
     Recipe,
     Report,
-    like,
 )
+from diffusion_jax.recipes.inputs import encode, encode_and_drop
 
 
 def variational(
@@ -57,22 +57,18 @@ def variational(
         A Recipe over params {"net": ..., "schedule": ...}; its loss is in nats per dimension.
     """
 
-    def encode(frozen, batch, key):
-        return model.codec.encode(frozen, batch["image"], key), model.condition(frozen, batch)
-
     def init(key, batch):
         of_net, of_codec = jax.random.split(key)
         return {
-            "net": init_net(of_net, *encode({}, batch, of_codec)),
+            "net": init_net(of_net, *encode(model, {}, batch, of_codec)),
             "schedule": init_schedule(),
         }
 
     def loss(params: Params, context: Context, batch: dict[str, Array], key: Array):
         of_codec, of_drop, of_level, of_terms = jax.random.split(key, 4)
-        x0, cond = encode(context.frozen, batch, of_codec)
-        drop = jax.random.bernoulli(of_drop, condition_dropout, x0.shape[:1])
-        null = model.null(context.frozen, cond)
-        cond = jax.tree.map(lambda n, c: jnp.where(like(drop, c), n, c), null, cond)
+        x0, cond = encode_and_drop(
+            model, context.frozen, batch, condition_dropout, of_codec, of_drop
+        )
         process = process_of(params["schedule"])
         drawn, _ = proposal.draw(of_level, x0.shape[0], process, context.carry)
         t = jax.lax.stop_gradient(drawn.t)

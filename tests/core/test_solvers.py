@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose
 
 from diffusion_jax.core import grids, oracles, sampling, schedules
 from diffusion_jax.core.process import PATHS, Process, clean, posterior
+from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.core.solvers.ancestral import ancestral, fixed_large, fixed_small, learned_range
 from diffusion_jax.core.solvers.ddim import ddim
 from diffusion_jax.core.types import Prediction
@@ -241,3 +242,20 @@ def test_the_key_matters_and_a_new_eta_seed_or_grid_compiles_nothing():
     run(jax.random.key(1), _noise(2), _grid(grids.leading, here, 4), jnp.asarray(0.3))
     assert run._cache_size() == 1
     assert np.abs(first - second).max() > 1e-3
+
+
+@pytest.mark.parametrize(("name", "calls"), [("ddim", 1), ("dpmpp_2m", 1), ("heun", 2)])
+def test_keeping_the_way_calls_the_network_no_more_often(name, calls):
+    kernel = jnp.ones((128, 128))
+
+    def denoise(x, level):
+        x0 = jnp.tanh(x @ kernel)
+        return Prediction(x0, x - x0)
+
+    levels = _grid(grids.trailing, Process(schedules.cosine(), PATHS["vp"]), 10)
+    way = lambda key, x: sampling.trajectory(key, SOLVERS[name](), denoise, x, levels)
+    flops = lambda f, *args: jax.jit(f).lower(*args).compile().cost_analysis()["flops"]
+    x = jnp.ones((32, 128))
+    ratio = flops(way, jax.random.key(0), x) / flops(lambda x: denoise(x, None).x0, x)
+    # A scan's body is counted once: its calls, and the one of the last level.
+    assert ratio == pytest.approx(calls + 1, abs=0.2)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from diffusion_jax.core.process import Process
 from diffusion_jax.core.solvers import dpm, noising, runge_kutta
 from diffusion_jax.core.solvers.adaptive import adaptive
 from diffusion_jax.core.solvers.ancestral import ancestral, ddpm
@@ -25,9 +24,8 @@ def langevin(snr: float = 0.16, corrections: int = 1) -> Solver:
     return noising.langevin(ddpm(), snr, corrections)
 
 
-def restart(process: Process) -> Solver:
+def restart() -> Solver:
     """Heun's method on a grid that goes up and down, ``grids.restart`` (Xu et al. 2023)."""
-    del process
     return noising.renoising(runge_kutta.heun())
 
 
@@ -42,7 +40,7 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "flow_euler": runge_kutta.euler,
     "flow_heun": runge_kutta.flow_heun,
     "edm": noising.edm,
-    "dpm_2": runge_kutta.dpm_2,
+    "dpm_2": dpm.dpm_2,
     "dpm_2_ancestral": noising.dpm_2_ancestral,
     "lms": lms,
     "plms": plms,

@@ -17,8 +17,7 @@ from jaxtyping import Array
 from diffusion_jax.core.noise import Noise, joined, white
 from diffusion_jax.core.process import Process
 from diffusion_jax.core.solvers.ddim import ancestral_split
-from diffusion_jax.core.solvers.history import add, allowed_order, empty, push
-from diffusion_jax.core.solvers.runge_kutta import dpm_2
+from diffusion_jax.core.solvers.history import add, allowed_order, check_order, empty, push
 from diffusion_jax.core.solvers.steps import (
     EPS,
     X0,
@@ -41,9 +40,20 @@ def dpm_solver(process: Process, order: int = 3) -> Solver:
         process: gives the levels in between.
         order: 2 or 3 (DPM-Solver-1 is DDIM).
     """
-    if order not in (2, 3):
-        raise ValueError(f"dpm_solver(order={order}) must be 2 or 3; order 1 is ddim()")
+    check_order("dpm_solver", order, least=2, most=3)
     return dpm_2(process) if order == 2 else _single_3(EPS, process)
+
+
+def dpm_2(process: Process, share: float = 0.5) -> Solver:
+    """DPM-Solver-2 = k-diffusion's DPM2 at share 1/2: the midpoint in log-SNR, order 2, two calls.
+
+    (Lu et al. 2022a, DPM-Solver-2.)
+
+    Args:
+        process: gives the level in between.
+        share: r_1, where in log-SNR it lies, in (0, 1).
+    """
+    return _single_2(EPS, process, share)
 
 
 def dpmpp_2s(process: Process, share: float = 0.5) -> Solver:
@@ -53,14 +63,17 @@ def dpmpp_2s(process: Process, share: float = 0.5) -> Solver:
         process: gives the level in between.
         share: r, where in log-SNR it lies, in (0, 1).
     """
+    return _single_2(X0, process, share)
 
+
+def _single_2(form: Form, process: Process, share: float) -> Solver:
     def step(key, denoise, x, now, nxt, state):
         del key
         first = denoise(x, now)
         level = between(process, now, nxt, share)
-        second = denoise(follow(first, level), level)
-        whole, _, _ = X0.terms(log_step(now, nxt), nxt)
-        return follow(first, nxt) + like(whole / (2 * share), x) * (second.x0 - first.x0), state
+        change = form.value(denoise(follow(first, level), level)) - form.value(first)
+        whole, _, _ = form.terms(log_step(now, nxt), nxt)
+        return follow(first, nxt) + like(whole / (2 * share), x) * change, state
 
     return Solver(lambda x: (), step)
 
@@ -165,7 +178,7 @@ def dpm_multistep(
     order: int = 2, rule: str = "midpoint", lower_order_final: int | Array | None = None
 ) -> Solver:
     """Multistep DPM-Solver on eps, order 2 or 3 (Lu et al. 2022a; diffusers' "dpmsolver")."""
-    _check_order("dpm_multistep", order)
+    check_order("dpm_multistep", order, least=2, most=3)
     return multistep(EPS, order, rule=rule, lower_order_final=lower_order_final)
 
 
@@ -251,8 +264,3 @@ def dpmpp_sde(
         return moved + like(jnp.where(from_noise, 0.0, factor), x) * change, state
 
     return Solver(lambda x: (), step)
-
-
-def _check_order(name: str, order: int) -> None:
-    if order not in (2, 3):
-        raise ValueError(f"{name}(order={order}) must be 2 or 3; order 1 is ddim()")

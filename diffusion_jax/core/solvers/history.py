@@ -68,11 +68,6 @@ def allowed_order(
     return jnp.clip(levels - history.count + 1, 1, reached)
 
 
-def differences(history: History, i: int) -> Array:
-    """values[i] - values[0]: how the quantity differed i values ago."""
-    return history.values[i] - history.values[0]
-
-
 def lagrange(
     nodes: Float[Array, "k"], order: Int[Array, ""], at: Float[Array, "q"]
 ) -> Float[Array, "k q"]:
@@ -109,5 +104,12 @@ def integrate(
 def add(x: Array, factors: Float[Array, "k"], history: History) -> Array:
     """x + Σ_i factors_i·(values_i - values_0), i >= 1."""
     for i in range(1, factors.shape[0]):
-        x = x + like(factors[i], x).astype(x.dtype) * differences(history, i)
+        x = x + like(factors[i], x).astype(x.dtype) * (history.values[i] - history.values[0])
     return x
+
+
+def check_order(name: str, order: int, most: int, least: int = 1) -> None:
+    """Raise ValueError unless least <= order <= most."""
+    if not least <= order <= most:
+        first = "" if least == 1 else "; order 1 is ddim()"
+        raise ValueError(f"{name}(order={order}) must be {least} to {most}{first}")

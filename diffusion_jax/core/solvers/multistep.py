@@ -26,6 +26,7 @@ from diffusion_jax.core.solvers.history import (
     History,
     add,
     allowed_order,
+    check_order,
     empty,
     integrate,
     lagrange,
@@ -110,7 +111,7 @@ def lms(order: int = 4, lower_order_final: int | Array | None = None) -> Solver:
         order: 1 to 4 past values.
         lower_order_final: see ``history.allowed_order``.
     """
-    _check_order("lms", order, 4)
+    check_order("lms", order, 4)
     return adams(EPS, lambda half: jnp.exp(-half), order, lower_order_final)
 
 
@@ -125,7 +126,7 @@ def deis(process: Process, order: int = 3, variable: str = "t") -> Solver:
     Raises:
         ValueError: for an unknown variable or order.
     """
-    _check_order("deis", order, 4)
+    check_order("deis", order, 4)
     variables = {
         "t": lambda half: process.schedule.inverse(2 * half),
         "log_rho": in_log_snr,
@@ -143,7 +144,7 @@ def exponential_adams(order: int = 3, lower_order_final: int | Array | None = No
         order: 1 to 4.
         lower_order_final: see ``history.allowed_order``.
     """
-    _check_order("exponential_adams", order, 4)
+    check_order("exponential_adams", order, 4)
     return adams(X0, in_log_snr, order, lower_order_final)
 
 
@@ -163,7 +164,7 @@ def ipndm(order: int = 4) -> Solver:
     Args:
         order: 1 to 4.
     """
-    _check_order("ipndm", order, 4)
+    check_order("ipndm", order, 4)
 
     def step(key, denoise, x, now, nxt, history):
         del key
@@ -228,8 +229,3 @@ def _transfer(
     """Move with Σ_i c_i·eps_i in place of eps; Σ c_i = 1, so only differences enter."""
     row = jnp.asarray(_CONSTANT, jnp.result_type(float))[allowed_order(history, order, nxt) - 1]
     return add(follow(prediction, nxt), row[:order] * eps_factor(now, nxt), history)
-
-
-def _check_order(name: str, order: int, most: int) -> None:
-    if not 1 <= order <= most:
-        raise ValueError(f"{name}(order={order}) must be 1 to {most}")

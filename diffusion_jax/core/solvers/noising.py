@@ -12,8 +12,8 @@ from jaxtyping import Array
 from diffusion_jax.core.noise import Noise, white
 from diffusion_jax.core.process import Process, transition
 from diffusion_jax.core.solvers.ddim import ancestral_split
-from diffusion_jax.core.solvers.dpm import dpmpp_2s
-from diffusion_jax.core.solvers.runge_kutta import dpm_2, heun
+from diffusion_jax.core.solvers.dpm import dpm_2, dpmpp_2s
+from diffusion_jax.core.solvers.runge_kutta import heun
 from diffusion_jax.core.solvers.steps import follow
 from diffusion_jax.core.types import Prediction, Solver, like
 
@@ -21,7 +21,7 @@ from diffusion_jax.core.types import Prediction, Solver, like
 _BEYOND = 30.0
 
 
-def ancestral(
+def ancestral_steps(
     solver: Solver, process: Process, eta: float | Array = 1.0, noise: Noise = white
 ) -> Solver:
     """Step to a cleaner level than ``nxt``, then add fresh noise up to it.
@@ -145,12 +145,12 @@ def edm(
 
 def dpm_2_ancestral(process: Process, eta: float | Array = 1.0, noise: Noise = white) -> Solver:
     """DPM2 ancestral of k-diffusion: two calls a step."""
-    return ancestral(dpm_2(process), process, eta, noise)
+    return ancestral_steps(dpm_2(process), process, eta, noise)
 
 
 def dpmpp_2s_ancestral(process: Process, eta: float | Array = 1.0, noise: Noise = white) -> Solver:
     """DPM-Solver++(2S) ancestral of k-diffusion: two calls a step."""
-    return ancestral(dpmpp_2s(process), process, eta, noise)
+    return ancestral_steps(dpmpp_2s(process), process, eta, noise)
 
 
 def consistency(noise: Noise = white) -> Solver:

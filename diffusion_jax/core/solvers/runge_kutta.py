@@ -9,14 +9,14 @@ DDIM are one solver, and the methods here add the differences between stages to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.core.process import Process
-from diffusion_jax.core.solvers.steps import between, eps_factor, finite, follow
+from diffusion_jax.core.solvers.steps import finite, follow
 from diffusion_jax.core.types import NoiseLevel, Prediction, Solver, like
 
 
@@ -50,18 +50,30 @@ FLOW = Coordinate(
 )
 
 
-def runge_kutta(
-    coordinate: Coordinate,
-    stages: Sequence[Sequence[float]],
-    weights: Sequence[float],
-    process: Process | None = None,
-) -> Solver:
-    """An explicit Runge-Kutta method by its tableau.
+class Tableau(NamedTuple):
+    """An explicit Runge-Kutta method.
+
+    Attributes:
+        stages: rows a_i of the second and later stages; their nodes c_i are the sums of the rows.
+        weights: b, one more than stages, of sum 1.
+    """
+
+    stages: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+
+
+EULER = Tableau((), (1.0,))
+HEUN = Tableau(((1.0,),), (1 / 2, 1 / 2))
+MIDPOINT = Tableau(((1 / 2,),), (0.0, 1.0))
+RK4 = Tableau(((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+
+
+def runge_kutta(coordinate: Coordinate, tableau: Tableau, process: Process | None = None) -> Solver:
+    """The explicit method of a tableau in a coordinate.
 
     Args:
         coordinate: ``SIGMA`` or ``FLOW``.
-        stages: rows a_i of the second and later stages; their nodes c_i are the sums of the rows.
-        weights: b, one more than stages, of sum 1.
+        tableau: its stages and weights.
         process: gives the levels of nodes other than 0 and 1; None if there are none.
     """
 
@@ -80,11 +92,11 @@ def runge_kutta(
             moved = like(finite(h * coordinate.scale(level)), x) * differences
             return follow(first, level) + moved
 
-        for row in stages:
+        for row in tableau.stages:
             node = sum(row)
             level = nxt if node == 1 else _inside(process, coordinate, start + node * h, nxt)
             slopes.append(coordinate.velocity(denoise(arrive(level, row), level)))
-        return arrive(nxt, weights), state
+        return arrive(nxt, tableau.weights), state
 
     return Solver(lambda x: (), step)
 
@@ -100,7 +112,7 @@ def _inside(
 
 def euler() -> Solver:
     """Euler's method in either coordinate: ``ddim()`` by its other name, order 1."""
-    return runge_kutta(SIGMA, [], [1.0])
+    return runge_kutta(SIGMA, EULER)
 
 
 def heun() -> Solver:
@@ -109,41 +121,19 @@ def heun() -> Solver:
     A step that divides sigma/alpha by r weighs the change of x0 by (r - 1)/2: give it a grid that
     is even there (karras); on one that starts far out in t, ``flow_heun`` does not have this.
     """
-    return runge_kutta(SIGMA, [[1.0]], [0.5, 0.5])
+    return runge_kutta(SIGMA, HEUN)
 
 
 def flow_heun() -> Solver:
     """Heun's method in rectified time: the second-order sampler of flow matching."""
-    return runge_kutta(FLOW, [[1.0]], [0.5, 0.5])
+    return runge_kutta(FLOW, HEUN)
 
 
 def midpoint(process: Process) -> Solver:
     """The midpoint rule in sigma/alpha: order 2, two calls a step."""
-    return runge_kutta(SIGMA, [[0.5]], [0.0, 1.0], process)
+    return runge_kutta(SIGMA, MIDPOINT, process)
 
 
 def rk4(process: Process) -> Solver:
     """The classical method in rectified time: order 4, four calls a step."""
-    rows = [[0.5], [0.0, 0.5], [0.0, 0.0, 1.0]]
-    return runge_kutta(FLOW, rows, [1 / 6, 1 / 3, 1 / 3, 1 / 6], process)
-
-
-def dpm_2(process: Process, share: float = 0.5) -> Solver:
-    """DPM-Solver-2 = k-diffusion's DPM2 at share 1/2: the midpoint in log-SNR, order 2, two calls.
-
-    (Lu et al. 2022a, DPM-Solver-2.)
-
-    Args:
-        process: gives the level in between.
-        share: r_1, where in log-SNR it lies, in (0, 1).
-    """
-
-    def step(key, denoise, x, now, nxt, state):
-        del key
-        first = denoise(x, now)
-        level = between(process, now, nxt, share)
-        second = denoise(follow(first, level), level)
-        factor = eps_factor(now, nxt) / (2 * share)
-        return follow(first, nxt) + like(factor, x) * (second.eps - first.eps), state
-
-    return Solver(lambda x: (), step)
+    return runge_kutta(FLOW, RK4, process)

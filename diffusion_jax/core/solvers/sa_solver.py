@@ -58,7 +58,7 @@ def sa_solver(
         )
     slope = _half_slope if rule == "half" else lambda factors, *_: factors
     tau_at = tau if callable(tau) else lambda level: jnp.asarray(tau)
-    room = max(order, corrector_order, 2 if corrector_order else 1)
+    room = max(order, corrector_order, 2)
 
     def step(key, denoise, x, now, nxt, state):
         prediction = denoise(x, now)
@@ -69,9 +69,7 @@ def sa_solver(
         squared = tau_at(now) ** 2
         own = prediction if not corrector_order else _consistent(x, prediction, now)
         mean, factors = _mean(history, own, squared, now, nxt, reached)
-        back = log_step(
-            jax.tree.map(lambda leaf: leaf[-1 if room == 1 else 1], history.levels), now
-        )
+        back = log_step(jax.tree.map(lambda leaf: leaf[1], history.levels), now)
         factors = slope(factors, reached, 1, squared, now, nxt, -back)
         predicted = add(mean, factors, history)
         std = nxt.sigma * jnp.sqrt(jnp.maximum(1 - _decay(squared, now, nxt) ** 2, 0.0))
@@ -114,8 +112,6 @@ def _half_slope(
     gap: Array,
 ) -> Array:  # fmt: skip
     """In steps of order 2, the factor of value ``index``, ``gap`` in l away from ``now``."""
-    if factors.shape[0] <= index:
-        return factors
     slope = nxt.alpha * (1 + squared) * log_step(now, nxt) ** 2 / 2
     half = finite(slope / jnp.where(gap == 0, jnp.inf, gap))
     return jnp.where((order == 2) & (jnp.arange(factors.shape[0]) == index), half, factors)
