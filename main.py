@@ -5,6 +5,8 @@
     python main.py --mode=evaluate --workdir=runs/mnist
 
 Any field of the config is a flag.  Without --config, sample and evaluate take the run's own.
+Several processes, on one or many hosts, each run the same command with --coordinator=HOST:PORT
+--processes=N --process=I, or with --distributed=auto where the cluster tells them.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     """As absl does; a field that the config lacks also ends with one sentence and exit code 2."""
     flags.DEFINE_string("workdir", None, "Folder of the run; made if need be.")
     flags.DEFINE_enum("mode", "train", ["train", "sample", "evaluate"], "What to do.")
+    flags.DEFINE_enum("distributed", "", ["", "auto"], "Ask the cluster for the processes.")
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes.")
+    flags.DEFINE_integer("processes", None, "How many processes there are.")
+    flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
     try:
         config_flags.DEFINE_config_file("config", "configs/mnist.py", "The experiment.")
         return app.parse_flags_with_usage(argv)
@@ -43,10 +49,15 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"argument {argv[1]!r} is not understood; options start with --")
         if not FLAGS.workdir:
             raise ValueError("--workdir is missing; name a folder: --workdir=runs/mnist")
+        hosts = (FLAGS.distributed, FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+        jobs.connect(jobs.Hosts(*hosts))
         jobs.JOBS[FLAGS.mode](_chosen_config(jobs), FLAGS.workdir)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        jobs.end(str(error), code=2)
+    except RuntimeError as error:
+        if not jobs.lost_peer(error):
+            raise
+        jobs.end(jobs.of_lost_peer(error), code=75)  # EX_TEMPFAIL: start it again
 
 
 def _chosen_config(jobs):

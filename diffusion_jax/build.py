@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from configs import base
 from diffusion_jax.core import network_io, process, schedules, targets, weighting
@@ -29,7 +30,7 @@ from diffusion_jax.recipes.variational import variational
 from diffusion_jax.spec import Config, build, parse
 from diffusion_jax.train import optimizer
 from diffusion_jax.train.loop import Plan
-from diffusion_jax.train.sharding import AXES, make_mesh
+from diffusion_jax.train.sharding import AXES, Rules, make_mesh
 
 IDENTITY = Codec(encode=lambda frozen, pixels, key: pixels, decode=lambda frozen, x: x)
 
@@ -199,11 +200,21 @@ def training(config: Config) -> dict[str, Any]:
         "tx": optimizer.adamw(rate, **{name: section[name] for name in names}),
         "ema": build(EMAS, config.ema, "ema"),
         "plan": Plan(steps, **{name: config.train[name] for name in every}),
-        "mesh": make_mesh({axis: config.mesh[axis] for axis in AXES}),
-        "rules": tuple((pattern, tuple(axes)) for pattern, axes in config.mesh.rules),
+        "mesh": mesh(config),
+        "rules": rules(config),
         "seed": config.seed,
         "learning_rate": rate,
     }
+
+
+def mesh(config: Config) -> Mesh:
+    """The devices, as ``config.mesh`` lays them out."""
+    return make_mesh({axis: config.mesh[axis] for axis in AXES})
+
+
+def rules(config: Config) -> Rules:
+    """Which parameter lies where, by ``config.mesh.rules``."""
+    return tuple((pattern, tuple(axes)) for pattern, axes in config.mesh.rules)
 
 
 def data_spec(config: Config, split: str) -> DataSpec:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -23,8 +22,10 @@ from diffusion_jax.evaluate.judge import Judge, accuracy
 from diffusion_jax.evaluate.likelihoods import Terms
 from diffusion_jax.evaluate.quality import quality
 from diffusion_jax.files import whole
+from diffusion_jax.jobs.drawing import draw_many, drawer
+from diffusion_jax.jobs.placing import everywhere, place_batch
 from diffusion_jax.jobs.run import Run, cache_compilations, open_run
-from diffusion_jax.jobs.sampling import draw_many, drawer, save_samples
+from diffusion_jax.jobs.sampling import save_samples
 from diffusion_jax.spec import Config
 
 Figures = dict[str, Figure]
@@ -34,6 +35,8 @@ def evaluate(config: Config, workdir: str | os.PathLike) -> Figures:
     """Draw ``config.evaluate.n`` samples and print what they and the likelihood measure.
 
     Leaves the samples, evaluation.json and, of a likelihood, its table of terms.
+
+    With several processes all measure the same, the network's work shared; the first one writes.
 
     Returns:
         name -> Figure, value with spread and number of samples.
@@ -54,6 +57,8 @@ def evaluate(config: Config, workdir: str | os.PathLike) -> Figures:
             "config.evaluate chooses nothing; set quality=True, class_accuracy=True, or "
             "likelihood='variational_bound()'"
         )
+    if jax.process_index():
+        return figures
     lines = {name: figure._asdict() for name, figure in figures.items()}
     with whole(Path(workdir) / "evaluation.json") as temporary:
         temporary.write_text(json.dumps({"step": run.step, "figures": lines}, indent=2) + "\n")
@@ -94,7 +99,8 @@ def of_likelihood(run: Run, workdir: Path) -> Figures:
     config = run.config
     title, estimate = build_evaluation.likelihood(config, run.experiment)
     x0, labels = _held_out(config)
-    every = batched(jax.jit(estimate), config, run.params, x0, labels)
+    estimate = jax.jit(estimate, out_shardings=everywhere(config))
+    every = batched(estimate, config, run.params, x0, labels)
     save_terms(workdir / "likelihood.json", every)
     of_example = {name: term if term.ndim == 1 else term.sum(0) for name, term in every.items()}
     total = of_example.pop("total")
@@ -113,10 +119,12 @@ def batched(
     count = -(-len(x0) // size)
     keys = jax.random.split(jax.random.key(config.seed), count)
     parts: list[dict[str, np.ndarray]] = []
-    bar = tqdm(range(count), desc="likelihood", unit="batch", leave=False)
+    silent = jax.process_index() > 0
+    bar = tqdm(range(count), desc="likelihood", unit="batch", leave=False, disable=silent)
     for i in bar:
         rows = np.arange(i * size, (i + 1) * size) % len(x0)
-        terms = estimate(keys[i], params, jnp.asarray(labels[rows]), jnp.asarray(x0[rows]))
+        placed = (place_batch(config, part[rows]) for part in (labels, x0))
+        terms = estimate(keys[i], params, *placed)
         parts.append(jax.device_get(terms))
         bar.set_postfix_str(f"{np.mean([part['total'] for part in parts]):.3f} bits/dim")
     join = lambda *leaves: np.concatenate(leaves, -1)[..., : len(x0)]  # the batch is the last axis
@@ -125,6 +133,8 @@ def batched(
 
 def save_terms(path: Path, terms: Mapping[str, np.ndarray]) -> None:
     """The table of terms: mean and standard error of each, bits/dim; a list of a term of steps."""
+    if jax.process_index():
+        return
     row = lambda x: {"mean": _mean(x).value, "error": _mean(x).spread}
     table = {name: row(x) if x.ndim == 1 else [row(x) for x in x] for name, x in terms.items()}
     with whole(path) as temporary:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffusion_jax import build
 from diffusion_jax.core.ema import EMAS
 from diffusion_jax.core.types import Params
+from diffusion_jax.jobs.placing import place_params
 from diffusion_jax.spec import Config
 from diffusion_jax.spec import build as build_from
 from diffusion_jax.train import snapshots
@@ -98,7 +98,7 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Run:
     experiment = build.experiment(config)
     context = {"workdir": workdir, "ema": held["ema"]}
     loaded, step = build_from(PARAMS, config.sampler.params, "sampler.params", **context)
-    return Run(config, experiment, jax.tree.map(jnp.asarray, loaded), step)
+    return Run(config, experiment, place_params(config, loaded), step)
 
 
 def open_reference(config: Config) -> Run | None:

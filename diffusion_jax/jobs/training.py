@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import jax
-
 from diffusion_jax import build
-from diffusion_jax.jobs import sampling
+from diffusion_jax.jobs.drawing import draw_many, drawer
 from diffusion_jax.jobs.run import cache_compilations, plain
+from diffusion_jax.jobs.sampling import save_samples
+from diffusion_jax.jobs.strips import save_strip
 from diffusion_jax.spec import Config, parse
 from diffusion_jax.train import snapshots
 from diffusion_jax.train.loop import Hook
@@ -34,16 +34,14 @@ def train(config: Config, workdir: str | os.PathLike) -> TrainState:
     cache_compilations()
     experiment = build.experiment(config)
     settings = build.training(config)
-    draw = sampling.drawer(config, experiment)
+    draw = drawer(config, experiment)
     data = build.training_data(config)
     folder = Path(workdir) / "samples"
     average = settings["ema"].params
 
     def show(step: int, state: TrainState):
-        samples = sampling.draw_many(config, draw, average(state.ema), config.sampler.n)
-        if jax.process_index():
-            return {}
-        return sampling.save_samples(folder / f"step_{step:07d}", samples)
+        samples = draw_many(config, draw, average(state.ema), config.sampler.n)
+        return save_samples(folder / f"step_{step:07d}", samples)
 
     if config.train.snapshot_every and parse(config.ema, "ema")[0] != "power":
         raise ValueError(
@@ -59,6 +57,5 @@ def train(config: Config, workdir: str | os.PathLike) -> TrainState:
         hooks=[Hook(config.train.sample_every, show), Hook(config.train.snapshot_every, keep)],
         **settings,
     )
-    if jax.process_index() == 0:
-        sampling.save_strip(config, experiment, average(state.ema), folder / "strip.png")
+    save_strip(config, experiment, average(state.ema), folder / "strip.png")
     return state

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from diffusion_jax.train.state import TrainState
@@ -133,9 +133,19 @@ def global_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> di
     return {name: place(sharding, np.asarray(x)) for name, x in batch.items()}
 
 
+def from_host(x: np.ndarray, where: Sharding) -> jax.Array:
+    """An array that every process has whole, as one array on all devices."""
+    return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def check_batch(size: int, mesh: Mesh) -> None:
     """Refuse a batch, counted over all processes, that the devices cannot share evenly."""
-    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    parts = batch_parts(mesh)
     if size % parts:
         raise ValueError(
             f"a batch of {size} does not divide over the {parts} devices of data x fsdp; "

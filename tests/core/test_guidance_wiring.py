@@ -12,8 +12,8 @@ from configs import mnist, toy2d
 from diffusion_jax import build, build_sampling
 from diffusion_jax.core import guidance, targets
 from diffusion_jax.core.types import Prediction
+from diffusion_jax.jobs import drawing
 from diffusion_jax.jobs import run as runs
-from diffusion_jax.jobs import sampling
 
 
 def _tiny(**sampler):
@@ -44,7 +44,7 @@ LABELS = jnp.array([1, 2])
 
 def _draw(config, scale=2.0):
     experiment = build.experiment(config)
-    draw = sampling.drawer(config, experiment)
+    draw = drawing.drawer(config, experiment)
     return draw, (jax.random.key(0), _params(experiment, LABELS), LABELS, jnp.float32(scale))
 
 
@@ -90,7 +90,7 @@ def test_perturbed_networks_are_asked_with_and_without_a_null(spec, scale):
         batches.append(len(x))
         return Prediction(x, x)
 
-    null = {"label": jnp.full(2, 10)} if sampling.is_guided(config) else None
+    null = {"label": jnp.full(2, 10)} if drawing.is_guided(config) else None
     weigh = build_sampling.guidance(config, build.experiment(config).model)
     level = build.experiment(config).model.process.at(0.5)
     denoise = weigh(net, {"label": LABELS}, null, scale if null else None)
@@ -104,13 +104,13 @@ def test_a_reference_guides_and_is_no_constant_of_the_program(monkeypatch):
     params = _params(experiment, LABELS)
     worse = jax.tree.map(lambda leaf: 0.5 * leaf, params)
     run = runs.Run(config, experiment, worse, 1)
-    monkeypatch.setattr(sampling, "open_reference", lambda config: run)
+    monkeypatch.setattr(drawing, "open_reference", lambda config: run)
     draw, arguments = _draw(config, 1.7)
     assert draw.args == (worse,)
     got = draw(*arguments)
     same = draw.func(params, *arguments)
     assert draw.func._cache_size() == 1
-    monkeypatch.setattr(sampling, "open_reference", lambda config: None)
+    monkeypatch.setattr(drawing, "open_reference", lambda config: None)
     plain = _points(guidance_scale=1.0)
     alone, arguments = _draw(plain)
     assert_allclose(same, alone(*arguments), rtol=1e-3, atol=1e-3)
@@ -127,7 +127,7 @@ def test_bounds_are_around_the_guidance():
 def test_the_scale_of_1_is_the_plain_model_at_half_the_cost():
     for spec in guidance.GUIDANCES:
         config = _points(guidance=f"{spec}()", guidance_scale=1.0)
-        assert sampling.is_guided(config) == (spec == "cfg_plus_plus")
+        assert drawing.is_guided(config) == (spec == "cfg_plus_plus")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,33 @@
+"""Parameters and batches on the config's mesh, in one process or many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
+
+from diffusion_jax import build
+from diffusion_jax.spec import Config
+from diffusion_jax.train import sharding
+
+
+def place_params(config: Config, params: Any) -> Any:
+    """Host arrays, the same on every process, to where ``config.mesh`` says that they lie."""
+    places = sharding.of_params(params, build.mesh(config), build.rules(config))
+    return jax.tree.map(sharding.from_host, params, places)
+
+
+def place_batch(config: Config, rows: Any) -> jax.Array:
+    """Rows [b, ...], the same on every process, split over the devices if these divide b."""
+    mesh, rows = build.mesh(config), np.asarray(rows)
+    parts = sharding.batch_parts(mesh)
+    where = sharding.of_batch(mesh) if len(rows) % parts == 0 else NamedSharding(mesh, P())
+    return sharding.from_host(rows, where)
+
+
+def everywhere(config: Config) -> Sharding:
+    """A copy on each device: what a host can read, on every process."""
+    return NamedSharding(build.mesh(config), P())

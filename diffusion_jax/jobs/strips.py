@@ -1,0 +1,118 @@
+"""One sample's way: the strip, the animation and the arrays of both processes."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from diffusion_jax import build, build_sampling, pictures
+from diffusion_jax.apps.generate import generate_trajectory
+from diffusion_jax.core.process import corrupt
+from diffusion_jax.core.types import Params
+from diffusion_jax.data import load_images, to_uint8, to_unit
+from diffusion_jax.files import whole
+from diffusion_jax.jobs.drawing import condition_of, guidance_of, is_guided, labels_of
+from diffusion_jax.jobs.placing import everywhere
+from diffusion_jax.jobs.run import open_reference
+from diffusion_jax.spec import Config
+
+STRIP_COLUMNS = 9
+
+
+def save_strip(config: Config, experiment: build.Experiment, params: Params, path: Path) -> None:
+    """The forward process of one data point, and the reverse process of one sample, side by side.
+
+    Beside the picture, of the same name: the sample's way as an animation, x_t and predicted x0,
+    and as arrays, an .npz with ``x_t``, ``x0`` [n, h, w, c] in [-1, 1] and ``t`` [n].  Points in
+    the plane are drawn as a cloud instead, beside the data.  Every process calls this, and the
+    first one writes.
+    """
+    if len(experiment.shape) == 1:
+        save_clouds(config, experiment, params, path)
+        return
+    data, labels = load_images(
+        config.data.name, config.data.split, 1, tuple(config.data.image_size), config.data.channels,
+        config.data.dir or None,
+    )  # fmt: skip
+    labels = jnp.zeros(1, jnp.int32) if labels is None else jnp.asarray(labels)
+    xs, x0s, times = _reverse(config, experiment, params, labels)
+    process = experiment.process_of(params)
+    if jax.process_index():
+        return
+    columns = np.linspace(0, len(times) - 1, min(STRIP_COLUMNS, len(times))).round().astype(int)
+    levels = process.at(jnp.asarray(times[columns]))
+    x0 = jnp.repeat(jnp.asarray(to_unit(data)), len(columns), 0)
+    eps = jax.random.normal(jax.random.key(config.sampler.seed), x0[:1].shape)
+    noised = corrupt(x0, jnp.repeat(eps, len(columns), 0), levels)
+    # On the variance exploding path x_t leaves [-1, 1]: show it on the variance preserving scale.
+    visible = lambda x: x / jnp.sqrt(levels.alpha**2 + levels.sigma**2)[:, None, None, None]
+    shown = lambda x: np.asarray(to_uint8(x))
+    rows = [  # data to noise, then noise to data
+        ("forward\nx_t", shown(visible(noised))[::-1], times[columns][::-1]),
+        ("reverse\nx_t", shown(visible(xs[columns, 0])), times[columns]),
+        ("reverse\nx_0", shown(x0s[columns, 0]), times[columns]),
+    ]
+    pictures.save_strip(path, rows)
+    every = process.at(jnp.asarray(times))
+    way = xs[:, 0] / np.sqrt(np.asarray(every.alpha**2 + every.sigma**2))[:, None, None, None]
+    frames = np.concatenate([shown(way), shown(x0s[:, 0])], 2)
+    pictures.save_animation(path.with_suffix(".gif"), list(frames), zoom=max(1, 112 // x0.shape[1]))
+    with whole(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, x_t=xs[:, 0], x0=x0s[:, 0], t=times)
+
+
+def save_clouds(config: Config, experiment: build.Experiment, params: Params, path: Path) -> None:
+    """Noise, half way, samples and data, as points."""
+    n = 1000
+    xs, x0s, times = _reverse(config, experiment, params, jnp.asarray(labels_of(config, n)))
+    if jax.process_index():
+        return
+    data, labels = load_images(config.data.name, "train", n)
+    middle = len(times) // 2
+    pictures.save_scatter(
+        path,
+        [
+            (f"x_t, t = {times[0]:.2f}", xs[0], None),
+            (f"x_t, t = {times[middle]:.2f}", xs[middle], None),
+            ("samples", x0s[-1], None),
+            ("data", data, labels),
+        ],
+    )
+
+
+def _reverse(
+    config: Config, experiment: build.Experiment, params: Params, labels: Array
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(x_t [n, b, ...], predicted x0 [n, b, ...], times [n])."""
+    sampler_of = build_sampling.sampler_of(config, experiment)
+    guided, reference = is_guided(config), open_reference(config)
+    shape = (labels.shape[0], *experiment.shape)
+
+    @partial(jax.jit, out_shardings=everywhere(config))
+    def run(of_reference, key, params, labels, scale):
+        cond = condition_of(config, labels)
+        model, solver, levels = sampler_of(params)
+        xs, x0s = generate_trajectory(
+            key,
+            model,
+            params,
+            {},
+            cond,
+            shape,
+            solver,
+            levels,
+            scale if guided else None,
+            guidance_of(config, experiment, reference, of_reference),
+        )
+        return xs, x0s, levels.t
+
+    scale = jnp.float32(config.sampler.guidance_scale)
+    key = jax.random.key(config.sampler.seed)
+    made = run(reference and reference.params, key, params, labels, scale)
+    xs, x0s, times = jax.device_get(made)
+    return xs, x0s, times
