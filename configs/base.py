@@ -12,6 +12,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of parameters, data order, noise and samples: one number makes the run
 
+    config.profile = ""  # "20:24" writes a profiler's trace of those steps to profile/
+
     config.data = ConfigDict()
     config.data.name = "mnist5k"  # see scripts/prepare_data.py; toy2d:NAME needs no preparation
     config.data.split = "train"
@@ -21,6 +23,8 @@ def get_config() -> ConfigDict:
     config.data.channels = 1  # 1 grey, 3 colour
     config.data.flip = False  # mirror half of the images; wrong for digits and letters
     config.data.crop = "center"  # or "random", "stretch": where a larger image is cut
+    config.data.broken_records = 0  # records that cannot be read to replace by the next; then stop
+    config.data.timeout = 600.0  # seconds without a batch after which the run stops; 0 for never
     config.data.num_classes = 10  # 0 trains without labels
 
     config.process = ConfigDict()
@@ -67,6 +71,7 @@ def get_config() -> ConfigDict:
     config.train.log_every = 20
     config.train.sample_every = 500  # a grid of samples in samples/ and TensorBoard; 0 for never
     config.train.checkpoint_every = 500
+    config.train.skip_nonfinite = 0  # steps of a loss that is not finite to pass over; then stop
     config.train.keep = 3  # newest checkpoints to keep
     config.train.snapshot_every = 0  # for ema = "power()": averages kept, for any width afterwards
 
@@ -86,6 +91,7 @@ def get_config() -> ConfigDict:
     config.mesh.data = -1
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
+    config.mesh.split = "all"  # or "optimizer": parameters copied, moments and averages split
     config.mesh.rules = ()  # (regex over parameter paths, axis per dimension): first match wins
 
     config.sampler = ConfigDict()

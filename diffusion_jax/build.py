@@ -22,15 +22,17 @@ from diffusion_jax.core.learned_schedule import LEARNED, LearnedSchedule
 from diffusion_jax.core.process import Process, Schedule
 from diffusion_jax.core.proposals import PROPOSALS
 from diffusion_jax.core.types import Codec, Model, NoiseLevel, Params, Recipe
+from diffusion_jax.data.faults import Faults
 from diffusion_jax.data.pipeline import DataSpec, batches, make_dataset
 from diffusion_jax.models import MODELS
 from diffusion_jax.models.adapter import init_params, net_from_module
+from diffusion_jax.models.partition import PARTITIONS
 from diffusion_jax.recipes.diffusion import TERMS, diffusion
 from diffusion_jax.recipes.variational import variational
 from diffusion_jax.spec import Config, build, parse
 from diffusion_jax.train import optimizer
 from diffusion_jax.train.loop import Plan
-from diffusion_jax.train.sharding import AXES, Rules, make_mesh
+from diffusion_jax.train.sharding import AXES, Rules, data_part, make_mesh, where_it_fits
 
 IDENTITY = Codec(encode=lambda frozen, pixels, key: pixels, decode=lambda frozen, x: x)
 
@@ -195,13 +197,15 @@ def training(config: Config) -> dict[str, Any]:
     decay = build(optimizer.SCHEDULES, section.schedule, "optimizer.schedule", steps=steps)
     rate = optimizer.learning_rate(section.learning_rate, decay, section.warmup)
     names = ("b1", "b2", "eps", "weight_decay", "clip")
-    every = ("accumulate", "steps_per_call", "log_every", "checkpoint_every", "keep")
+    every = ("accumulate", "steps_per_call", "log_every", "checkpoint_every", "keep",
+             "skip_nonfinite")  # fmt: skip
     return {
         "tx": optimizer.adamw(rate, **{name: section[name] for name in names}),
         "ema": build(EMAS, config.ema, "ema"),
-        "plan": Plan(steps, **{name: config.train[name] for name in every}),
+        "plan": Plan(steps, **{name: config.train[name] for name in every}, trace=config.profile),
         "mesh": mesh(config),
         "rules": rules(config),
+        "split": config.mesh.split,
         "seed": config.seed,
         "learning_rate": rate,
     }
@@ -213,12 +217,15 @@ def mesh(config: Config) -> Mesh:
 
 
 def rules(config: Config) -> Rules:
-    """Which parameter lies where, by ``config.mesh.rules``."""
-    return tuple((pattern, tuple(axes)) for pattern, axes in config.mesh.rules)
+    """Which parameter lies where: ``config.mesh.rules``, then the network's own."""
+    given = tuple((pattern, tuple(axes)) for pattern, axes in config.mesh.rules)
+    own = PARTITIONS.get(config.model.name, ())
+    return (*given, *((pattern, where_it_fits(axes)) for pattern, axes in own))
 
 
 def data_spec(config: Config, split: str) -> DataSpec:
     """The training pipeline of a split, for this process."""
+    index, count = data_part(mesh(config))
     return DataSpec(
         name=config.data.name,
         split=split,
@@ -229,15 +236,19 @@ def data_spec(config: Config, split: str) -> DataSpec:
         crop=config.data.crop,
         seed=config.seed,
         data_dir=config.data.dir or None,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=index,
+        process_count=count,
     )
 
 
 def training_data(config: Config) -> Callable[[int], Any]:
     """start_step -> iterator of this process's batches from that step on."""
-    dataset = make_dataset(data_spec(config, config.data.split))
-    return lambda start: batches(dataset, start)
+    section = config.data
+    if section.timeout < 0:
+        raise ValueError(f"config.data.timeout = {section.timeout} must be seconds, or 0 for ever")
+    faults = Faults(section.broken_records)
+    dataset = make_dataset(data_spec(config, section.split), faults)
+    return lambda start: batches(dataset, start, timeout=section.timeout, faults=faults)
 
 
 def check_ends(config: Config, model: Model) -> None:

@@ -6,6 +6,9 @@
 One U-Net of the size of configs/mnist.py, batch 16, 20 levels.  Ours: the whole jitted sampler over
 a bare ``lax.scan`` of as many calls of the same network.  Theirs: the sampler's loop over as many
 bare calls of a PyTorch network of the same structure.  Least of interleaved repeats, in one run.
+
+"alone" is the sampler around a function of no cost in place of the network, over the same bare
+calls: what a solver adds, without the noise of the network's time.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from diffusion_jax.core import grids, sampling
 from diffusion_jax.core.guidance import condition
 from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.core.targets import denoiser
+from diffusion_jax.core.types import Denoise, Prediction
 
 FLAGS = flags.FLAGS
 BATCH, LEVELS = 16, 20
@@ -48,8 +52,11 @@ ROWS: dict[str, tuple[int, str, str]] = {
 }
 
 
-def ours() -> tuple[dict[str, Callable[[], Any]], dict[str, Callable[[], Any]]]:
-    """(sampler of each row, bare scan of as many network calls by their number)."""
+Jobs = dict[str, Callable[[], Any]]
+
+
+def ours() -> tuple[Jobs, Jobs, Jobs]:
+    """(sampler of each row, the same without a network, bare scans of network calls by number)."""
     config = mnist.get_config()
     experiment = build.experiment(config)
     model = experiment.model
@@ -59,14 +66,17 @@ def ours() -> tuple[dict[str, Callable[[], Any]], dict[str, Callable[[], Any]]]:
     levels = grids.uniform_log_snr(model.process, LEVELS)
     cond = {"label": batch["label"]}
 
-    def sampler(name: str) -> Callable[[], Any]:
+    def without_network(x, level):
+        x0 = jnp.tanh(x)
+        return Prediction(x0, x - x0)
+
+    def sampler(name: str, denoise_of: Callable[..., Denoise]) -> Callable[[], Any]:
         context = {"process": model.process, "steps": LEVELS}
         solver = spec.build(SOLVERS, name, "solver", **context)
 
         @jax.jit
         def run(params, x, levels):
-            denoise = condition(denoiser(model, params), cond)
-            return sampling.sample(jax.random.key(0), solver, denoise, x, levels)
+            return sampling.sample(jax.random.key(0), solver, denoise_of(params), x, levels)
 
         return lambda: run(params, x, levels).block_until_ready()
 
@@ -82,7 +92,12 @@ def ours() -> tuple[dict[str, Callable[[], Any]], dict[str, Callable[[], Any]]]:
         return lambda: run(params, x, levels).block_until_ready()
 
     counts = {calls_of(name) for name in ROWS}
-    return {name: sampler(name) for name in ROWS}, {str(n): bare(n) for n in counts}
+    with_network = lambda params: condition(denoiser(model, params), cond)
+    return (
+        {name: sampler(name, with_network) for name in ROWS},
+        {name: sampler(name, lambda params: without_network) for name in ROWS},
+        {str(n): bare(n) for n in counts},
+    )
 
 
 def calls_of(name: str) -> int:
@@ -105,20 +120,20 @@ def least(jobs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
 
 def main(_: list[str]) -> None:
     """Measure and print the table."""
-    samplers, bare = ours()
-    jobs = {f"ours {n}": j for n, j in samplers.items()} | {f"bare {n}": j for n, j in bare.items()}
+    kinds = zip(("ours", "alone", "bare"), ours(), strict=True)
+    jobs = {f"{kind} {name}": job for kind, named in kinds for name, job in named.items()}
     jobs |= benchmark_torch_solvers.jobs(ROWS, BATCH, LEVELS, FLAGS.threads)
     seconds = least(jobs, FLAGS.repeats)
     lines = [
         f"Batch {BATCH}, {LEVELS} levels, the U-Net of configs/mnist.py, {FLAGS.threads} threads; "
         "time of a sample over that of as many bare network calls.",
         "",
-        "| solver | calls | ours | k-diffusion | diffusers | ours, s |",
-        "|---|---|---|---|---|---|",
+        "| solver | calls | ours | alone | k-diffusion | diffusers | ours, s |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in ROWS:
-        own = seconds[f"ours {name}"] / seconds[f"bare {calls_of(name)}"]
-        cells = [f"{own:.3f}"]
+        bare = seconds[f"bare {calls_of(name)}"]
+        cells = [f"{seconds[f'{kind} {name}'] / bare:.3f}" for kind in ("ours", "alone")]
         for side in ("k-diffusion", "diffusers"):
             key = f"{side} {name}"
             share = seconds.get(key, np.nan) / (seconds.get("torch call", np.nan) * calls_of(name))

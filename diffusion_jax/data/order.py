@@ -2,8 +2,8 @@
 
 A run walks one endless sequence of positions 0, 1, 2, ...  Position p lies in epoch p // n and
 holds example permutation(seed, epoch)[p % n].  Step t of a batch of B owns positions t*B ...
-t*B + B - 1, and process k of K takes every K-th of them from the k-th.  Nothing is carried from
-step to step, so a run resumes at any step at once, on any number of processes.
+t*B + B - 1, and part k of K is the k-th run of B/K of them.  Nothing is carried from step to step,
+so a run resumes at any step at once, on any number of processes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ def _words(seed: int, other: int) -> np.ndarray:
 
 def positions(step: int, batch_size: int, process_index: int = 0, process_count: int = 1):
     """Positions of this process's part of the batch at ``step``, int64 [batch_size / count]."""
-    first = step * batch_size
-    return np.arange(first + process_index, first + batch_size, process_count, dtype=np.int64)
+    size = batch_size // process_count
+    first = step * batch_size + process_index * size
+    return np.arange(first, first + size, dtype=np.int64)
 
 
 def examples(where: np.ndarray, n: int, seed: int, shuffle: bool) -> np.ndarray:

@@ -1,8 +1,8 @@
 """From a data set to batches for the device: sized, cropped, flipped, scaled, sharded, prefetched.
 
 The batch at step t is a pure function of (spec, t); see ``order``.  So the state of the pipeline
-is the step alone, a run resumes anywhere at once, and the parts that K processes make are the one
-batch that a single process makes, dealt out like cards.
+is the step alone, a run resumes anywhere at once, and the parts that K processes make are, one
+after the other, the batch that a single process makes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import grain
 import numpy as np
 
 from diffusion_jax.data import images, order
+from diffusion_jax.data.faults import Faults, forgiving, watched
 from diffusion_jax.data.fetch import fitter, image_fetch, stack, toy_fetch
 from diffusion_jax.data.sources import open_source
 from diffusion_jax.data.spec import DataSpec, check, check_against
@@ -20,11 +21,15 @@ from diffusion_jax.data.spec import DataSpec, check, check_against
 ENDLESS = 2**40  # batches in a repeated data set
 
 
-def make_dataset(spec: DataSpec) -> grain.MapDataset:
+def make_dataset(spec: DataSpec, faults: Faults | None = None) -> grain.MapDataset:
     """Batches as a grain data set: ``dataset[t]`` is this process's part of the batch at step t.
 
     A batch is ``{"image": float32 [b, h, w, c] in [-1, 1], "label": int32 [b]}``, ``image`` being
     float32 [b, 2] for toy2d; unlabelled sets have no ``label``.
+
+    Args:
+        spec: see ``DataSpec``.
+        faults: counts broken records and allows some; None allows none.
 
     Raises:
         DataMissing: if the set is not prepared.
@@ -32,6 +37,7 @@ def make_dataset(spec: DataSpec) -> grain.MapDataset:
     """
     check(spec)
     source = open_source(spec.name, spec.split, spec.data_dir)
+    source = forgiving(source, Faults() if faults is None else faults)
     check_against(spec, source.info)
     n = source.info.num_examples
     fetch = toy_fetch(source) if len(source.info.shape) == 1 else image_fetch(source, spec)
@@ -57,8 +63,16 @@ def _length(spec: DataSpec, n: int) -> int:
 class Batches:
     """An endless or finite iterator of batches that knows its step; made by ``batches``."""
 
-    def __init__(self, dataset: grain.MapDataset, start_step: int, threads: int, ahead: int):
-        self._dataset = dataset
+    def __init__(
+        self,
+        dataset: grain.MapDataset,
+        start_step: int,
+        threads: int,
+        ahead: int,
+        timeout: float,
+        faults: Faults,
+    ):
+        self._dataset, self._timeout, self._faults = dataset, timeout, faults
         self._options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         self.set_state({"step": start_step})
 
@@ -78,11 +92,22 @@ class Batches:
         """Go to a step, at once; on any number of processes, whatever the number before."""
         self._step = int(state["step"])
         rest = self._dataset[self._step :]
-        self._iterator = iter(rest.to_iter_dataset(self._options))
+        made = iter(rest.to_iter_dataset(self._options))
+        self._iterator = watched(made, self._timeout, "the data set")
+
+    @property
+    def broken_records(self) -> int:
+        """How many records of the set were replaced so far, in this process."""
+        return len(self._faults.broken)
 
 
 def batches(
-    dataset: grain.MapDataset, start_step: int = 0, threads: int = 1, ahead: int = 4
+    dataset: grain.MapDataset,
+    start_step: int = 0,
+    threads: int = 1,
+    ahead: int = 4,
+    timeout: float = 0.0,
+    faults: Faults | None = None,
 ) -> Batches:
     """Iterate over ``make_dataset``'s batches from a step on, made by threads ahead of their use.
 
@@ -91,8 +116,13 @@ def batches(
         start_step: the first batch's step.
         threads: that make batches in the background.
         ahead: how many batches to have ready.
+        timeout: seconds to wait for a batch; 0 for ever.
+        faults: the ones given to ``make_dataset``, to be asked for ``broken_records``.
+
+    Raises:
+        DataStalled: when drawn from, after ``timeout``.
     """
-    return Batches(dataset, start_step, threads, ahead)
+    return Batches(dataset, start_step, threads, ahead, timeout, faults or Faults())
 
 
 def load_images(

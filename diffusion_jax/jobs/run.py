@@ -22,6 +22,9 @@ from diffusion_jax.train import snapshots
 from diffusion_jax.train.checkpoint import restore_params, steps
 from diffusion_jax.train.workdir import differences, read_config
 
+# Fields of the model that change how it is computed, not what the parameters mean.
+NEUTRAL = ("model.unet.dtype", "model.unet.remat")
+
 # What the parameters mean; sampling and evaluation may choose everything else anew.
 FIXED = (
     "process",
@@ -169,6 +172,8 @@ def plain(config: Config) -> dict[str, Any]:
 
 
 def _is_fixed(field: str) -> bool:
+    if field in NEUTRAL:
+        return False
     return any(field == fixed or field.startswith(fixed + ".") for fixed in FIXED)
 
 

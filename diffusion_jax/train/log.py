@@ -101,10 +101,18 @@ class Meter:
     """Means of the metrics since the last line, the speed, and the share of time spent on data.
 
     The clock runs from the first reading on, so that compilation is no part of the speed.
+
+    Args:
+        skip_nonfinite: steps that are not finite to pass over before it is an error.
+
+    Attributes:
+        skipped: how many were.
+        broken_records: how many records of the data set were replaced; set by the feed.
     """
 
-    def __init__(self):
+    def __init__(self, skip_nonfinite: int = 0):
         self._last: float | None = None
+        self._skip, self.skipped, self.broken_records = skip_nonfinite, 0, 0
         self._clear()
 
     def _clear(self) -> None:
@@ -129,25 +137,37 @@ class Meter:
         """Leave out the time since the last tick: it went into a checkpoint or a hook."""
         self._last = time.perf_counter() if self._last is not None else None
 
-    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+    def add(self, step: int, metrics: Mapping[str, float]) -> str:
         """Count one step's metrics.
 
+        Returns:
+            A sentence about a step that was passed over, else "".
+
         Raises:
-            NonFinite: if its ``finite`` is False.
+            NonFinite: if its ``finite`` is False, and as many as allowed were passed over.
         """
         if not metrics["finite"]:
             name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
-            raise NonFinite(step, name, metrics[name])
+            if self.skipped >= self._skip:
+                raise NonFinite(step, name, metrics[name])
+            self.skipped += 1
+            return (
+                f"{name} is {metrics[name]} at step {step}, which is passed over "
+                f"({self.skipped} of at most {self._skip} by config.train.skip_nonfinite)"
+            )
         for name, value in metrics.items():
             if name != "finite":
                 self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
+        return ""
 
     def means(self) -> dict[str, float]:
-        """Since the last call, per metric; {} if there was no step."""
-        if not self._count:
-            return {}
+        """Since the last call, per metric, of steps taken, and counts of what was passed over."""
         means = {name: total / self._count for name, total in self._sums.items()}
+        if self.skipped:
+            means["skipped_steps"] = float(self.skipped)
+        if self.broken_records:
+            means["broken_records"] = float(self.broken_records)
         if self._timed:
             means["steps_per_second"] = self._timed / self._seconds
             means["data_wait"] = min(self._waited / self._seconds, 1.0)

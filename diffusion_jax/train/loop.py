@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from diffusion_jax.core.ema import Ema
 from diffusion_jax.core.types import Params, Recipe
 from diffusion_jax.train import sharding, workdir
 from diffusion_jax.train.checkpoint import Checkpoints
+from diffusion_jax.train.feed import HostBatches, example, feed
+from diffusion_jax.train.gauges import Gauges
 from diffusion_jax.train.log import Log, Meter, NonFinite, open_log
 from diffusion_jax.train.preemption import EXIT_CODES, Stopped, stop_signals
+from diffusion_jax.train.program import Program
 from diffusion_jax.train.state import TrainState, abstract_state, init_state, with_shardings
-from diffusion_jax.train.step import Step, make_step
-
-HostBatches = Iterator[Mapping[str, np.ndarray]]
+from diffusion_jax.train.step import make_step
+from diffusion_jax.train.trace import Trace
 
 
 class Plan(NamedTuple):
@@ -44,6 +44,9 @@ class Plan(NamedTuple):
         checkpoint_every: a checkpoint; 0 for the end only.
         keep: newest checkpoints to keep.
         keep_every: checkpoints to keep for good; 0 for none.
+        skip_nonfinite: steps of a loss or gradient that is not finite to pass over, each start,
+            before the run stops; their batch and draws are then lost.
+        trace: "first:last", the steps that a profiler's trace is taken of; "" for none.
     """
 
     steps: int
@@ -53,6 +56,8 @@ class Plan(NamedTuple):
     checkpoint_every: int = 500
     keep: int = 3
     keep_every: int = 0
+    skip_nonfinite: int = 0
+    trace: str = ""
 
 
 class Hook(NamedTuple):
@@ -71,7 +76,7 @@ class Hook(NamedTuple):
 class _Session(NamedTuple):
     """What ``_run`` needs of one start of a run."""
 
-    calls: dict[int, Step]
+    calls: dict[int, Program]
     frozen: Params
     data: Callable[[int], HostBatches]
     mesh: Mesh
@@ -79,6 +84,8 @@ class _Session(NamedTuple):
     hooks: Sequence[Hook]
     save: Callable[[TrainState], None]
     stop: Callable[[int], str | None]
+    gauges: Gauges
+    trace: Trace
 
 
 def train(
@@ -92,6 +99,7 @@ def train(
     *,
     mesh: Mesh | None = None,
     rules: sharding.Rules = (),
+    split: str = "all",
     frozen: Params = None,
     seed: int = 0,
     learning_rate: Callable[[Any], Any] | None = None,
@@ -110,6 +118,7 @@ def train(
         config: the resolved config, of JSON's types: a folder belongs to one config.
         mesh: from ``sharding.make_mesh``; None puts all devices on the data axis.
         rules: see ``sharding.Rules``.
+        split: what the rules split: name in ``sharding.SPLITS``.
         frozen: parameters that the loss reads and nothing changes.
         seed: of parameters and of every draw.
         learning_rate: step -> rate, to be logged.
@@ -125,22 +134,29 @@ def train(
     """
     _check(plan)
     mesh = sharding.make_mesh() if mesh is None else mesh
+    trace = Trace(folder, plan.trace)
     workdir.claim(folder, config)
-    example = _example(data, mesh)
-    shapes = abstract_state(recipe, tx, ema, example)
-    places = sharding.of_state(shapes, mesh, rules)
+    batch = example(data, mesh)
+    shapes = abstract_state(recipe, tx, ema, batch)
+    places = sharding.of_state(shapes, mesh, rules, split)
     frozen = {} if frozen is None else frozen
     frozen = jax.device_put(frozen, sharding.of_params(frozen, mesh, rules))
-    build = lambda k: _compiled(
-        make_step(recipe, tx, ema, seed, plan.accumulate, k, learning_rate), places, mesh
+    go_on = plan.skip_nonfinite > 0
+    build = lambda k: Program(
+        make_step(recipe, tx, ema, seed, plan.accumulate, k, learning_rate, go_on), places, mesh
     )
-    with Checkpoints(folder, plan.keep, plan.keep_every) as saved, stop_signals() as stop:
+    gauges = Gauges(len(jax.tree.leaves(batch)[0]), plan.accumulate)
+    with (
+        workdir.locked(folder),
+        Checkpoints(folder, plan.keep, plan.keep_every) as saved,
+        stop_signals() as stop,
+    ):
         state = saved.restore(with_shardings(shapes, places))
         if state is None:
-            state = init_state(recipe, tx, ema, jax.random.key(seed), example, places)
+            state = init_state(recipe, tx, ema, jax.random.key(seed), batch, places)
         calls = {k: build(k) for k in {1, plan.steps_per_call}}
         save = lambda state: saved.save(state, config)
-        session = _Session(calls, frozen, data, mesh, plan, hooks, save, stop)
+        session = _Session(calls, frozen, data, mesh, plan, hooks, save, stop, gauges, trace)
         with open_log(folder, int(state.step)) as log:
             state, asked = _run(state, session, log)
         saved.wait()
@@ -152,22 +168,24 @@ def train(
 def _run(state: TrainState, s: _Session, log: Log) -> tuple[TrainState, str | None]:
     """Steps until the plan's end, or until a signal, whose name is the second result."""
     step, plan = int(state.step), s.plan
-    meter, asked = Meter(), None
+    meter, asked = Meter(plan.skip_nonfinite), None
     with _progress(plan.steps, step) as bar:
-        feed = _feed(s.data, s.mesh, step, plan, meter)
-        coming, pending = next(feed, None), None
+        batches = feed(s.data, s.mesh, step, plan.steps, plan.steps_per_call, meter)
+        coming, pending = next(batches, None), None
         try:
             while coming is not None and not asked:
                 size, batch = coming
+                s.trace.before(step)
                 state, metrics = s.calls[size](state, s.frozen, batch)
-                coming = next(feed, None)
-                _read(pending, meter, log, plan, bar)
+                coming = next(batches, None)
+                _read(pending, meter, log, s, bar)
                 pending, step = (step, size, metrics), step + size
+                s.trace.after(step, metrics)
                 asked = s.stop(step)
                 hooks = [hook for hook in s.hooks if _due(hook.every, step, size, plan)]
                 save = bool(asked) or _due(plan.checkpoint_every or plan.steps, step, size, plan)
                 if hooks or save:
-                    _read(pending, meter, log, plan, bar)
+                    _read(pending, meter, log, s, bar)
                     pending = None
                     if save:
                         s.save(state)
@@ -177,6 +195,8 @@ def _run(state: TrainState, s: _Session, log: Log) -> tuple[TrainState, str | No
         except NonFinite:
             s.save(state)
             raise
+        finally:
+            s.trace.close(state)
     return state, asked
 
 
@@ -184,7 +204,7 @@ def _read(
     pending: tuple[int, int, Mapping[str, jax.Array]] | None,
     meter: Meter,
     log: Log,
-    plan: Plan,
+    s: _Session,
     bar: tqdm,
 ) -> None:
     """Wait for the metrics of a dispatch, count them, and write the lines that are due."""
@@ -195,57 +215,14 @@ def _read(
     meter.tick(size)
     for i in range(size):
         step = start + i + 1
-        meter.add(step, {name: values[i] for name, values in each.items()})
-        if step % plan.log_every == 0 or step == plan.steps:
+        if passed := meter.add(step, {name: values[i] for name, values in each.items()}):
+            bar.write(passed, file=sys.stderr)
+        if step % s.plan.log_every == 0 or step == s.plan.steps:
             means = meter.means()
-            log.line(step, means)
-            bar.set_postfix(loss=f"{means['loss']:.4g}", refresh=False)
+            flops = s.calls[size].flops  # of the scan's body: one step, whatever the size
+            log.line(step, {**means, **s.gauges.read(means.get("steps_per_second"), flops)})
+            bar.set_postfix(loss=f"{means.get('loss', np.nan):.4g}", refresh=False)
     bar.update(size)
-
-
-def _feed(
-    data: Callable[[int], HostBatches], mesh: Mesh, start: int, plan: Plan, meter: Meter
-) -> Iterator[tuple[int, dict[str, jax.Array]]]:
-    """(steps in this dispatch, their batch on the devices) until the plan's end.
-
-    Dispatches of ``steps_per_call`` begin at multiples of it; what does not fit goes one by one.
-    """
-    if start >= plan.steps:
-        return
-    batches, step, k = iter(data(start)), start, plan.steps_per_call
-    while step < plan.steps:
-        size = k if step % k == 0 and step + k <= plan.steps else 1
-        began = time.perf_counter()
-        parts = [_next(batches, step + i, plan.steps) for i in range(size)]
-        meter.waited(time.perf_counter() - began)
-        host = parts[0] if size == 1 else jax.tree.map(lambda *xs: np.stack(xs), *parts)
-        yield size, sharding.global_batch(host, sharding.of_batch(mesh, leading=int(size > 1)))
-        step += size
-
-
-def _next(batches: HostBatches, step: int, steps: int) -> Mapping[str, np.ndarray]:
-    try:
-        return next(batches)
-    except StopIteration:
-        raise ValueError(
-            f"the data ended at step {step} of {steps}; repeat it, or lower config.train.steps"
-        ) from None
-
-
-def _example(data: Callable[[int], HostBatches], mesh: Mesh) -> dict[str, jax.Array]:
-    """One batch on the devices: what tells the shapes."""
-    host = next(iter(data(0)), None)
-    if not host:
-        raise ValueError(
-            "the data has no batch at all; prepare it, or lower config.train.batch_size"
-        )
-    sharding.check_batch(len(next(iter(host.values()))) * jax.process_count(), mesh)
-    return sharding.global_batch(host, sharding.of_batch(mesh))
-
-
-def _compiled(step: Step, places: TrainState, mesh: Mesh) -> Step:
-    out = (places, NamedSharding(mesh, P()))
-    return jax.jit(step, donate_argnums=0, out_shardings=out)
 
 
 def _due(every: int, step: int, size: int, plan: Plan) -> bool:
@@ -269,13 +246,8 @@ def _leave(asked: str, step: int, folder: str | os.PathLike) -> None:
 
 
 def _check(plan: Plan) -> None:
-    least = {
-        "steps": 1,
-        "accumulate": 1,
-        "steps_per_call": 1,
-        "log_every": 1,
-        "checkpoint_every": 0,
-    }
+    least = {"steps": 1, "accumulate": 1, "steps_per_call": 1, "log_every": 1}
+    least |= {"checkpoint_every": 0, "skip_nonfinite": 0}
     for name, smallest in least.items():
         value = getattr(plan, name)
         if value < smallest:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,11 +21,15 @@ from diffusion_jax.train.state import TrainState
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+SPLITS = ("all", "optimizer")
 # Elements below which a gather costs more than the memory that sharding frees.
 SMALL = 1024
 
 Rules = Sequence[tuple[str, Any]]
-"""(regex searched in "a/b/kernel", a PartitionSpec or one axis name per dimension)."""
+"""(regex searched in "a/b/kernel", where such a leaf lies).
+
+That is a PartitionSpec, one axis name per dimension, or a function (shape, mesh) -> PartitionSpec.
+"""
 
 
 def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
@@ -83,18 +87,47 @@ def of_params(params: Any, mesh: Mesh, rules: Rules = ()) -> Any:
         name = path_name(path)
         for pattern, axes in rules:
             if re.search(pattern, name):
-                return NamedSharding(mesh, _checked(_spec(axes), leaf, name, pattern, mesh))
+                spec = _spec(axes(leaf.shape, mesh) if callable(axes) else axes)
+                return NamedSharding(mesh, _checked(spec, leaf, name, pattern, mesh))
         return NamedSharding(mesh, _fsdp(leaf.shape, mesh.shape["fsdp"]))
 
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-def of_state(state: TrainState, mesh: Mesh, rules: Rules = ()) -> Any:
+def where_it_fits(axes: Sequence[str | None]) -> Callable[[tuple[int, ...], Mesh], P]:
+    """For a model's own rules: these axes if they divide the shape, and fsdp on what is free.
+
+    An axis that does not divide its dimension is left out, so that one rule serves every width.
+    """
+
+    def spec(shape: tuple[int, ...], mesh: Mesh) -> P:
+        fits = lambda size, axis: axis is not None and size % mesh.shape[axis] == 0
+        kept = [a if fits(n, a) else None for n, a in zip(shape, axes, strict=True)]
+        kept = [a if a is None or mesh.shape[a] > 1 else None for a in kept]
+        return _fsdp(shape, mesh.shape["fsdp"], kept)
+
+    return spec
+
+
+def of_state(state: TrainState, mesh: Mesh, rules: Rules = (), split: str = "all") -> Any:
     """A TrainState of NamedShardings: moments and averages lie where their parameter lies.
 
     A leaf of the optimiser or the average belongs to a parameter if its path ends with that
     parameter's path and the shapes agree; every other leaf is copied to each device.
+
+    Args:
+        state: arrays, or their shapes.
+        mesh: from ``make_mesh``.
+        rules: see ``Rules``.
+        split: in ``SPLITS``: "all", or "optimizer" for copies of the parameters on each device,
+            and moments and averages split: less memory at little more communication than copies of
+            everything (ZeRO stage 1; Rajbhandari et al. 2020, section 5.1).
+
+    Raises:
+        ValueError: for an unknown split, or as ``of_params``.
     """
+    if split not in SPLITS:
+        raise ValueError(f"config.mesh.split = {split!r}; known are {', '.join(SPLITS)}")
     params = of_params(state.params, mesh, rules)
     where = {
         tuple(path): (leaf.shape, sharding)
@@ -114,7 +147,7 @@ def of_state(state: TrainState, mesh: Mesh, rules: Rules = ()) -> Any:
     by_path = lambda tree: jax.tree_util.tree_map_with_path(follow, tree)
     return TrainState(
         step=copied,
-        params=params,
+        params=params if split == "all" else jax.tree.map(lambda leaf: copied, state.params),
         opt_state=by_path(state.opt_state),
         ema=by_path(state.ema),
         carry=jax.tree.map(lambda leaf: copied, state.carry),
@@ -143,6 +176,28 @@ def batch_parts(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def data_part(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): which part of a batch this process makes, and of how many.
+
+    Processes whose devices hold the same examples (a tensor axis spans them) make the same part.
+
+    Raises:
+        ValueError: for a mesh that gives two processes some examples in common, but not all.
+    """
+    rows = mesh.devices.reshape(batch_parts(mesh), -1)
+    held: dict[int, set[int]] = {}
+    for i, devices in enumerate(rows):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(i)
+    parts = sorted({tuple(sorted(mine)) for mine in held.values()})
+    if sum(map(len, parts)) != len(rows):
+        raise ValueError(
+            f"config.mesh {dict(mesh.shape)} lets processes share a part of their examples; make "
+            "tensor divide the devices of a process, or a multiple of them"
+        )
+    return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
+
+
 def check_batch(size: int, mesh: Mesh) -> None:
     """Refuse a batch, counted over all processes, that the devices cannot share evenly."""
     parts = batch_parts(mesh)
@@ -164,12 +219,15 @@ def _spec(axes: Any) -> P:
     return P(*(tuple(a) if isinstance(a, (list, tuple)) else a for a in axes))
 
 
-def _fsdp(shape: tuple[int, ...], parts: int) -> P:
-    fits = [i for i, size in enumerate(shape) if size % parts == 0]
-    if parts == 1 or math.prod(shape) < SMALL or not fits:
-        return P()
-    best = max(fits, key=lambda i: shape[i])
-    return P(*(None,) * best, "fsdp")
+def _fsdp(shape: tuple[int, ...], parts: int, taken: Sequence[str | None] = ()) -> P:
+    """The largest free dimension over fsdp, if the leaf is large enough."""
+    axes = list(taken) or [None] * len(shape)
+    fits = [i for i, size in enumerate(shape) if size % parts == 0 and axes[i] is None]
+    if parts > 1 and math.prod(shape) >= SMALL and fits:
+        axes[max(fits, key=lambda i: shape[i])] = "fsdp"
+    while axes and axes[-1] is None:
+        axes.pop()
+    return P(*axes)
 
 
 def _checked(spec: P, leaf: Any, name: str, pattern: str, mesh: Mesh) -> P:

@@ -34,6 +34,7 @@ def make_step(
     accumulate: int = 1,
     steps_per_call: int = 1,
     learning_rate: Callable[[Array], Array] | None = None,
+    skip_nonfinite: bool = False,
 ) -> Step:
     """Build the step; jit it with ``donate_argnums=0``.
 
@@ -45,6 +46,8 @@ def make_step(
         accumulate: micro-batches whose gradients are averaged; divides the batch.
         steps_per_call: k > 1 takes batches [k, b, ...] and does k steps in one dispatch.
         learning_rate: step -> rate, only to be reported.
+        skip_nonfinite: a step that is not finite changes nothing but its number, and the next one
+            is taken from there; else none is taken after it.
 
     Returns:
         (state, frozen, batch) -> (state, metrics).  Metrics are float32 [], or [k] for k > 1: the
@@ -69,7 +72,10 @@ def make_step(
         if learning_rate is not None:
             metrics["learning_rate"] = learning_rate(state.step)
         metrics = jax.tree.map(lambda m: jnp.asarray(m, jnp.float32), metrics)
-        return kept._replace(finite=finite), {**metrics, "finite": finite}
+        reported = {**metrics, "finite": finite}
+        if skip_nonfinite:
+            return kept._replace(step=state.step + 1), reported
+        return kept._replace(finite=finite), reported
 
     if steps_per_call == 1:
         return step

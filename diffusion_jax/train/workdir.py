@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from diffusion_jax.files import whole
 
 CONFIG = "config.json"
+LOCK = ".lock"
 
-# Fields, or sections, that a resumed run may change: they alter no step that was taken.
+# Fields, or sections, that a resumed run may change: they alter no step that was taken, nor what
+# the parameters mean.
 FREE = (
     "train.steps",
     "train.steps_per_call",
@@ -27,6 +34,12 @@ FREE = (
     "data.dir",
     "data.test_split",
     "mesh",
+    "profile",
+    "train.skip_nonfinite",
+    "data.broken_records",
+    "data.timeout",
+    "model.unet.dtype",
+    "model.unet.remat",
     "sampler",
     "evaluate",
 )
@@ -42,7 +55,8 @@ def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
         config: nested, of JSON's types (tuples count as lists).
 
     Raises:
-        ValueError: if the folder holds a run of another config, naming the differing fields.
+        ValueError: if the folder holds a run of another config, naming the differing fields, or
+            cannot be written.
     """
     path = Path(workdir) / CONFIG
     wanted = json.loads(json.dumps(dict(config)))
@@ -54,8 +68,53 @@ def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
         if held == wanted:
             return
     if jax.process_index() == 0:
-        with whole(path) as temporary:
-            temporary.write_text(json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
+        try:
+            with whole(path) as temporary:
+                temporary.write_text(json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise ValueError(
+                f"workdir {workdir} cannot be written ({error.strerror}); give a --workdir that is "
+                "writable and has room"
+            ) from None
+
+
+@contextmanager
+def locked(workdir: str | os.PathLike) -> Iterator[None]:
+    """Keep a second run out of the folder; every process calls this, and the first one locks.
+
+    The system drops the lock when the process ends, however it ends.  Where the file system knows
+    no locks there is none.
+
+    Raises:
+        ValueError: if another run holds it, on every process.
+    """
+    path = Path(workdir) / LOCK
+    with ExitStack() as stack:
+        holder = ""
+        if jax.process_index() == 0:
+            file = stack.enter_context(path.open("a+"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read() or "another process"
+            except OSError:
+                pass
+        if _anywhere(bool(holder)):
+            raise ValueError(
+                f"workdir {workdir} is in use by another run ({holder or 'see process 0'}); wait "
+                "for it to end, or give another --workdir"
+            )
+        yield
+
+
+def _anywhere(here: bool) -> bool:
+    if jax.process_count() == 1:
+        return here
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(here))))
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:

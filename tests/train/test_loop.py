@@ -13,7 +13,10 @@ from diffusion_jax.train.log import EVENTS, METRICS, NonFinite
 from diffusion_jax.train.loop import Hook
 from diffusion_jax.train.workdir import CONFIG
 
-TIMES = ("steps_per_second", "data_wait")
+TIMES = (
+    "steps_per_second", "data_wait", "examples_per_second", "flops_per_second", "compilations",
+    "compile_seconds",
+)  # fmt: skip
 
 
 def _assert_same(a, b):

@@ -1,0 +1,27 @@
+"""Which parameters a tensor axis splits: pairs of layers, one by outputs, the next by inputs.
+
+So between the two each device holds its own channels, or heads, and one sum over devices follows
+the second (Shoeybi et al. 2019, section 3).  Plain data: ``train.sharding`` makes places of it.
+"""
+
+from __future__ import annotations
+
+Partition = tuple[tuple[str, tuple[str | None, ...]], ...]
+"""(regex over parameter paths, axis of each dimension)."""
+
+_T = "tensor"
+
+# Blocks that ``scan_blocks`` stacked have one more axis in front.
+_UNET: Partition = (
+    (r"/block_\d+/attention/(query|key|value)/kernel$|mid/attention/(query|key|value)/kernel$",
+     (None, _T)),
+    (r"/blocks_\d+_\d+/attention/(query|key|value)/kernel$", (None, None, _T)),
+    (r"/block_\d+/attention/out/kernel$|mid/attention/out/kernel$", (_T, None)),
+    (r"/blocks_\d+_\d+/attention/out/kernel$", (None, _T, None)),
+    (r"/block_\d+/res/conv_0/kernel$|mid/res_\d/conv_0/kernel$", (None, None, None, _T)),
+    (r"/blocks_\d+_\d+/res/conv_0/kernel$", (None, None, None, None, _T)),
+    (r"/block_\d+/res/conv_1/kernel$|mid/res_\d/conv_1/kernel$", (None, None, _T, None)),
+    (r"/blocks_\d+_\d+/res/conv_1/kernel$", (None, None, None, _T, None)),
+)  # fmt: skip
+
+PARTITIONS: dict[str, Partition] = {"unet": _UNET}

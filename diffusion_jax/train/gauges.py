@@ -1,0 +1,49 @@
+"""What the machine makes of the steps: examples and FLOPs a second, memory, compilations."""
+
+from __future__ import annotations
+
+import jax
+
+from diffusion_jax.train.program import compilations
+
+
+class Gauges:
+    """Numbers for a line of metrics.
+
+    Args:
+        examples: in a step, over all devices.
+        loops: micro-batches that a step takes in a loop, whose FLOPs XLA counts once.
+    """
+
+    def __init__(self, examples: int, loops: int = 1):
+        self._examples, self._loops = examples, loops
+        self._before = compilations()
+
+    def read(self, steps_per_second: float | None, flops: float) -> dict[str, float]:
+        """The numbers that can be known now.
+
+        Args:
+            steps_per_second: None before the first measurement.
+            flops: of a step by XLA's count, 0 if unknown.
+
+        Returns:
+            compilations and compile_seconds since the start; and, where known, examples_per_second,
+            flops_per_second (over all devices), memory_in_use and memory_peak, GiB, the most of
+            this process's devices.
+        """
+        count, seconds = (a - b for a, b in zip(compilations(), self._before, strict=True))
+        numbers = {"compilations": float(count), "compile_seconds": seconds, **memory()}
+        if steps_per_second:
+            numbers["examples_per_second"] = self._examples * steps_per_second
+            if flops:
+                numbers["flops_per_second"] = flops * self._loops * steps_per_second
+        return numbers
+
+
+def memory() -> dict[str, float]:
+    """memory_in_use and memory_peak, GiB; {} where the backend does not say, as on CPUs."""
+    found = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    if not found:
+        return {}
+    most = lambda key: max(float(stats.get(key, 0)) for stats in found) / 2**30
+    return {"memory_in_use": most("bytes_in_use"), "memory_peak": most("peak_bytes_in_use")}

@@ -1,0 +1,65 @@
+"""A step compiled for the devices, and what it costs."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from diffusion_jax.core.types import Params
+from diffusion_jax.train.state import TrainState
+from diffusion_jax.train.step import Batch, Step
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+_compilations: list[float] = []
+
+
+class Program:
+    """A step with its state's memory donated, compiled at its first call.
+
+    Args:
+        step: from ``make_step``.
+        places: a NamedSharding for each leaf of the state.
+        mesh: where the metrics are copied to.
+
+    Attributes:
+        flops: of one call by XLA's count, over all devices; 0 until it is known.  The body of a
+            loop counts once: multiply by micro-batches or steps in it.
+    """
+
+    def __init__(self, step: Step, places: TrainState, mesh: Mesh):
+        out = (places, NamedSharding(mesh, P()))
+        self._jitted = jax.jit(step, donate_argnums=0, out_shardings=out)
+        self._compiled: Any = None
+        self.flops = 0.0
+
+    def __call__(self, state: TrainState, frozen: Params, batch: Batch):
+        if self._compiled is None:
+            lowered = self._jitted.lower(state, frozen, batch)
+            # Beside the compiler, which needs longer.
+            threading.Thread(target=self._count, args=(lowered,), daemon=True).start()
+            self._compiled = lowered.compile()
+        return self._compiled(state, frozen, batch)
+
+    def _count(self, lowered: Any) -> None:
+        costs = lowered.cost_analysis() or {}
+        self.flops = max(float(costs.get("flops", 0.0)), 0.0)
+
+
+def compilations() -> tuple[int, float]:
+    """How many programs this process has compiled since the first such question, and seconds."""
+    if not _listening:
+        _listening.append(True)
+        jax.monitoring.register_event_duration_secs_listener(_heard)
+    return len(_compilations), sum(_compilations)
+
+
+_listening: list[bool] = []
+
+
+def _heard(event: str, duration_secs: float, **_: Any) -> None:
+    if event == _COMPILED:
+        _compilations.append(duration_secs)
