@@ -1,39 +1,33 @@
-"""Checkpoints that are whole, verified and recent; the only file that knows Orbax.
+"""Checkpoints that are whole, verified and recent.
 
 ``<workdir>/checkpoints/<step>/`` holds three trees, each loadable alone: ``params``, ``ema`` and
 ``state`` (step, optimiser, carry).  Its metadata holds the config, the position of the data, and
 for each leaf its shape, dtype and checksum.  Orbax itself restores a flipped byte without a word
-and does not fall back from a damaged step to an earlier one; both are done here.
+and does not fall back from a damaged step to an earlier one; both are done here and in ``loading``.
 """
 
 from __future__ import annotations
 
-import gc
-import json
-import logging
 import os
-import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 from orbax.checkpoint import v1 as ocp
 
 from diffusion_jax.train.checksum import checksums
+from diffusion_jax.train.loading import attempt, kind_of, quiet, root_cause
 from diffusion_jax.train.sharding import path_name
 from diffusion_jax.train.state import TrainState
 
 CHECKPOINTS = "checkpoints"
 DAMAGED = "damaged"
-# Read as a file: Orbax's own reader opens every tree, loudly, to give what stands in here.
-_METADATA = "_CHECKPOINT_METADATA"
 
 _keep = ocp.training.preservation_policies
 
@@ -54,43 +48,98 @@ class Checkpoints:
                 f"and keep_every = {keep_every} at least 0"
             )
         self._directory = _directory(workdir)
-        kept: list[Any] = [_keep.LatestN(keep)]
-        if keep_every:
-            kept.append(_keep.EveryNSteps(keep_every))
+        self._keep, self._keep_every = keep, keep_every
+        self._orbax = self._opened()
+        self._newest = max(steps(workdir), default=-1)
+        self._coming: int | None = None
+        self._failures = 0
+
+    def _opened(self) -> Any:
+        kept: list[Any] = [_keep.LatestN(self._keep)]
+        if self._keep_every:
+            kept.append(_keep.EveryNSteps(self._keep_every))
         policy: Any = _keep.AnyPreservationPolicy(kept)
-        self._orbax = ocp.training.Checkpointer(
+        return ocp.training.Checkpointer(
             str(self._directory),
             preservation_policy=policy,
             cleanup_tmp_directories=True,
         )
-        self._newest = max(steps(workdir), default=-1)
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._orbax.close()
+        try:
+            self._orbax.close()
+        except Exception as failure:
+            if not any(error):  # else the error on its way says enough
+                raise NotSaved(self._sentence(failure)) from None
 
     def save(self, state: TrainState, config: Mapping[str, Any]) -> None:
         """Write a state in the background; one that is already saved is left as it is.
 
-        Returns once the arrays are copied to the host, so the state may be donated next.
+        Returns once the arrays are copied to the host, so the state may be donated next.  A save
+        that fails leaves those before it whole and is a warning, as the next may do better.
 
         Args:
             state: of any sharding.
             config: the resolved config, of JSON's types.
+
+        Raises:
+            NotSaved: for the third failure in a row; with several processes, which could not agree
+                on a warning, for the first.
         """
         step = int(state.step)
         if step <= self._newest:
             return
+        self._settle(last=False)
         items = _items(state)
         metadata = {"config": dict(config), "data": {"step": step}, "leaves": _described(items)}
-        self._orbax.save_checkpointables_async(step, items, force=True, custom_metadata=metadata)
-        self._newest = step
+        self._coming = self._newest = step
+        try:
+            start = self._orbax.save_checkpointables_async
+            start(step, items, force=True, custom_metadata=metadata)
+        except Exception as error:
+            self._failed(error, last=False)
 
     def wait(self) -> None:
-        """Until all that was saved is on the disk."""
-        self._orbax.wait()
+        """Until all that was saved is on the disk.
+
+        Raises:
+            NotSaved: if the last save failed.
+        """
+        self._settle(last=True)
+
+    def _settle(self, last: bool) -> None:
+        try:
+            if self._coming is not None:
+                self._orbax.wait()
+                self._coming, self._failures = None, 0
+        except Exception as error:
+            self._failed(error, last)
+
+    def _failed(self, error: Exception, last: bool) -> None:
+        """Start over with Orbax, which keeps a failure, and warn or raise."""
+        sentence = self._sentence(error)
+        with quiet():
+            with suppress(Exception):
+                self._orbax.close()
+            del error
+        self._failures += 1
+        self._coming = None
+        if last or self._failures >= 3 or jax.process_count() > 1:
+            raise NotSaved(sentence) from None
+        self._orbax = self._opened()
+        self._newest = max(steps(self._directory.parent), default=-1)
+        warnings.warn(f"{sentence}; the run goes on, and tries again at the next", stacklevel=4)
+
+    def _sentence(self, error: Exception) -> str:
+        whole = [step for step in steps(self._directory.parent) if step != self._coming]
+        newest = f"the newest whole one is of step {whole[-1]}" if whole else "there is none yet"
+        return (
+            f"the checkpoint of step {self._coming} in {self._directory} could not be written "
+            f"({root_cause(error)}); {newest}; make room on its disk, and the same command goes on"
+        )
 
     def restore(self, abstract: TrainState) -> TrainState | None:
         """The newest checkpoint that is whole; None if there is none at all.
@@ -109,7 +158,7 @@ class Checkpoints:
         found = steps(self._directory.parent)[::-1]
         wanted = _items(abstract)
         for i, step in enumerate(found):
-            loaded = _attempt(self._directory / str(step), wanted, last=step == found[-1])
+            loaded = attempt(self._directory / str(step), wanted, last=step == found[-1])
             if loaded is None:
                 continue
             for bad in found[:i]:
@@ -157,14 +206,14 @@ def restore_params(workdir: str | os.PathLike, which: str = "ema", step: int | N
         raise ValueError(f"{workdir} has no checkpoint{of_step}; {there}")
     tried = found[::-1] if step is None else [step]
     for one in tried:
-        loaded = _attempt(_directory(workdir) / str(one), {which: None}, last=one == tried[-1])
+        loaded = attempt(_directory(workdir) / str(one), {which: None}, last=one == tried[-1])
         if loaded is not None:
             return loaded[which]
     raise ValueError(f"no checkpoint tried in {_directory(workdir)} ({tried}) can be read")
 
 
-class _Differs(ValueError):
-    """The checkpoint is whole but of something else."""
+class NotSaved(ValueError):
+    """A checkpoint that could not be written."""
 
 
 def _directory(workdir: str | os.PathLike) -> Path:
@@ -180,70 +229,9 @@ def _described(items: Mapping[str, Any]) -> dict[str, list]:
     """Path -> [dtype and shape, checksum], for every leaf."""
     sums = checksums(items)
     leaves = jax.tree_util.tree_leaves_with_path(items)
-    return {path_name(path): [_kind(leaf), c] for (path, leaf), c in zip(leaves, sums, strict=True)}
-
-
-def _kind(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
-
-
-def _attempt(path: Path, wanted: Mapping[str, Any], last: bool) -> dict[str, Any] | None:
-    """Load and verify one checkpoint; None, with a warning, if it is damaged on any process."""
-    reason, loaded = "", None
-    with _quiet():
-        try:
-            loaded = _load(path, wanted)
-        except _Differs:
-            raise
-        except Exception as error:  # Orbax has no type for damage, often a bare Exception
-            reason = _root(error)
-    if jax.process_count() > 1:
-        good = multihost_utils.process_allgather(np.asarray(loaded is not None))
-        loaded = loaded if np.all(good) else None
-        reason = reason or "unreadable by another process"
-    if loaded is None:
-        then = "no older one is left" if last else "trying the one before"
-        warnings.warn(f"checkpoint {path} is damaged ({reason}); {then}", stacklevel=3)
-    return loaded
-
-
-def _root(error: BaseException) -> str:
-    """What began it, in a line: Orbax wraps it in guesses about handlers."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:160]
-
-
-def _load(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The wanted trees (None: as numpy, in the structure saved), their checksums verified."""
-    leaves = json.loads((path / _METADATA).read_text())["custom_metadata"]["leaves"]
-    abstract = {n: _as_numpy(path, n) if tree is None else tree for n, tree in wanted.items()}
-    _check_same(path, leaves, abstract)
-    loaded = ocp.load_checkpointables(str(path), abstract)
-    named = jax.tree_util.tree_leaves_with_path({name: loaded[name] for name in abstract})
-    names = [path_name(p) for p, _ in named]
-    for name, checksum in zip(names, checksums([leaf for _, leaf in named]), strict=True):
-        if checksum != leaves[name][1]:
-            raise ValueError(f"the checksum of {name} is wrong")
-    return loaded
-
-
-def _as_numpy(path: Path, name: str) -> Any:
-    saved = ocp.metadata(str(path), checkpointable_name=name).metadata
-    return jax.tree.map(lambda m: np.empty(m.shape, m.dtype), saved)
-
-
-def _check_same(path: Path, leaves: Mapping[str, list], abstract: Mapping[str, Any]) -> None:
-    named = jax.tree_util.tree_leaves_with_path(dict(abstract))
-    wanted = {path_name(p): _kind(leaf) for p, leaf in named}
-    held = {k: v[0] for k, v in leaves.items() if k.split("/")[0] in abstract}
-    for name in [*held, *(k for k in wanted if k not in held)]:
-        if held.get(name) != wanted.get(name):
-            raise _Differs(
-                f"checkpoint {path} is of another model or optimiser: {name} is "
-                f"{held.get(name, 'absent')} there and {wanted.get(name, 'absent')} here; "
-                "give a new --workdir, or the config it was trained with"
-            )
+    return {
+        path_name(path): [kind_of(leaf), c] for (path, leaf), c in zip(leaves, sums, strict=True)
+    }
 
 
 def _set_aside(path: Path) -> None:
@@ -260,26 +248,3 @@ def _set_aside(path: Path) -> None:
 def _true_like(step: Array) -> Array:
     """True, on the devices where ``step`` is."""
     return jax.jit(lambda: jnp.ones((), bool), out_shardings=step.sharding)()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Orbax's last words to itself.
-
-    A load that fails leaves coroutines and an event loop behind, which fill stderr with hundreds of
-    tracebacks when they are collected; so collect them here, where nothing prints.
-    """
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    sys.unraisablehook = lambda unraisable: None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-            gc.collect()
-    finally:
-        sys.unraisablehook = hook
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

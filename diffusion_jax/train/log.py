@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from tensorboardX import SummaryWriter
 
 from diffusion_jax.files import whole
+from diffusion_jax.train.events import Events
 
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"
@@ -59,26 +58,31 @@ def open_log(workdir: str | os.PathLike, start: int) -> Iterator[Log]:
     path = Path(workdir) / METRICS
     truncate(path, start)
     purge = start + 1 if start else None
-    with (
-        path.open("a") as lines,
-        SummaryWriter(str(Path(workdir) / EVENTS), purge_step=purge, flush_secs=20) as events,
-    ):
+    # Unbuffered: on a full disk a buffer would fail once more when the file is closed.
+    with path.open("ab", buffering=0) as lines, Events(Path(workdir) / EVENTS, purge) as events:
 
         def line(step, numbers):
             rounded = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-            lines.write(json.dumps({"step": step, **rounded}) + "\n")
-            lines.flush()
-            for name, value in numbers.items():
-                events.add_scalar(name, value, step)
+            with _naming(workdir):
+                lines.write((json.dumps({"step": step, **rounded}) + "\n").encode())
+                events.write(step, numbers)
 
         def show(step, values):
-            for name, value in values.items():
-                if np.ndim(value):
-                    events.add_image(name, np.asarray(value), step, dataformats="HWC")
-                else:
-                    events.add_scalar(name, float(value), step)
+            with _naming(workdir):
+                events.write(step, values)
 
         yield Log(line, show)
+
+
+@contextmanager
+def _naming(workdir: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"the logs of {workdir} cannot be written ({error.strerror or error}); make room on "
+            "its disk, and the same command goes on from the last checkpoint"
+        ) from None
 
 
 def truncate(path: Path, step: int) -> None:

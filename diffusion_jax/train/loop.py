@@ -129,6 +129,7 @@ def train(
 
     Raises:
         ValueError: for a plan, mesh, batch or folder that does not fit, in one sentence.
+        DiskFull: if the folder's disk has no room left; what was saved before stays whole.
         NonFinite: for a loss or gradient that is not finite, the last good state being saved.
         Stopped: on SIGTERM (exit code 0) or SIGINT (130), the state being saved.
     """

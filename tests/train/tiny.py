@@ -2,7 +2,8 @@
 
 As a script, ``python tiny.py WORKDIR --steps 40 --signal SIGTERM --at 12``, it signals itself when
 it draws the batch of a step; with ``--mesh`` it trains on eight devices; with ``--snapshots 5`` it
-tracks power-function averages and keeps them every five steps.
+tracks power-function averages and keeps them every five steps; with ``--coordinator HOST:PORT
+--processes N --process I`` it is one of several.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 
@@ -19,6 +21,7 @@ import numpy as np
 
 from diffusion_jax.core import ema
 from diffusion_jax.core.types import Recipe, Report
+from diffusion_jax.jobs import hosts
 from diffusion_jax.train import optimizer, sharding, snapshots
 from diffusion_jax.train.loop import Hook, Plan, train
 
@@ -53,9 +56,12 @@ def _loss(params, context, batch, key):
 RECIPE = Recipe(_init, _loss, lambda: jnp.zeros(()))
 
 
-def batches(start, size=16):
+def batches(start, size=16, part=(0, 1)):
+    """Batches from a step on; of several processes, the part (index, count) of each."""
+    index, count = part
+    mine = slice(index * size // count, (index + 1) * size // count)
     while True:
-        yield {"x": np.random.default_rng(start).normal(size=(size, 8)).astype(np.float32)}
+        yield {"x": np.random.default_rng(start).normal(size=(size, 8)).astype(np.float32)[mine]}
         start += 1
 
 
@@ -74,9 +80,9 @@ def run_with_snapshots(workdir, steps, every, **options):
     return run(workdir, steps, ema=ema.power((0.06, 0.15)), hooks=[keep], **options)
 
 
-def signalling(name, at):
+def signalling(name, at, part=(0, 1)):
     def data(start):
-        for step, batch in enumerate(batches(start), start):
+        for step, batch in enumerate(batches(start, part=part), start):
             if step == at:
                 os.kill(os.getpid(), getattr(signal, name))
             yield batch
@@ -84,8 +90,8 @@ def signalling(name, at):
     return data
 
 
-def script(*arguments, devices=1):
-    """This file in a process of its own."""
+def start(*arguments, devices=1):
+    """This file in a process of its own, not waited for."""
     root = pathlib.Path(__file__).parents[2]
     own = {
         "JAX_PLATFORMS": "cpu",
@@ -95,7 +101,29 @@ def script(*arguments, devices=1):
         "PYTHONPATH": str(root),
     }
     command = [sys.executable, __file__, *map(str, arguments)]
-    return subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env={**os.environ, **own}, stdout=pipe, stderr=pipe, text=True)
+
+
+def end(process, timeout=None):
+    """Wait for a started process."""
+    out, err = process.communicate(timeout=timeout)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def script(*arguments, devices=1):
+    """This file in a process of its own."""
+    return end(start(*arguments, devices=devices))
+
+
+def start_hosts(n, *arguments, devices=1, own=None):
+    """n processes that are one run; ``own``, process -> arguments for it alone."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = [*arguments, f"--coordinator=127.0.0.1:{port}", f"--processes={n}"]
+    each = lambda i: [*shared, f"--process={i}", *(own or {}).get(i, [])]
+    return [start(*each(i), devices=devices) for i in range(n)]
 
 
 def _main():
@@ -104,21 +132,42 @@ def _main():
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--signal")
     parser.add_argument("--at", type=int, default=0)
-    parser.add_argument("--mesh", type=json.loads)
+    parser.add_argument("--mesh", type=json.loads, default={"data": -1})
     parser.add_argument("--snapshots", type=int, default=0)
+    parser.add_argument("--every", type=int, default=10)
+    parser.add_argument("--coordinator", default="")
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--process", type=int)
     args = parser.parse_args()
-    data = signalling(args.signal, args.at) if args.signal else batches
-    mesh = sharding.make_mesh(args.mesh) if args.mesh else None
+    hosts.HEARTBEAT_SECONDS = 10
+    hosts.connect(hosts.Hosts("", args.coordinator, args.processes, args.process))
+    mesh = sharding.make_mesh(args.mesh)
+    part = sharding.data_part(mesh)
+    data = lambda start: batches(start, part=part)
+    if args.signal:
+        data = signalling(args.signal, args.at, part)
     rules = [("hidden/kernel", (None, ("fsdp", "tensor")))]
     if args.snapshots:
         state = run_with_snapshots(args.workdir, args.steps, args.snapshots, mesh=mesh, rules=rules)
         kernel = state.ema["0.15"]["net"]["hidden"]["kernel"]
     else:
-        state = run(args.workdir, args.steps, data, mesh=mesh, rules=rules)
+        state = run(
+            args.workdir, args.steps, data, mesh=mesh, rules=rules, checkpoint_every=args.every
+        )
         kernel = state.params["net"]["hidden"]["kernel"]
     shard = kernel.sharding.shard_shape(kernel.shape)
     print(json.dumps({"devices": jax.device_count(), "kernel": shard}))
 
 
+def _guarded_main():
+    """As main.py: a lost peer is a sentence."""
+    try:
+        _main()
+    except RuntimeError as error:
+        if not hosts.lost_peer(error):
+            raise
+        hosts.end(hosts.of_lost_peer(error), code=75)
+
+
 if __name__ == "__main__":
-    sys.exit(_main())
+    sys.exit(_guarded_main())
