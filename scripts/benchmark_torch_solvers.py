@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-import types
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from load_k_diffusion import k_diffusion_sampling
 
 
 def jobs(
@@ -72,20 +70,3 @@ def _diffusers(scheduler_class: type, net: Callable, x: Any, levels: int) -> Cal
         return y
 
     return run
-
-
-def k_diffusion_sampling() -> Any:
-    """k_diffusion.sampling alone, or None where it is absent.
-
-    The package's __init__ imports what training needs; its samplers need one function of utils.
-    """
-    if "k_diffusion.sampling" not in sys.modules:
-        spec = importlib.util.find_spec("k_diffusion")
-        if spec is None:
-            return None
-        package, utils = types.ModuleType("k_diffusion"), types.ModuleType("k_diffusion.utils")
-        package.__path__ = list(spec.submodule_search_locations or [])
-        setattr(utils, "append_dims", lambda x, ndim: x[(..., *(None,) * (ndim - x.ndim))])  # noqa: B010
-        setattr(package, "utils", utils)  # noqa: B010
-        sys.modules.update({"k_diffusion": package, "k_diffusion.utils": utils})
-    return importlib.import_module("k_diffusion.sampling")

@@ -4,27 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_unet
 from numpy.testing import assert_allclose
+from tiny_unet import LABEL, abstract_params, inputs, quick, random_params
 
 from diffusion_jax.models import primitives
 from diffusion_jax.models.adapter import init_params, net_from_module
 from diffusion_jax.models.attention import SelfAttention
 from diffusion_jax.models.layers import Style
 from diffusion_jax.models.mlp import MLP
-from diffusion_jax.models.unet import UNet, stack_blocks
+from diffusion_jax.models.unet import stack_blocks
 from diffusion_jax.models.unet_plan import select
 
-TINY = UNet(
-    channels=8,
-    channel_mults=(1, 2),
-    num_res_blocks=1,
-    attention_levels=(1,),
-    head_dim=8,
-    num_classes=3,
-    out_channels=2,
-    downsample="conv",
-    upsample="conv",
-)
+TINY = tiny_unet.TINY.clone(downsample="conv", upsample="conv")
 BLOCKS = (
     "down_0/block_0",
     "down_1/block_0",
@@ -35,25 +27,6 @@ BLOCKS = (
     "up_1/block_1",
 )
 ATTENTION = ("down_1/block_0", "mid", "up_0/block_0", "up_0/block_1")
-SHAPE = (2, 4, 4, 2)
-LABEL = {"label": jnp.array([0, 2])}
-
-
-def quick(f):
-    """Jit at the lowest effort of the compiler: these nets run once."""
-    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def random_params(unet, seed=0):
-    """Parameters with nothing at zero, so that every path of the net counts."""
-    tree = jax.eval_shape(lambda key: init_params(unet, key, SHAPE), jax.random.key(0))
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), tree)
-
-
-def inputs(seed=1):
-    x = np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
-    return jnp.asarray(x), jnp.array([3.0, 700.0])
 
 
 def gated(attention=None, skip=None):
@@ -190,10 +163,7 @@ def flat():
 def test_absent_gates_leave_no_trace(flat):
     """No parameter and no operation: nothing of the program is of the gates."""
     params, cond, _ = flat
-    shapes = lambda cond: jax.eval_shape(
-        lambda key: init_params(FLAT, key, SHAPE, cond), jax.random.key(0)
-    )
-    assert shapes(cond) == shapes(LABEL)
+    assert abstract_params(FLAT, cond=cond) == abstract_params(FLAT, cond=LABEL)
     net = net_from_module(FLAT)
     count = lambda *keys: len(
         str(jax.make_jaxpr(net)(params, *inputs(), {k: cond[k] for k in keys})).splitlines()

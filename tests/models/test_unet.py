@@ -5,46 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from tiny_unet import LABEL, SHAPE, TINY, abstract_params, inputs, quick, random_params
 
 from diffusion_jax.models.adapter import init_params, net_from_module
 from diffusion_jax.models.unet import UNet, depth_to_space, space_to_depth, stack_blocks
 
-TINY = UNet(
-    channels=8,
-    channel_mults=(1, 2),
-    num_res_blocks=1,
-    attention_levels=(1,),
-    head_dim=8,
-    num_classes=3,
-    out_channels=2,
-)
 # One level and no attention, for tests that compile several nets.
 FLAT = TINY.clone(channel_mults=(1,), num_res_blocks=0, attention_levels=(), mid_attention=False)
-SHAPE = (2, 4, 6, 2)
-LABEL = {"label": jnp.array([0, 2])}
-
-
-def quick(f):
-    """Jit at the lowest effort of the compiler: these nets run once."""
-    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def shapes(unet, shape=SHAPE, cond=None):
-    tree = jax.eval_shape(lambda key: init_params(unet, key, shape, cond), jax.random.key(0))
+    tree = abstract_params(unet, shape, cond)
     return {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
-
-
-def random_params(unet, shape=SHAPE, seed=0):
-    """Parameters with nothing at zero, so that every path of the net counts."""
-    tree = jax.eval_shape(lambda key: init_params(unet, key, shape), jax.random.key(0))
-    rng = np.random.default_rng(seed)
-    draw = lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32)
-    return jax.tree.map(draw, tree)
-
-
-def inputs(shape=SHAPE, seed=1):
-    x = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-    return jnp.asarray(x), jnp.array([3.0, 700.0])
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +130,7 @@ def test_bfloat16_keeps_parameters_and_output_float32(params, out):
     low = quick(net_from_module(half))(params, *inputs(), LABEL)
     assert low.dtype == jnp.float32 and np.isfinite(low).all()
     assert 0 < np.abs(low - out).max() < 0.1 * np.abs(out).max()
-    tree = jax.eval_shape(lambda key: init_params(half, key, SHAPE), jax.random.key(0))
-    assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(abstract_params(half))} == {jnp.dtype("float32")}
 
 
 def test_remat_changes_neither_parameters_nor_gradients():
@@ -242,9 +213,8 @@ def test_patches_fold_and_unfold():
 def test_any_structure_keeps_the_size(fields):
     unet = TINY.clone(**fields)
     shape = (2, 8, 12, 1)
-    tree = jax.eval_shape(lambda key: init_params(unet, key, shape), jax.random.key(0))
-    x, time = jnp.zeros(shape), jnp.zeros(2)
-    assert jax.eval_shape(net_from_module(unet), tree, x, time, {}).shape == (2, 8, 12, 2)
+    args = (abstract_params(unet, shape), jnp.zeros(shape), jnp.zeros(2), {})
+    assert jax.eval_shape(net_from_module(unet), *args).shape == (2, 8, 12, 2)
 
 
 @pytest.mark.parametrize(

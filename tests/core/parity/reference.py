@@ -2,9 +2,11 @@
 
 import importlib
 import os
+import runpy
 import sys
-import types
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +16,18 @@ import pytest
 from diffusion_jax.core import sampling
 from diffusion_jax.core.types import NoiseLevel, Prediction
 
-if os.environ.get("REQUIRE_PARITY") == "1":  # there a missing package is a failure
-    import torch
-else:
-    torch = pytest.importorskip("torch")
+ROOM = 50  # levels of the walk that is compiled: shorter ones are padded, so that they share it
+LOADER = Path(__file__).parents[3] / "scripts" / "load_k_diffusion.py"
+
+
+def needed(name):
+    """The package, without which tests are skipped, or fail under REQUIRE_PARITY=1."""
+    if os.environ.get("REQUIRE_PARITY") == "1":
+        return importlib.import_module(name)
+    return pytest.importorskip(name)
+
+
+torch = needed("torch")
 
 
 def posterior_mean(y, s, exp):
@@ -67,35 +77,77 @@ def level_at(alpha, sigma, t=0.5):
     return NoiseLevel(*(jnp.asarray(leaf) for leaf in (t, log_snr, alpha, sigma)))
 
 
+def levels_of(s, path, times=0.0):
+    """NoiseLevels of given s = sigma/alpha, as float64, at diffusers' timesteps (0 is our 1/T)."""
+    s = np.asarray(s, np.float64)
+    with np.errstate(divide="ignore"):
+        log_snr = jnp.asarray(-2 * np.log(s))
+    t = np.broadcast_to((np.asarray(times, np.float64) + 1) / 1000, s.shape)
+    return NoiseLevel(jnp.asarray(t), log_snr, *path(log_snr))
+
+
 def table_noise(rows, log_snr):
     """A Noise: row i for a step that ends at log_snr[i]."""
     rows, log_snr = jnp.asarray(rows), jnp.asarray(log_snr)
     return lambda key, x, now, nxt: rows[jnp.argmin(jnp.abs(log_snr - nxt.log_snr))]
 
 
-def our_trace(solver, x, levels):
-    """x at every level [n, ...], and the sample."""
-    run = jax.jit(
-        lambda x, levels: sampling.trajectory(jax.random.key(0), solver, denoise, x, levels)
-    )
-    xs, x0s = run(jnp.asarray(x), levels)
-    return np.asarray(xs), np.asarray(x0s[-1])
+def _padded(leaf, n):
+    """Up to n rows, repeating the last."""
+    leaf = np.asarray(leaf, np.float64)
+    return np.concatenate([leaf, np.repeat(leaf[-1:], max(n - len(leaf), 0), 0)])
+
+
+def our_trace(make, x, levels, rows=None, ends=None):
+    """x at every level [n, ...], and the sample.
+
+    Args:
+        make: (noise, n) -> solver; both are traced.
+        x: at levels[0].
+        levels: n of them.
+        rows: the noise's values; without them it is NaN.
+        ends: log-SNR at the end of the step that row i is for; by default of the steps in turn.
+    """
+    n = len(levels.t)
+    if rows is None:
+        rows = np.full((1, *x.shape), np.nan)
+    if ends is None:
+        ends = np.r_[levels.log_snr[1:], 1e9]
+    rows, ends = (_padded(leaf, 2 * ROOM) for leaf in (rows, ends[: len(rows)]))
+    levels = jax.tree.map(lambda leaf: _padded(leaf, ROOM), levels)
+
+    def run(x, levels, rows, ends, n):
+        solver = make(table_noise(rows, ends), n)
+        return sampling.trajectory(jax.random.key(0), solver, denoise, x, levels)
+
+    xs, x0s = compiled(run, np.asarray(x), levels, rows, ends, np.int32(n))
+    return np.asarray(xs)[:n], np.asarray(x0s)[n - 1]
+
+
+_PROGRAMS = {}
+
+
+def compiled(f, *args):
+    """f(*args), jitted at low effort, and not again if another f has given the same program."""
+    lowered = jax.jit(f, keep_unused=True).lower(*args)  # or the text does not say which it uses
+    program = lowered.as_text(), lowered.out_tree
+    if program not in _PROGRAMS:
+        _PROGRAMS[program] = lowered.compile({"xla_backend_optimization_level": "0"})
+    return _PROGRAMS[program](*args)
 
 
 def k_sampling():
-    """k_diffusion.sampling alone: the package's __init__ wants training-time dependencies."""
-    if "k_diffusion.sampling" not in sys.modules:
-        spec = importlib.util.find_spec("k_diffusion")
-        if spec is None:
-            if os.environ.get("REQUIRE_PARITY") == "1":
-                raise ModuleNotFoundError("k_diffusion")
-            pytest.skip("k_diffusion is not installed")
-        package, utils = types.ModuleType("k_diffusion"), types.ModuleType("k_diffusion.utils")
-        package.__path__ = list(spec.submodule_search_locations)
-        utils.append_dims = lambda x, ndim: x[(...,) + (None,) * (ndim - x.ndim)]
-        package.utils = utils
-        sys.modules.update({"k_diffusion": package, "k_diffusion.utils": utils})
-    return importlib.import_module("k_diffusion.sampling")
+    """k_diffusion.sampling, by the loader that the benchmark uses; skips where it is absent."""
+    found = runpy.run_path(str(LOADER))["k_diffusion_sampling"]()
+    return needed("k_diffusion") if found is None else found
+
+
+def drawing(module, name, rows):
+    """Within, the module's function of this name returns the rows in turn (its own if None)."""
+    if rows is None:
+        return nullcontext()
+    draws = iter(torch.tensor(rows))
+    return mock.patch.object(module, name, lambda *a, **k: next(draws))
 
 
 def k_trace(name, sigmas, noises=None, noise_sampler=None, **arguments):
@@ -107,17 +159,11 @@ def k_trace(name, sigmas, noises=None, noise_sampler=None, **arguments):
     if noise_sampler is not None:
         arguments["noise_sampler"] = noise_sampler
     x = torch.tensor(start()) * sigmas[0]
-    rows = iter(torch.tensor(noises)) if noises is not None else None
-    original = torch.randn_like
-    if rows is not None:
-        torch.randn_like = lambda x: next(rows)
-    try:
+    with drawing(torch, "randn_like", noises):
         end = getattr(module, name)(
             model, x, sigmas, callback=lambda d: seen.append(d["x"].clone()), disable=True,
             **arguments,
         )  # fmt: skip
-    finally:
-        torch.randn_like = original
     return np.stack([x.numpy() for x in seen]), end.numpy()
 
 
@@ -150,61 +196,3 @@ def double(kind):
         torch.set_default_dtype(default)
         for name, value in before.items():
             setattr(module, name, value)
-
-
-def diffusers_trace(scheduler, steps, target="epsilon", rows=None, **step_arguments):
-    """A diffusers scheduler's own loop, in float64; make the scheduler within ``double`` too.
-
-    Returns (timesteps, x before every call and after the last [calls + 1, ...], s = sigma/alpha
-    that the network was called at [calls]).  The network sees x where alpha² + sigma² = 1.
-    """
-    with double(type(scheduler)):
-        return _trace(scheduler, steps, target, rows, **step_arguments)
-
-
-def _trace(scheduler, steps, target, rows, **step_arguments):
-    scheduler.set_timesteps(steps)
-    module = sys.modules[type(scheduler).__module__]
-    draws = iter(torch.tensor(rows)) if rows is not None else None
-    original = getattr(module, "randn_tensor", None)
-    if draws is not None:
-        module.randn_tensor = lambda *a, **k: next(draws)
-    x = torch.tensor(start())
-    if getattr(scheduler, "sigmas", None) is not None and _is_sigma_space(scheduler):
-        x = x * scheduler.sigmas[0]
-    xs, seen = [x], []
-    try:
-        for t in scheduler.timesteps:
-            inner = scheduler.scale_model_input(x, t)
-            s = _noise_ratio(scheduler, t)
-            seen.append(s)
-            alpha = 0.0 if np.isinf(s) else 1 / (1 + s**2) ** 0.5
-            out = output(inner, alpha, 1.0 if np.isinf(s) else s * alpha, target)
-            x = scheduler.step(out, t, x, **step_arguments).prev_sample
-            xs.append(x)
-    finally:
-        if original is not None:
-            module.randn_tensor = original
-    return scheduler.timesteps.numpy(), np.stack([x.numpy() for x in xs]), np.array(seen)
-
-
-def _is_sigma_space(scheduler):
-    """Whether x is y = x/alpha, so that the network's input is scaled."""
-    return "Discrete" in type(scheduler).__name__ and "Flow" not in type(scheduler).__name__
-
-
-def _noise_ratio(scheduler, t):
-    if _is_sigma_space(scheduler):
-        second = not getattr(scheduler, "state_in_first_order", True)
-        table = scheduler.sigmas
-        if second and hasattr(scheduler, "sigmas_interpol"):
-            table = scheduler.sigmas_interpol
-            if "Ancestral" in type(scheduler).__name__:
-                return float(table[scheduler.step_index - 1])
-        return float(table[scheduler.step_index])
-    cumulative = float(scheduler.alphas_cumprod[int(t)])
-    if getattr(scheduler, "sigmas", None) is not None and hasattr(scheduler, "_step_index"):
-        if scheduler.step_index is None:
-            scheduler._init_step_index(t)
-        return float(scheduler.sigmas[scheduler.step_index])
-    return np.inf if cumulative == 0 else ((1 - cumulative) / cumulative) ** 0.5

@@ -1,6 +1,6 @@
 """diffusers' schedulers for EDM's preconditioned networks, float64."""
 
-import os
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,50 +14,35 @@ from diffusion_jax.core.solvers import SOLVERS, dpm
 from diffusion_jax.core.solvers.steps import X0
 
 pytestmark = pytest.mark.parity
-if os.environ.get("REQUIRE_PARITY") == "1":
-    import diffusers
-    import torch
-else:
-    diffusers = pytest.importorskip("diffusers")
-    torch = pytest.importorskip("torch")
+diffusers, torch = reference.needed("diffusers"), reference.torch
 
 DATA, LOW, HIGH = 0.5, 0.002, 80.0
 
 
 def _trace(scheduler, steps, rows):
     """x at every sigma and after the last, and the sigmas, by its own loop and preconditioning."""
-    module = __import__(type(scheduler).__module__, fromlist=["randn_tensor"])
-    draws, original = iter(torch.tensor(rows)), module.randn_tensor
-    module.randn_tensor = lambda *a, **k: next(draws)
+    kind = type(scheduler)
     x, xs = torch.tensor(reference.start()) * HIGH, []
-    try:
-        with reference.double(type(scheduler)):
-            scheduler.set_timesteps(steps)
-            for t in scheduler.timesteps:
-                xs.append(x)
-                scaled = scheduler.scale_model_input(x, t)
-                s = float(scheduler.sigmas[scheduler.step_index])
-                assert_allclose(scaled, x / (s**2 + DATA**2) ** 0.5, rtol=1e-12)
-                assert_allclose(t, np.log(s) / 4, rtol=1e-12)
-                mean = reference.posterior_mean(x, s, torch.exp)
-                out = (mean - DATA**2 / (s**2 + DATA**2) * x) / (s * DATA / (s**2 + DATA**2) ** 0.5)
-                x = scheduler.step(out, t, x).prev_sample
-    finally:
-        module.randn_tensor = original
+    drawing = reference.drawing(sys.modules[kind.__module__], "randn_tensor", rows)
+    with reference.double(kind), drawing:
+        scheduler.set_timesteps(steps)
+        for t in scheduler.timesteps:
+            xs.append(x)
+            scaled = scheduler.scale_model_input(x, t)
+            s = float(scheduler.sigmas[scheduler.step_index])
+            assert_allclose(scaled, x / (s**2 + DATA**2) ** 0.5, rtol=1e-12)
+            assert_allclose(t, np.log(s) / 4, rtol=1e-12)
+            mean = reference.posterior_mean(x, s, torch.exp)
+            out = (mean - DATA**2 / (s**2 + DATA**2) * x) / (s * DATA / (s**2 + DATA**2) ** 0.5)
+            x = scheduler.step(out, t, x).prev_sample
     return np.stack([*xs, x]), scheduler.sigmas.numpy()[:-1]
-
-
-def _levels(sigmas):
-    log_snr = jnp.asarray(-2 * np.log(sigmas))
-    return reference.NoiseLevel(jnp.zeros_like(log_snr), log_snr, *ve(log_snr))
 
 
 def _compare(scheduler, make, steps):
     rows = reference.noise_rows(steps)
     theirs, sigmas = _trace(scheduler, steps, rows)
-    levels = _levels(sigmas)
-    noise = reference.table_noise(rows, np.r_[levels.log_snr[1:], 1e9])
-    ours, sample = reference.our_trace(make(noise), theirs[0], levels)
+    levels = reference.levels_of(sigmas, ve)
+    ours, sample = reference.our_trace(make, theirs[0], levels, rows)
     assert_allclose(ours, theirs[:-1], rtol=1e-9, atol=1e-9)
     assert_allclose(sample, theirs[-1], rtol=1e-9, atol=1e-9)
 
@@ -65,7 +50,7 @@ def _compare(scheduler, make, steps):
 @pytest.mark.parametrize("steps", [5, 20])
 def test_edm_euler(x64, steps):
     """Without churn: with it, its network is called before the noise, and read as if after it."""
-    _compare(diffusers.EDMEulerScheduler(), lambda z: SOLVERS["euler"](), steps)
+    _compare(diffusers.EDMEulerScheduler(), lambda z, n: SOLVERS["euler"](), steps)
 
 
 @pytest.mark.parametrize("steps", [5, 20])
@@ -84,10 +69,9 @@ def test_edm_dpm_multistep(x64, kind, order, rule, steps):
     scheduler = diffusers.EDMDPMSolverMultistepScheduler(
         algorithm_type=kind, solver_order=order, solver_type=rule
     )
-    ends = steps if steps < 15 else None
     ours = {"midpoint": "midpoint", "heun": "exact"}[rule]
     eta = 1.0 if kind.startswith("sde") else 0.0
-    make = lambda z: dpm.multistep(X0, order, eta, ours, 0.5, ends, z)
+    make = lambda z, n: dpm.multistep(X0, order, eta, ours, 0.5, n if steps < 15 else None, z)
     _compare(scheduler, make, steps)
 
 
@@ -109,7 +93,7 @@ def test_preconditioning(x64, s):
         scheduler = kind(sigma_data=DATA)
         x0 = scheduler.precondition_outputs(torch.tensor(x), torch.tensor(out), s).numpy()
         scaled = scheduler.precondition_inputs(torch.tensor(x), s).numpy()
-    level = reference.NoiseLevel(*(leaf[0] for leaf in _levels(np.array([s]))))
+    level = reference.NoiseLevel(*(leaf[0] for leaf in reference.levels_of([s], ve)))
     target = targets.TARGETS["edm"](sigma_data=DATA)
     ours = targets.predict(target, jnp.asarray(out), jnp.asarray(x), level)
     assert_allclose(ours.x0, x0, rtol=1e-9, atol=1e-12)

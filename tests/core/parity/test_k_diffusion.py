@@ -4,12 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-import torch
 from numpy.testing import assert_allclose
 
 from diffusion_jax.core import grids, schedules
 from diffusion_jax.core.process import PATHS, Process
-from diffusion_jax.core.solvers import SOLVERS, noising, runge_kutta
+from diffusion_jax.core.solvers import SOLVERS, dpm, noising, runge_kutta
 
 pytestmark = pytest.mark.parity
 # k-diffusion's name -> (its arguments, ours from (process, noise), whether its last step is to x0)
@@ -59,14 +58,13 @@ def test_traces_are_those_of_k_diffusion(x64, case, steps):
         if case == "dpmpp_sde" and last == first + 2:  # the whole step: its two halves together
             tau = np.exp(fine[[first, first + 1, last]])
             shares = np.sqrt(np.diff(tau) / (tau[2] - tau[0]))
-            return torch.tensor(shares[0] * rows[first + 1] + shares[1] * rows[last])
-        return torch.tensor(rows[last])
+            return reference.torch.tensor(shares[0] * rows[first + 1] + shares[1] * rows[last])
+        return reference.torch.tensor(rows[last])
 
     given = {"noise_sampler": noise_sampler} if "sde" in name or "ancestral" in name else {}
     theirs, end = reference.k_trace(name, np.asarray(levels.sigma), **given, **arguments)
-    xs, sample = reference.our_trace(
-        ours(process, reference.table_noise(rows, fine)), theirs[0], levels
-    )
+    make = lambda z, n: ours(process, z)
+    xs, sample = reference.our_trace(make, theirs[0], levels, rows, fine)
     assert_allclose(xs, theirs, rtol=1e-6, atol=1e-6)
     if to_x0:
         assert_allclose(sample, end, rtol=1e-6, atol=1e-6)
@@ -86,14 +84,15 @@ def test_churn_is_that_of_k_diffusion(x64, name, steps):
     inner = {
         "heun": runge_kutta.heun(),
         "euler": runge_kutta.euler(),
-        "dpm_2": runge_kutta.dpm_2(process),
+        "dpm_2": dpm.dpm_2(process),
     }
-    gamma = min(8.0 / steps, 2**0.5 - 1)
-    draw = lambda key, x, now, nxt: jnp.asarray(rows)[
-        jnp.argmin(jnp.abs(levels.log_snr - now.log_snr))
-    ]
-    ours = noising.churned(inner[name], process, gamma, 0.1, 5.0, 1.01, draw)
-    xs, sample = reference.our_trace(ours, theirs[0], levels)
+
+    def make(z, n):
+        at_start = lambda key, x, now, nxt: z(key, x, now, now)  # row i is of the step from level i
+        gamma = jnp.minimum(8.0 / n, 2**0.5 - 1)
+        return noising.churned(inner[name], process, gamma, 0.1, 5.0, 1.01, at_start)
+
+    xs, sample = reference.our_trace(make, theirs[0], levels, rows, levels.log_snr)
     assert_allclose(sample, end, rtol=1e-6, atol=1e-6)
     # Its callback sees x after the churn: compare where there is none.
     quiet = np.abs(np.log(np.asarray(levels.sigma) / 0.5**0.5)) > np.log(5 / 0.5**0.5)

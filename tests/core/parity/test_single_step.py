@@ -1,6 +1,5 @@
 """Single-step DPM-Solvers of k-diffusion and diffusers, and DPM2 ancestral, float64."""
 
-import os
 from itertools import pairwise
 
 import jax
@@ -8,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+import schedulers
 from numpy.testing import assert_allclose
+from schedulers import scheduler_of
 
 from diffusion_jax.core import grids, schedules
 from diffusion_jax.core.process import Process, ve, vp
@@ -17,15 +18,9 @@ from diffusion_jax.core.solvers import SOLVERS, noising
 from diffusion_jax.core.types import NoiseLevel
 
 pytestmark = pytest.mark.parity
-if os.environ.get("REQUIRE_PARITY") == "1":
-    import diffusers
-    import torch
-else:
-    diffusers = pytest.importorskip("diffusers")
-    torch = pytest.importorskip("torch")
+torch = reference.torch
 
 LOW, HIGH = 0.03, 15.0
-BETAS = np.linspace(0.0001, 0.02, 1000)
 
 
 def _process():
@@ -46,7 +41,8 @@ def test_steps_of_k_diffusion(x64, order, steps):
     xs = [torch.tensor(reference.start()) * HIGH]
     for now, nxt in pairwise(times):
         xs.append(getattr(solver, f"dpm_solver_{order}_step")(xs[-1], now, nxt)[0])
-    ours, _ = reference.our_trace(SOLVERS["dpm_solver"](_process(), order), xs[0].numpy(), levels)
+    make = lambda z, n: SOLVERS["dpm_solver"](_process(), order)
+    ours, _ = reference.our_trace(make, xs[0].numpy(), levels)
     assert_allclose(ours, np.stack(xs), rtol=1e-9, atol=1e-9)
 
 
@@ -72,12 +68,14 @@ def test_dpm_fast(x64, calls, eta):
     # With noise, its last step is cut off at LOW: it ends there, and without fresh noise.
     runs = [(0, parts - 2, 3, eta), (parts - 2, parts - 1, orders[-2], eta)]
     for first, last, order, share in [*runs, (parts - 1, parts, orders[-1], 0.0)]:
-        solver = noising.ancestral(plain[order], process, share, noise) if share else plain[order]
+        solver = plain[order]
+        if share:
+            solver = noising.ancestral_steps(solver, process, share, noise)
         part = NoiseLevel(*(leaf[first : last + 1] for leaf in levels))
         go = lambda x, part, solver=solver: walk(
             jax.random.key(0), solver, reference.denoise, x, part
         )
-        x, _ = jax.jit(go)(x, part)
+        x, _ = reference.compiled(go, x, part)
     assert_allclose(x, theirs.numpy(), rtol=1e-9, atol=1e-9)
 
 
@@ -104,12 +102,11 @@ def test_blocks_of_diffusers(x64, case, blocks):
     """
     algorithm, order = case
     steps = blocks * order + 1
-    kind = diffusers.DPMSolverSinglestepScheduler
-    with reference.double(kind):
-        scheduler = kind(
-            trained_betas=BETAS, solver_order=order, algorithm_type=algorithm,
-            use_exponential_sigmas=True, final_sigmas_type=END[algorithm],
-        )  # fmt: skip
+    scheduler = scheduler_of(
+        "DPMSolverSinglestepScheduler", solver_order=order, algorithm_type=algorithm,
+        use_exponential_sigmas=True, final_sigmas_type=END[algorithm],
+    )  # fmt: skip
+    with reference.double(type(scheduler)):
         scheduler.set_timesteps(steps)
         assert scheduler.order_list == list(range(1, order + 1)) * blocks + [1]
         x, xs = torch.tensor(reference.start()), []
@@ -120,10 +117,9 @@ def test_blocks_of_diffusers(x64, case, blocks):
             inner = order == 3 and scheduler.order_list[i] == 2
             scheduler.register_to_config(solver_type="heun" if inner else "midpoint")
             x = scheduler.step(reference.output(x, alpha, s * alpha, "epsilon"), t, x).prev_sample
-    log_snr = jnp.asarray(-2 * np.log(scheduler.sigmas[:-1:order].numpy()))
-    levels = NoiseLevel(jnp.zeros_like(log_snr), log_snr, *vp(log_snr))
-    process = Process(schedules.cosine(), vp)
-    ours, sample = reference.our_trace(SINGLE[case](process), xs[0], levels)
+    levels = reference.levels_of(scheduler.sigmas[:-1:order].numpy(), vp)
+    make = lambda z, n: SINGLE[case](Process(schedules.cosine(), vp))
+    ours, sample = reference.our_trace(make, xs[0], levels)
     assert_allclose(ours, np.stack(xs[::order]), rtol=1e-9, atol=1e-9)
     if algorithm == "dpmsolver++":  # the other ends by a step from its last level to itself
         assert_allclose(sample, x.numpy(), rtol=1e-9, atol=1e-9)
@@ -132,16 +128,7 @@ def test_blocks_of_diffusers(x64, case, blocks):
 @pytest.mark.parametrize("steps", [5, 20])
 @pytest.mark.parametrize("target", ["epsilon", "v_prediction"])
 def test_dpm_2_ancestral_of_diffusers(x64, steps, target):
-    kind = diffusers.KDPM2AncestralDiscreteScheduler
-    with reference.double(kind):
-        scheduler = kind(trained_betas=BETAS, prediction_type=target)
+    scheduler = scheduler_of("KDPM2AncestralDiscreteScheduler", prediction_type=target)
     rows = reference.noise_rows(steps)
-    _, theirs, s = reference.diffusers_trace(scheduler, steps, target, rows)
-    log_snr = jnp.asarray(-2 * np.log(s[::2]))
-    levels = NoiseLevel(jnp.zeros_like(log_snr), log_snr, *ve(log_snr))
-    noise = reference.table_noise(rows, np.r_[log_snr[1:], 1e9])
-    ours, sample = reference.our_trace(
-        noising.dpm_2_ancestral(_process(), 1.0, noise), theirs[0], levels
-    )
-    assert_allclose(ours, theirs[:-1:2], rtol=1e-9, atol=1e-9)
-    assert_allclose(sample, theirs[-1], rtol=1e-9, atol=1e-9)
+    make = lambda z, n: noising.dpm_2_ancestral(_process(), 1.0, z)
+    schedulers.compare(make, scheduler, steps, ve, target, rows, slice(None, None, 2))
