@@ -13,7 +13,8 @@ in training, or time in which λ is linear, which spares a schedule that hurries
 where each unit of λ costs almost D/2 nats.  In T steps s = t - 1/T the integrand is
 (T/2)·expm1(λ_s - λ_t)·‖eps - eps_hat‖² (eq. 14), which tends to that of (1) from above.
 
-An infinite end of λ is cut off at ±18, as a grid's (``grids.span``): any two ends give a bound.
+Any two ends give a bound.  An infinite end of λ is cut off at ±18, as a grid's (``grids.span``);
+``high`` of a clock cuts the clean end off earlier, for data whose digits end before the schedule.
 """
 
 from __future__ import annotations
@@ -26,13 +27,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from diffusion_jax.core import grids
-from diffusion_jax.core.likelihood import (
-    Bound,
-    gaussian_log_likelihood,
-    prior_kl,
-    stratified_steps,
-)
+from diffusion_jax.core import grids, step_draws
+from diffusion_jax.core.likelihood import Bound, gaussian_log_likelihood, prior_kl
 from diffusion_jax.core.losses import discretised_log_likelihood, mean_per_example
 from diffusion_jax.core.process import Process, corrupt
 from diffusion_jax.core.schedules import elbo_rate
@@ -49,17 +45,21 @@ Clock = Callable[[Process, Array], tuple[NoiseLevel, Array]]
 """(process, u in [0, 1], clean to noisy) -> (level, -dλ/du), shaped as u."""
 
 
-def by_log_snr(process: Process, u: Float[Array, "*n"]) -> tuple[NoiseLevel, Float[Array, "*n"]]:
-    """λ linear in u."""
-    low, high = grids.span(process)
+def by_log_snr(
+    process: Process, u: Float[Array, "*n"], high: float = math.inf
+) -> tuple[NoiseLevel, Float[Array, "*n"]]:
+    """λ linear in u, from the cleanest level or from ``high`` if that is noisier."""
+    noisy, clean = _ends(process, high)
     # The ends as they are: a sum of products may miss them by a rounding.
-    log_snr = jnp.where(u <= 0, high, jnp.where(u >= 1, low, high - (high - low) * u))
-    return process.at_log_snr(log_snr), jnp.broadcast_to(high - low, jnp.shape(u))
+    log_snr = jnp.where(u <= 0, clean, jnp.where(u >= 1, noisy, clean - (clean - noisy) * u))
+    return process.at_log_snr(log_snr), jnp.broadcast_to(clean - noisy, jnp.shape(u))
 
 
-def by_schedule(process: Process, u: Float[Array, "*n"]) -> tuple[NoiseLevel, Float[Array, "*n"]]:
-    """u is the process's own time, between the ends that ``grids.span`` leaves it."""
-    noisy, clean = grids.span(process)
+def by_schedule(
+    process: Process, u: Float[Array, "*n"], high: float = math.inf
+) -> tuple[NoiseLevel, Float[Array, "*n"]]:
+    """u is the process's own time, between the same two ends as in ``by_log_snr``."""
+    noisy, clean = _ends(process, high)
     start, end = process.schedule.inverse(clean), process.schedule.inverse(noisy)
     t = start + (end - start) * u
     return process.at(t), (end - start) * elbo_rate(process, t)
@@ -104,7 +104,7 @@ def continuous_bound(
         n: draws of t for each example, >= 1.
         decoder: of ``DECODERS``; None for ``categorical``.
         times: how u is drawn: of ``TIMES``.
-        clock: what u is: of ``CLOCKS``.
+        clock: what u is: of ``CLOCKS``; ``partial(by_log_snr, high=13.0)`` ends at λ = 13.
 
     Returns:
         A Bound; its steps [n, b] are the drawn terms over n.
@@ -147,7 +147,7 @@ def stepwise_bound(
     if steps < 1:
         raise ValueError(f"the bound in steps = {steps} steps needs at least 1")
     of_index, of_steps, of_decoder = jax.random.split(key, 3)
-    index = stratified_steps(of_index, n, x0.shape[0], steps)
+    index = step_draws.stratified(of_index, n, x0.shape[0], steps)
     at = lambda i: clock(process, i / steps)[0]
 
     def body(_, inputs):
@@ -241,6 +241,12 @@ def _bound(key, denoise, x0, process, steps, decoder, clock) -> Bound:
     return Bound(prior + steps.sum(0) + last, prior, steps, last)
 
 
+def _ends(process: Process, high: float) -> tuple[Array, Array]:
+    """λ of the noisiest and of the cleanest level."""
+    low, last = grids.span(process)
+    return low, jnp.minimum(last, high)
+
+
 def _check(n: int) -> None:
     if n < 1:
         raise ValueError(f"n = {n} draws of the bound: it needs at least 1 for each example")
@@ -252,7 +258,10 @@ TIMES: dict[str, Times] = {
     "antithetic": antithetic,
 }
 
-CLOCKS: dict[str, Clock] = {"log_snr": by_log_snr, "schedule": by_schedule}
+CLOCKS: dict[str, Callable[..., tuple[NoiseLevel, Array]]] = {
+    "log_snr": by_log_snr,
+    "schedule": by_schedule,
+}
 
 DECODERS: dict[str, Callable[[], Decoder]] = {
     "categorical": categorical,

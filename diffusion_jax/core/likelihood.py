@@ -22,8 +22,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
+from diffusion_jax.core import step_draws
 from diffusion_jax.core.losses import (
     decoder_term,
     discretised_log_likelihood,
@@ -47,7 +48,7 @@ class Bound(NamedTuple):
         total: [b].
         prior: [b], what x_T still tells of x0.
         steps: [T - 1, b], the KL of each step of the grid, noisiest first (of ``estimate_bound``:
-            [n, b], drawn terms, each times (T - 1)/n).
+            [n, b], drawn terms, each over the chance of its draw).
         decoder: [b].
     """
 
@@ -100,11 +101,12 @@ def estimate_bound(
 ) -> Bound:
     """An unbiased estimate of ``variational_bound`` by n + 1 network calls in place of T.
 
-    Each example draws one step from each of n equal parts of the grid; prior and decoder stay
-    exact in t.  Examples draw independently, so ``standard_error(total)`` covers the draw too.
+    Each example takes n distinct steps, those that are likely to cost most with the largest chance
+    (``step_draws.chances``); prior and decoder are never drawn, but always counted.  Examples draw
+    independently, so ``standard_error(total)`` covers the draw too.
 
     Args:
-        n: steps drawn per example, >= 1.
+        n: steps taken per example, >= 1; from T - 1 on it is ``variational_bound`` itself.
 
     Raises:
         ValueError: if n < 1, or levels has no step.
@@ -113,27 +115,20 @@ def estimate_bound(
     count = now.t.shape[0]
     if n < 1 or count < 1:
         raise ValueError(f"n = {n} terms of {count} steps: the estimate needs at least 1 of each")
+    if n >= count:
+        return variational_bound(key, denoise, x0, levels, variance, decoder)
     of_index, of_steps, of_decoder = jax.random.split(key, 3)
-    index = stratified_steps(of_index, n, x0.shape[0], count)
+    chances = step_draws.chances(now, nxt, n)
+    index = step_draws.systematic(jax.random.uniform(of_index, x0.shape[:1]), chances, n)
 
     def body(_, inputs):
         key, i = inputs
         now_i, nxt_i = (jax.tree.map(lambda leaf: leaf[i], level) for level in (now, nxt))
-        return None, _step_kl(key, now_i, nxt_i, denoise, x0, variance)
+        return None, _step_kl(key, now_i, nxt_i, denoise, x0, variance) / chances[i]
 
     _, steps = jax.lax.scan(body, None, (jax.random.split(of_steps, n), index))
     final = _decoder_term(of_decoder, last, denoise, x0, variance, decoder)
-    return _bound(prior_kl(x0, levels), steps * (count / n), final)
-
-
-def stratified_steps(key: Key[Array, ""], n: int, b: int, count: int) -> Int[Array, "n b"]:
-    """For each of b examples one index of [0, count) from each of n equal parts.
-
-    Row j is ⌊(j + u)·count/n⌋, u ~ U(0, 1), so the mean of f over rows has expectation
-    Σ_i f(i)/count whether or not n divides count.
-    """
-    u = jax.random.uniform(key, (n, b))
-    return jnp.minimum(((jnp.arange(n)[:, None] + u) * count / n).astype(int), count - 1)
+    return _bound(prior_kl(x0, levels), steps, final)
 
 
 def prior_kl(x0: Float[Array, "b ..."], levels: NoiseLevel) -> Float[Array, "b"]:

@@ -8,7 +8,8 @@ the plane they are of a density, in the units of the points, and may be negative
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -61,10 +62,10 @@ class Estimate(NamedTuple):
 
 
 def variational_bound(n: int = 0, steps: int = 1000) -> Estimate:
-    """The discrete bound over all T levels, or an unbiased estimate of it by n of them.
+    """The discrete bound over all T levels, or an unbiased estimate of it by n of its steps.
 
     Args:
-        n: levels drawn per image; 0 for all.
+        n: steps drawn per image, the costly ones most often; 0 for all.
         steps: T of a continuous schedule.
     """
     if n < 0 or steps < 1:
@@ -72,8 +73,7 @@ def variational_bound(n: int = 0, steps: int = 1000) -> Estimate:
 
     def terms(key, subject, x0):
         levels = grids.trailing(subject.process, subject.process.schedule.steps or steps)
-        decoder = _step_decoder(subject)
-        settings = (subject.variance, decoder)
+        settings = (subject.variance, _step_decoder(subject))
         if not n:
             return likelihood.variational_bound(key, subject.denoise, x0, levels, *settings)
         return likelihood.estimate_bound(key, subject.denoise, x0, levels, n, *settings)
@@ -82,33 +82,34 @@ def variational_bound(n: int = 0, steps: int = 1000) -> Estimate:
 
 
 def continuous_bound(
-    n: int = 64, decoder: str = "", times: str = "stratified", clock: str = "", steps: int = 0
+    n: int = 64,
+    decoder: str = "",
+    times: str = "stratified",
+    clock: str = "",
+    steps: int = 0,
+    high: float = 0.0,
 ) -> Estimate:
     """The bound in continuous time (Kingma et al. 2021), or in T steps of it.
 
     Args:
         n: network calls for each example.
-        decoder: of ``core.continuous_bound.DECODERS``; "" is "discretised" for images, "gaussian"
-            for points.
+        decoder: of ``core.continuous_bound.DECODERS``; "" is "discretised", "gaussian" of points.
         times: of its ``TIMES``.
         clock: of its ``CLOCKS``; "" is "schedule" for a learned schedule, else "log_snr".
         steps: T; 0 for infinity.
+        high: λ of the cleanest level, where the decoder takes over; 0 for what the process spans.
     """
     spec = f"continuous_bound(n={n}, decoder={decoder!r}, times={times!r}, clock={clock!r}"
-    if n < 1 or steps < 0:
-        raise ValueError(_of(f"{spec}, steps={steps})", "n >= 1 and steps >= 0"))
-    for name, value, known in (
-        ("decoder", decoder, {"", *continuous.DECODERS}),
-        ("times", times, continuous.TIMES),
-        ("clock", clock, {"", *continuous.CLOCKS}),
-    ):
-        if value not in known:
-            listed = ", ".join(repr(each) for each in sorted(known))
-            raise ValueError(_of(f"{spec})", f"{name} to be one of {listed}"))
+    if n < 1 or steps < 0 or not high >= 0:
+        raise ValueError(_of(f"{spec}, steps={steps}, high={high})", "n >= 1, steps and high >= 0"))
+    _check_known(f"{spec})", "decoder", decoder, {"", *continuous.DECODERS})
+    _check_known(f"{spec})", "times", times, continuous.TIMES)
+    _check_known(f"{spec})", "clock", clock, {"", *continuous.CLOCKS})
 
     def terms(key, subject, x0):
         decode = continuous.DECODERS[decoder or ("discretised" if subject.discrete else "gaussian")]
-        tick = continuous.CLOCKS[clock or ("schedule" if subject.learned else "log_snr")]
+        of_clock = continuous.CLOCKS[clock or ("schedule" if subject.learned else "log_snr")]
+        tick = partial(of_clock, high=high or math.inf)
         given = (key, subject.denoise, x0, subject.process)
         if steps:
             return continuous.stepwise_bound(*given, steps, n, decode(), tick)
@@ -129,15 +130,12 @@ def importance_weighted(k: int = 8, steps: int = 100, variance: str = "") -> Est
     known = {"": None, **VARIANCES}
     if k < 1 or steps < 1:
         raise ValueError(_of(f"importance_weighted(k={k}, steps={steps})", "both at least 1"))
-    if variance not in known:
-        listed = ", ".join(repr(each) for each in sorted(known))
-        raise ValueError(_of(f"importance_weighted(variance={variance!r})", f"one of {listed}"))
+    _check_known(f"importance_weighted(variance={variance!r})", "variance", variance, known)
 
     def terms(key, subject, x0):
         levels = _levels(subject.process, steps)
-        of_step = known[variance] or (
-            subject.variance if subject.variance is learned_range else fixed_large
-        )
+        own = subject.variance if subject.variance is learned_range else fixed_large
+        of_step = known[variance] or own
         return importance_bound.importance_weighted_bound(
             key, subject.denoise, x0, levels, k, of_step, _step_decoder(subject)
         )
@@ -220,9 +218,7 @@ def flow_adaptive(
 def _dequantised(
     solve: Callable, n: int, name: str, k: int, high: float, fit: int, spec: str
 ) -> Callable[[Array, Subject, Array], Terms]:
-    if name not in ("", *DEQUANTISERS):
-        known = ", ".join(repr(each) for each in DEQUANTISERS)
-        raise ValueError(_of(f"{spec} with dequantisation={name!r}", f"one of {known}"))
+    _check_known(f"{spec} with dequantisation={name!r}", "it", name, {"", *DEQUANTISERS})
     if k < 1 or fit < 0:
         raise ValueError(_of(spec, "k >= 1 and fit >= 0"))
 
@@ -270,6 +266,12 @@ def _trace(spec: str, probes: int, law: str) -> flow_likelihood.Trace:
 
 def _step_decoder(subject: Subject) -> likelihood.Decoder:
     return likelihood.DECODERS["discretised" if subject.discrete else "gaussian"]
+
+
+def _check_known(spec: str, name: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        listed = ", ".join(repr(each) for each in sorted(known))
+        raise ValueError(_of(spec, f"{name} to be one of {listed}"))
 
 
 def _of(spec: str, wanted: str) -> str:

@@ -6,13 +6,20 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from diffusion_jax.core import grids, likelihood, oracles, schedules
+from diffusion_jax.core import grids, likelihood, oracles, schedules, step_draws
 from diffusion_jax.core.losses import variational_term
 from diffusion_jax.core.process import PATHS, Process
+from diffusion_jax.core.sampling import pairs
 from diffusion_jax.core.solvers.ancestral import fixed_large, fixed_small, learned_range
 from diffusion_jax.core.types import Prediction
 
 GAUSSIAN = likelihood.gaussian_log_likelihood
+_MIXTURE = oracles.mixture([1, 2], [[-1.0, 0.5], [1.0, 0.0]], [0.1, 0.3])
+_SCHEDULES = {
+    "cosine": schedules.cosine(),
+    "linear": schedules.linear(200, 5e-4, 0.1),
+    "rectified": schedules.rectified_flow(),
+}
 
 _FUNCTIONS = ("denoise", "variance", "decoder")
 _bound = jax.jit(likelihood.variational_bound, static_argnames=_FUNCTIONS)
@@ -154,11 +161,75 @@ def test_the_subsample_is_unbiased(n):
     assert_allclose(few.decoder[0], full.decoder[0], rtol=1e-5)
 
 
-def test_the_subsample_of_all_steps_takes_each_once():
-    index = likelihood.stratified_steps(jax.random.key(0), 7, 5, 7)
-    assert_allclose(index, np.broadcast_to(np.arange(7)[:, None], (7, 5)))
+def test_the_subsample_of_all_steps_is_the_bound_itself():
+    levels, x0 = _levels(8), jnp.array([[0.3, -0.9], [0.0, 0.1]])
+    given = (jax.random.key(0), _exact(_MIXTURE), x0, levels)
+    full = _bound(*given, fixed_small, GAUSSIAN)
+    for n in (7, 100):
+        few = _estimate(*given, n, fixed_small, GAUSSIAN)
+        jax.tree.map(np.testing.assert_array_equal, few, full)
     with pytest.raises(ValueError, match="n = 0"):
         likelihood.estimate_bound(jax.random.key(0), _exact(None), jnp.zeros((1, 2)), _levels(4), 0)
+    index = step_draws.stratified(jax.random.key(0), 7, 5, 7)
+    assert_allclose(index, np.broadcast_to(np.arange(7)[:, None], (7, 5)))
+
+
+@pytest.mark.parametrize("n", [1, 6, 30, 63])
+@pytest.mark.parametrize("path", ["vp", "ve"])
+def test_steps_are_distinct_and_taken_with_their_chance(n, path):
+    levels = grids.trailing(Process(schedules.rectified_flow(), PATHS[path]), 64)  # λ = -inf first
+    chances = step_draws.chances(*pairs(levels)[:2], n)
+    assert float(chances.min()) >= n / 63 / 4 - 1e-6 and float(chances.max()) <= 1
+    assert_allclose(chances.sum(), n, rtol=1e-5)
+    u = (jnp.arange(20_000) + 0.5) / 20_000
+    index = np.asarray(step_draws.systematic(u, chances, n))
+    assert (np.diff(index, axis=0) > 0).all()
+    assert_allclose(np.bincount(index.ravel(), minlength=63) / len(u), chances, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "rectified"])
+def test_steps_by_their_chance_vary_less_than_uniform_ones(name):
+    """Of the exact denoiser's terms, one for each step, summed by n of them."""
+    n, many = 16, 20_000
+    levels = grids.trailing(Process(_SCHEDULES[name], PATHS["vp"]), 200)
+    x0 = oracles.sample(jax.random.key(1), _MIXTURE, 500)
+    bound = _bound(jax.random.key(0), _exact(_MIXTURE), x0, levels, fixed_small, GAUSSIAN)
+    terms = bound.steps.mean(1)
+    chances = step_draws.chances(*pairs(levels)[:2], n)
+    index = step_draws.systematic(jax.random.uniform(jax.random.key(2), (many,)), chances, n)
+    drawn = (terms[index] / chances[index]).sum(0)
+    uniform = step_draws.stratified(jax.random.key(3), n, many, len(terms))
+    plain = terms[uniform].sum(0) * len(terms) / n
+    assert abs(drawn.mean() - terms.sum()) < 4 * _standard_error(drawn) + 1e-5
+    assert plain.var() > 100 * drawn.var()
+
+
+@pytest.mark.parametrize(
+    ("name", "variance"),
+    [("cosine", fixed_small), ("linear", fixed_large), ("rectified", fixed_small)],
+)
+def test_the_estimate_of_the_exact_denoiser_has_the_mean_of_all_terms(name, variance):
+    levels = grids.trailing(Process(_SCHEDULES[name], PATHS["vp"]), 50)
+    x0 = jnp.tile(jnp.array([[0.8, 0.3]]), (10_000, 1))
+    settings = (_exact(_MIXTURE), x0, levels)
+    full = _bound(jax.random.key(0), *settings, variance, GAUSSIAN)
+    few = _estimate(jax.random.key(1), *settings, 8, variance, GAUSSIAN)
+    errors = [_standard_error(each.total) for each in (full, few)]
+    assert abs(few.total.mean() - full.total.mean()) < 3 * np.hypot(*errors)
+    assert errors[1] < 1.5 * errors[0]  # most of the spread is the noise's, not the draw's
+
+
+def test_examples_draw_their_steps_independently():
+    """So the standard error over examples is the spread over keys."""
+    levels = grids.trailing(Process(_SCHEDULES["cosine"], PATHS["vp"]), 50)
+    x0 = jnp.tile(jnp.array([[0.8, 0.3]]), (20, 1))
+    keys = jax.random.split(jax.random.key(0), 2000)
+    run = lambda key: (
+        likelihood.estimate_bound(key, _exact(_MIXTURE), x0, levels, 4, fixed_small, GAUSSIAN).total
+    )
+    total = jax.jit(jax.vmap(run))(keys)
+    reported = np.sqrt(np.mean(np.var(total, axis=1, ddof=1)) / 20)
+    assert_allclose(np.std(total.mean(1)), reported, rtol=0.1)
 
 
 def test_standard_error():

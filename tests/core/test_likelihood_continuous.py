@@ -69,21 +69,23 @@ def test_the_continuous_bound_of_the_exact_denoiser_is_the_density(path, times, 
     assert abs(excess) < 4 * error
 
 
-def test_terms_have_their_closed_forms_and_a_wrong_denoiser_costs_what_it_should(x64):
+@pytest.mark.parametrize(("high", "clean"), [(np.inf, 9.0), (4.0, 4.0)])
+def test_terms_have_their_closed_forms_and_a_wrong_denoiser_costs_what_it_should(x64, high, clean):
     """With eps_hat = 0: ½·(λ_max - λ_min) for the steps; and any time gives the same."""
     process = Process(schedules.cosine(low=-6.0, high=9.0), PATHS["vp"])
     zero = lambda x, level: Prediction(x, jnp.zeros_like(x))
     x0 = jnp.tile(jnp.array([[0.3, -0.5]]), (20_000, 1))
-    for clock in continuous_bound.CLOCKS.values():
+    for whole in continuous_bound.CLOCKS.values():
+        clock = functools.partial(whole, high=high)
         out = jax.jit(
             lambda key, clock=clock: continuous_bound.continuous_bound(
                 key, zero, x0, process, 4, continuous_bound.gaussian_direct(), clock=clock
             )
         )(jax.random.key(0))
         steps = out.steps.sum(0)
-        assert abs(steps.mean() - 7.5 / np.log(2)) < 4 * standard_error(steps)
+        assert abs(steps.mean() - (clean + 6) / 2 / np.log(2)) < 4 * standard_error(steps)
         # E(x0 - x/alpha)² is the decoder's variance: ½·log(2πe·s²).
-        wanted = 0.5 * (np.log(2 * np.pi) + 1 - 9) / np.log(2)
+        wanted = 0.5 * (np.log(2 * np.pi) + 1 - clean) / np.log(2)
         assert abs(out.decoder.mean() - wanted) < 4 * standard_error(out.decoder)
     noisy = process.at(1.0)
     a2, s2 = float(noisy.alpha) ** 2, float(noisy.sigma) ** 2

@@ -30,6 +30,8 @@ def _sum(terms):
     ("spec", "slack"),
     [
         ("continuous_bound(n=8)", 0.0),
+        ("continuous_bound(n=8, high=7)", 0.02),
+        ("continuous_bound(n=8, steps=500, high=7)", 0.1),
         ("importance_weighted(k=4, steps=24)", 0.2),
         ("variational_bound(n=16, steps=64)", 0.6),
         ("flow(steps=48, probes=0)", 0.0),
@@ -73,6 +75,15 @@ def test_images_have_probabilities(spec, high):
     assert -4 * error - 5e-3 < excess.mean() < high + 4 * error
 
 
+def test_a_lesser_cleanest_level_moves_bits_from_the_steps_to_the_decoder():
+    data, x0, _ = _images(500)
+    whole, short = (
+        _measure(f"continuous_bound(n=8, high={high})", data, x0, discrete=True) for high in (0, 8)
+    )
+    assert whole["decoder"].mean() < 0.9 < short["decoder"].mean()
+    assert short["steps"].sum(0).mean() < whole["steps"].sum(0).mean()
+
+
 def test_fitting_a_dequantiser_lowers_its_bound():
     """Of a density that falls by e^3 across a bin."""
     x, w = jnp.zeros((4, 3)), 2 / 255
@@ -98,6 +109,7 @@ def test_fitting_a_dequantiser_lowers_its_bound():
     [
         ("continuous_bound(n=0)", "n >= 1"),
         ("continuous_bound(decoder='pixel')", "'categorical'"),
+        ("continuous_bound(high=-1)", "high=-1.* high >= 0"),
         ("variational_bound(n=-1)", "n >= 0"),
         ("importance_weighted(k=0)", "at least 1"),
         ("importance_weighted(variance='large')", "'fixed_large'"),
