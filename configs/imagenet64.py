@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     )  # fmt: skip
     config.ema = "constant(decay=0.9999)"
     config.sampler.update(
-        solver="ddpm(variance='learned')", grid="linspace", steps=250, guidance_scale=1.0,
+        solver="ddpm(variance='learned_range')", grid="linspace", steps=250, guidance_scale=1.0,
         n=256, batch_size=256,
     )  # fmt: skip
     config.evaluate.update(n=50_000, class_accuracy=False)

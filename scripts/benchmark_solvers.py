@@ -13,10 +13,13 @@ calls: what a solver adds, without the noise of the network's time.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import benchmark_torch_solvers
 import jax

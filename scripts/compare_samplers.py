@@ -12,9 +12,12 @@ fit into k.  One program is compiled for each solver, whatever the number of ste
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 import jax.numpy as jnp

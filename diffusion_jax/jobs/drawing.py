@@ -18,7 +18,7 @@ from diffusion_jax.core.guidance import ALWAYS_GUIDED, Guidance
 from diffusion_jax.core.targets import denoiser
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import to_uint8
-from diffusion_jax.jobs.placing import everywhere, place_batch
+from diffusion_jax.jobs.placing import jitted, place_batch
 from diffusion_jax.jobs.run import Run, open_reference
 from diffusion_jax.spec import Config, parse
 
@@ -38,7 +38,6 @@ def drawer(config: Config, experiment: build.Experiment) -> Draw:
     sampler_of = build_sampling.sampler_of(config, experiment)
     guided, reference = is_guided(config), open_reference(config)
 
-    @partial(jax.jit, out_shardings=everywhere(config))
     def draw(of_reference, key, params, labels, scale):
         model, solver, levels = sampler_of(params)
         return generate(
@@ -54,7 +53,7 @@ def drawer(config: Config, experiment: build.Experiment) -> Draw:
             guidance_of(config, experiment, reference, of_reference),
         )
 
-    return partial(draw, reference and reference.params)
+    return partial(jitted(config, draw), reference and reference.params)
 
 
 def is_guided(config: Config) -> bool:

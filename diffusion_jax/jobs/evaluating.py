@@ -23,7 +23,7 @@ from diffusion_jax.evaluate.likelihoods import Terms
 from diffusion_jax.evaluate.quality import quality
 from diffusion_jax.files import whole
 from diffusion_jax.jobs.drawing import draw_many, drawer
-from diffusion_jax.jobs.placing import everywhere, place_batch
+from diffusion_jax.jobs.placing import jitted, place_batch
 from diffusion_jax.jobs.run import Run, cache_compilations, open_run
 from diffusion_jax.jobs.sampling import save_samples
 from diffusion_jax.spec import Config
@@ -99,8 +99,7 @@ def of_likelihood(run: Run, workdir: Path) -> Figures:
     config = run.config
     title, estimate = build_evaluation.likelihood(config, run.experiment)
     x0, labels = _held_out(config)
-    estimate = jax.jit(estimate, out_shardings=everywhere(config))
-    every = batched(estimate, config, run.params, x0, labels)
+    every = batched(jitted(config, estimate), config, run.params, x0, labels)
     save_terms(workdir / "likelihood.json", every)
     of_example = {name: term if term.ndim == 1 else term.sum(0) for name, term in every.items()}
     total = of_example.pop("total")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,6 +27,11 @@ def place_batch(config: Config, rows: Any) -> jax.Array:
     parts = sharding.batch_parts(mesh)
     where = sharding.of_batch(mesh) if len(rows) % parts == 0 else NamedSharding(mesh, P())
     return sharding.from_host(rows, where)
+
+
+def jitted(config: Config, f: Callable) -> Callable:
+    """F compiled for the mesh; its results are on every device, so that any host reads them."""
+    return jax.jit(sharding.on_mesh(f, build.mesh(config)), out_shardings=everywhere(config))
 
 
 def everywhere(config: Config) -> Sharding:

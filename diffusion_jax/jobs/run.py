@@ -20,7 +20,7 @@ from diffusion_jax.spec import Config
 from diffusion_jax.spec import build as build_from
 from diffusion_jax.train import snapshots
 from diffusion_jax.train.checkpoint import restore_params, steps
-from diffusion_jax.train.workdir import differences, read_config
+from diffusion_jax.train.workdir import differences, flat, read_config
 
 # Fields of the model that change how it is computed, not what the parameters mean.
 NEUTRAL = ("model.unet.dtype", "model.unet.remat")
@@ -73,6 +73,10 @@ def run_config(workdir: str | os.PathLike, overrides: dict[str, Any] | None = No
             raise ValueError(
                 f"config.{field} says what the parameters of {workdir} mean, and cannot change "
                 f"after training (it is {_at(held, field)!r} there)"
+            )
+        if field not in flat(config.to_dict()):
+            raise ValueError(
+                f"config.{field} is no field of the config; configs/base.py has them all"
             )
         try:
             config.update_from_flattened_dict({field: value})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,7 +16,7 @@ from diffusion_jax.core.types import Params
 from diffusion_jax.data import load_images, to_uint8, to_unit
 from diffusion_jax.files import whole
 from diffusion_jax.jobs.drawing import condition_of, guidance_of, is_guided, labels_of
-from diffusion_jax.jobs.placing import everywhere
+from diffusion_jax.jobs.placing import jitted
 from diffusion_jax.jobs.run import open_reference
 from diffusion_jax.spec import Config
 
@@ -93,7 +92,6 @@ def _reverse(
     guided, reference = is_guided(config), open_reference(config)
     shape = (labels.shape[0], *experiment.shape)
 
-    @partial(jax.jit, out_shardings=everywhere(config))
     def run(of_reference, key, params, labels, scale):
         cond = condition_of(config, labels)
         model, solver, levels = sampler_of(params)
@@ -113,6 +111,6 @@ def _reverse(
 
     scale = jnp.float32(config.sampler.guidance_scale)
     key = jax.random.key(config.sampler.seed)
-    made = run(reference and reference.params, key, params, labels, scale)
+    made = jitted(config, run)(reference and reference.params, key, params, labels, scale)
     xs, x0s, times = jax.device_get(made)
     return xs, x0s, times

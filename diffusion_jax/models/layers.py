@@ -71,7 +71,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", _ZEROS, (self.features,))
         x, kernel, bias = (z.astype(self.dtype) for z in (x, kernel, bias))
-        return primitives.dense(x, kernel, bias)
+        return primitives.by_batch(primitives.dense(x, kernel, bias))
 
 
 class Conv(nn.Module):
@@ -89,7 +89,8 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", _ZEROS, (self.features,))
         x, kernel, bias = (z.astype(self.dtype) for z in (x, kernel, bias))
-        return primitives.conv(x, kernel, bias, self.stride, (self.padding, self.padding))
+        padding = (self.padding, self.padding)
+        return primitives.by_batch(primitives.conv(x, kernel, bias, self.stride, padding))
 
 
 class GroupNorm(nn.Module):
@@ -100,7 +101,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b ... c"]) -> Float[Array, "b ... c"]:
         """Normalise."""
-        return primitives.group_norm(x, *_norm_arguments(self, x.shape[-1]))
+        return primitives.group_norm(primitives.by_batch(x), *_norm_arguments(self, x.shape[-1]))
 
 
 class GroupNormSilu(nn.Module):
@@ -113,7 +114,8 @@ class GroupNormSilu(nn.Module):
         self, x: Float[Array, "b h w c"], film: tuple[Array, Array] | None = None
     ) -> Float[Array, "b h w c"]:
         """Normalise, modulate by film = (s, shift), each [b, c], and activate."""
-        return primitives.group_norm_silu(x, *_norm_arguments(self, x.shape[-1]), film=film)
+        arguments = _norm_arguments(self, x.shape[-1])
+        return primitives.group_norm_silu(primitives.by_batch(x), *arguments, film=film)
 
 
 def _norm_arguments(module: GroupNorm | GroupNormSilu, channels: int):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from diffusion_jax.models import primitives
 from diffusion_jax.models.attention import SelfAttention
 from diffusion_jax.models.layers import ResBlock, Style
 from diffusion_jax.models.unet_plan import Widths, runs
@@ -41,7 +42,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, skip: Array | None, emb: Array, gates: Gates = OPEN) -> Array:
         """[b, h, w, m], [b, h, w, n] or None, [b, d] -> [b, h, w, features]."""
-        x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
+        x = x if skip is None else primitives.by_batch(jnp.concatenate([x, skip], axis=-1))
         h = ResBlock(self.features, self.style, name="res")(x, emb, gates.skip)
         if self.attention:
             h = SelfAttention(self.style, name="attention")(h, gates.identity, gates.skip)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import jax
 
+from diffusion_jax.profiling.chips import of_kind
+from diffusion_jax.profiling.roofline import mfu
 from diffusion_jax.train.program import compilations
 
 
@@ -12,11 +14,11 @@ class Gauges:
 
     Args:
         examples: in a step, over all devices.
-        loops: micro-batches that a step takes in a loop, whose FLOPs XLA counts once.
     """
 
-    def __init__(self, examples: int, loops: int = 1):
-        self._examples, self._loops = examples, loops
+    def __init__(self, examples: int):
+        self._examples = examples
+        self._chip = of_kind(jax.devices()[0].device_kind)
         self._before = compilations()
 
     def read(self, steps_per_second: float | None, flops: float) -> dict[str, float]:
@@ -24,19 +26,20 @@ class Gauges:
 
         Args:
             steps_per_second: None before the first measurement.
-            flops: of a step by XLA's count, 0 if unknown.
+            flops: of a step, over all devices.
 
         Returns:
             compilations and compile_seconds since the start; and, where known, examples_per_second,
-            flops_per_second (over all devices), memory_in_use and memory_peak, GiB, the most of
-            this process's devices.
+            flops_per_second (over all devices), mfu (their share of the chips' bfloat16 peak),
+            memory_in_use and memory_peak, GiB, the most of this process's devices.
         """
         count, seconds = (a - b for a, b in zip(compilations(), self._before, strict=True))
         numbers = {"compilations": float(count), "compile_seconds": seconds, **memory()}
         if steps_per_second:
             numbers["examples_per_second"] = self._examples * steps_per_second
-            if flops:
-                numbers["flops_per_second"] = flops * self._loops * steps_per_second
+            numbers["flops_per_second"] = flops * steps_per_second
+            if self._chip:
+                numbers["mfu"] = mfu(flops, 1 / steps_per_second, self._chip, jax.device_count())
         return numbers
 
 

@@ -146,7 +146,7 @@ def train(
     build = lambda k: Program(
         make_step(recipe, tx, ema, seed, plan.accumulate, k, learning_rate, go_on), places, mesh
     )
-    gauges = Gauges(len(jax.tree.leaves(batch)[0]), plan.accumulate)
+    gauges = Gauges(len(jax.tree.leaves(batch)[0]))
     with (
         workdir.locked(folder),
         Checkpoints(folder, plan.keep, plan.keep_every) as saved,
@@ -182,7 +182,8 @@ def _run(state: TrainState, s: _Session, log: Log) -> tuple[TrainState, str | No
                 _read(pending, meter, log, s, bar)
                 pending, step = (step, size, metrics), step + size
                 s.trace.after(step, metrics)
-                asked = s.stop(step)
+                # Of each step: processes that agree on one to stop at may agree on any.
+                asked = next(filter(None, map(s.stop, range(step - size + 1, step + 1))), None)
                 hooks = [hook for hook in s.hooks if _due(hook.every, step, size, plan)]
                 save = bool(asked) or _due(plan.checkpoint_every or plan.steps, step, size, plan)
                 if hooks or save:
@@ -220,7 +221,7 @@ def _read(
             bar.write(passed, file=sys.stderr)
         if step % s.plan.log_every == 0 or step == s.plan.steps:
             means = meter.means()
-            flops = s.calls[size].flops  # of the scan's body: one step, whatever the size
+            flops = s.calls[size].flops / size
             log.line(step, {**means, **s.gauges.read(means.get("steps_per_second"), flops)})
             bar.set_postfix(loss=f"{means.get('loss', np.nan):.4g}", refresh=False)
     bar.update(size)

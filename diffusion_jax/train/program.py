@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import jax
@@ -10,6 +9,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from diffusion_jax.core.types import Params
+from diffusion_jax.profiling.flops import count
+from diffusion_jax.train.sharding import on_mesh
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.train.step import Batch, Step
 
@@ -26,27 +27,22 @@ class Program:
         mesh: where the metrics are copied to.
 
     Attributes:
-        flops: of one call by XLA's count, over all devices; 0 until it is known.  The body of a
-            loop counts once: multiply by micro-batches or steps in it.
+        jitted: what is compiled.
+        flops: of one call, over all devices; 0 before the first.
     """
 
     def __init__(self, step: Step, places: TrainState, mesh: Mesh):
         out = (places, NamedSharding(mesh, P()))
-        self._jitted = jax.jit(step, donate_argnums=0, out_shardings=out)
+        self.jitted = jax.jit(on_mesh(step, mesh), donate_argnums=0, out_shardings=out)
         self._compiled: Any = None
         self.flops = 0.0
 
     def __call__(self, state: TrainState, frozen: Params, batch: Batch):
         if self._compiled is None:
-            lowered = self._jitted.lower(state, frozen, batch)
-            # Beside the compiler, which needs longer.
-            threading.Thread(target=self._count, args=(lowered,), daemon=True).start()
-            self._compiled = lowered.compile()
+            traced = self.jitted.trace(state, frozen, batch)
+            self.flops = count(traced.jaxpr).total
+            self._compiled = traced.lower().compile()
         return self._compiled(state, frozen, batch)
-
-    def _count(self, lowered: Any) -> None:
-        costs = lowered.cost_analysis() or {}
-        self.flops = max(float(costs.get("flops", 0.0)), 0.0)
 
 
 def compilations() -> tuple[int, float]:

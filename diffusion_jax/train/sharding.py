@@ -7,6 +7,7 @@ nothing of this: XLA's partitioner inserts the communication.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -164,6 +165,17 @@ def global_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> di
     """This process's examples, [b / processes, ...], as parts of one array [b, ...]."""
     place = jax.make_array_from_process_local_data
     return {name: place(sharding, np.asarray(x)) for name, x in batch.items()}
+
+
+def on_mesh(f: Callable, mesh: Mesh) -> Callable:
+    """f, to be jitted: what it calls can ask JAX for the mesh and constrain where arrays lie."""
+
+    @functools.wraps(f)
+    def known(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return f(*args)
+
+    return known
 
 
 def from_host(x: np.ndarray, where: Sharding) -> jax.Array:

@@ -1,0 +1,59 @@
+"""The training step as the loop jits it, and what it is called with, as shapes on a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from diffusion_jax.core.ema import Ema
+from diffusion_jax.core.types import Recipe
+from diffusion_jax.train import sharding
+from diffusion_jax.train.loop import Plan
+from diffusion_jax.train.program import Program
+from diffusion_jax.train.state import abstract_state, with_shardings
+from diffusion_jax.train.step import make_step
+
+
+def abstract_step(
+    recipe: Recipe,
+    tx: optax.GradientTransformation,
+    ema: Ema,
+    plan: Plan,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
+    mesh: Mesh,
+    *,
+    rules: sharding.Rules = (),
+    split: str = "all",
+    seed: int = 0,
+    learning_rate: Callable[[Any], Any] | None = None,
+) -> tuple[Any, tuple[Any, Any, Any]]:
+    """What ``loop.train`` calls for each dispatch, and its arguments; computes nothing.
+
+    Args:
+        recipe, tx, ema, plan, rules, split, seed, learning_rate: as ``loop.train`` takes them.
+        batch: shapes of one batch over all devices, name -> [b, ...].
+        mesh: its devices need not be there: a topology's will do.
+
+    Returns:
+        The jitted step, to ``trace`` or ``lower``, and (state, frozen, batch) of
+        ShapeDtypeStructs with shardings.
+
+    Raises:
+        ValueError: for a batch, rules or split that do not fit the mesh.
+    """
+    for shape in batch.values():
+        sharding.check_batch(shape.shape[0], mesh)
+    shapes = abstract_state(recipe, tx, ema, dict(batch))
+    places = sharding.of_state(shapes, mesh, rules, split)
+    k, go_on = plan.steps_per_call, plan.skip_nonfinite > 0
+    step = make_step(recipe, tx, ema, seed, plan.accumulate, k, learning_rate, go_on)
+    where = sharding.of_batch(mesh, leading=int(k > 1))
+    stacked = {
+        name: jax.ShapeDtypeStruct((k,) * (k > 1) + a.shape, a.dtype, sharding=where)
+        for name, a in batch.items()
+    }
+    return Program(step, places, mesh).jitted, (with_shardings(shapes, places), {}, stacked)
