@@ -89,7 +89,7 @@ def _sampling(config: Config, mesh: Mesh) -> Job:
         )
     local = _on_one_axis(config)
     experiment, shape = build.experiment(local), jax.ShapeDtypeStruct
-    # The function that the job jits, to be jitted for another mesh.
+    # What the job jits for the devices that are there, to be jitted for the mesh.
     draw = inspect.unwrap(drawer(local, experiment).func)
     key = jax.eval_shape(lambda: jax.random.key(0))
     one = {"image": shape((1, *experiment.shape), jnp.float32), "label": shape((1,), jnp.int32)}
@@ -106,7 +106,8 @@ def _sampling(config: Config, mesh: Mesh) -> Job:
         labels,
         shape((), jnp.float32, sharding=everywhere),
     )
-    return Job(jax.jit(draw, out_shardings=everywhere), arguments)
+    jitted = jax.jit(sharding.on_mesh(draw, mesh), out_shardings=everywhere)
+    return Job(jitted, arguments)
 
 
 def _on_one_axis(config: Config) -> Config:
