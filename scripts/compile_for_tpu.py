@@ -35,7 +35,7 @@ from ml_collections import config_flags
 from diffusion_jax import build
 from diffusion_jax.jobs.drawing import drawer
 from diffusion_jax.profiling import report
-from diffusion_jax.profiling.chips import Chip
+from diffusion_jax.profiling.chips import GIB, Chip
 from diffusion_jax.profiling.compiled import Costs, bytes_of, costs, out_of_memory
 from diffusion_jax.profiling.flops import Flops, count
 from diffusion_jax.profiling.topology import slice_of
@@ -179,8 +179,8 @@ def print_one(result: Result, chip: Chip, mode: str) -> None:
 def row(result: Result, chip: Chip) -> dict[str, str]:
     """The cells of one compilation."""
     if result.costs is None:
-        needed, there = (n / 2**30 for n in result.refused)
-        return {"peak GiB (of HBM)": f"does not fit: {needed:.1f} of {there:.1f}"}
+        needed = result.refused[0] / GIB
+        return {"peak GiB (of HBM)": f"does not fit: {needed:.1f}"}
     return report.row(result.costs, chip, result.useful)
 
 

@@ -48,10 +48,12 @@ def evaluate(config: Config, workdir: str | os.PathLike) -> Figures:
     section = config.evaluate
     run = open_run(config, workdir)
     figures: Figures = {}
+    # Its mistakes come before minutes of sampling.
+    likelihood = build_evaluation.likelihood(config, run.experiment) if section.likelihood else None
     if section.quality or section.class_accuracy:
         figures |= of_samples(run, Path(workdir))
-    if section.likelihood:
-        figures |= of_likelihood(run, Path(workdir))
+    if likelihood:
+        figures |= of_likelihood(run, Path(workdir), *likelihood)
     if not figures:
         raise ValueError(
             "config.evaluate chooses nothing; set quality=True, class_accuracy=True, or "
@@ -94,10 +96,9 @@ def of_samples(run: Run, workdir: Path) -> Figures:
     return figures
 
 
-def of_likelihood(run: Run, workdir: Path) -> Figures:
+def of_likelihood(run: Run, workdir: Path, title: str, estimate: Callable[..., Terms]) -> Figures:
     """The likelihood of held-out data, with the table of its terms in likelihood.json."""
     config = run.config
-    title, estimate = build_evaluation.likelihood(config, run.experiment)
     x0, labels = _held_out(config)
     every = batched(jitted(config, estimate), config, run.params, x0, labels)
     save_terms(workdir / "likelihood.json", every)

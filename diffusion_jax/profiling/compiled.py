@@ -15,8 +15,9 @@ from diffusion_jax.profiling.collectives import Total, parse, totals
 from diffusion_jax.profiling.flops import Flops
 from diffusion_jax.profiling.roofline import Roofline, roofline
 
-_NEEDED = re.compile(r"(?:Used|required) ([\d.]+)([KMG])?(?:i?B)? of ([\d.]+)([KMG])")
-_SCALE = {"K": 2**10, "M": 2**20, "G": 2**30, None: 1}
+# "Used 21.50G of 15.75G hbm", or "required ... (64.00G) exceeds available HBM (15.75G)".
+_NEEDED = re.compile(r"([\d.]+)([KMGT])\)? (?:of|exceeds available HBM) \(?([\d.]+)([KMGT])")
+_SCALE = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Memory(NamedTuple):

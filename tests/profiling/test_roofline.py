@@ -107,6 +107,7 @@ def test_a_refusal_names_the_mend():
     assert "config.mesh.fsdp" in report.refusal(needed, there, 10 * GIB, train=True)
     assert "config.sampler.batch_size" in report.refusal(math.nan, math.nan, GIB, train=False)
     assert out_of_memory(RuntimeError("INVALID_ARGUMENT")) is None
+    assert all(map(math.isnan, out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: full")) or ()))
 
 
 def test_a_table_has_a_dash_where_a_row_lacks_a_column():
