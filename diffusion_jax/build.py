@@ -31,7 +31,7 @@ from diffusion_jax.recipes.diffusion import TERMS, diffusion
 from diffusion_jax.recipes.variational import variational
 from diffusion_jax.spec import Config, build, parse
 from diffusion_jax.train import optimizer
-from diffusion_jax.train.loop import Plan
+from diffusion_jax.train.plan import Plan
 from diffusion_jax.train.sharding import AXES, Rules, data_part, make_mesh, where_it_fits
 
 IDENTITY = Codec(encode=lambda frozen, pixels, key: pixels, decode=lambda frozen, x: x)

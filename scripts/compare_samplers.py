@@ -160,10 +160,11 @@ def draw_picture(records: list[dict], label: str, path: Path) -> None:
         axis.set(xscale="log", yscale="log", xlabel="network evaluations")
         budgets = sorted({r["evaluations"] for r in records})
         axis.set_xticks(budgets, budgets)
-        axis.minorticks_off()
+        axis.xaxis.minorticks_off()
         axis.set_title("stochastic" if stochastic else "deterministic")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7, ncol=2)
+        axis.grid(alpha=0.3, which="both")
+        if axis.lines:
+            axis.legend(fontsize=7, ncol=2)
     axes[0].set_ylabel(label)
     with whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

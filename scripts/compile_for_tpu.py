@@ -13,7 +13,6 @@ says how to read the output.  With --platform=cuda the program is lowered, not c
 from __future__ import annotations
 
 import argparse
-import inspect
 import re
 import sys
 import time
@@ -33,7 +32,8 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
 from diffusion_jax import build
-from diffusion_jax.jobs.drawing import drawer
+from diffusion_jax.apps.generate import generate
+from diffusion_jax.jobs.drawing import sampling_function
 from diffusion_jax.profiling import report
 from diffusion_jax.profiling.chips import GIB, Chip
 from diffusion_jax.profiling.compiled import Costs, bytes_of, costs, out_of_memory
@@ -89,18 +89,16 @@ def _sampling(config: Config, mesh: Mesh) -> Job:
         )
     local = _on_one_axis(config)
     experiment, shape = build.experiment(local), jax.ShapeDtypeStruct
-    # What the job jits for the devices that are there, to be jitted for the mesh.
-    draw = inspect.unwrap(drawer(local, experiment).func)
+    draw, reference = sampling_function(local, experiment, generate)
     key = jax.eval_shape(lambda: jax.random.key(0))
     one = {"image": shape((1, *experiment.shape), jnp.float32), "label": shape((1,), jnp.int32)}
     params = jax.eval_shape(experiment.recipe.init, key, one)
     places = sharding.of_params(params, mesh, build.rules(config))
     everywhere = NamedSharding(mesh, P())
     rows = config.sampler.batch_size
-    split = rows % sharding.batch_parts(mesh) == 0  # as jobs.placing.place_batch
-    labels = shape((rows,), jnp.int32, sharding=sharding.of_batch(mesh) if split else everywhere)
+    labels = shape((rows,), jnp.int32, sharding=sharding.of_rows(mesh, rows))
     arguments = (
-        None,
+        reference,
         shape(key.shape, key.dtype, sharding=everywhere),
         with_shardings(params, places),
         labels,

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import difflib
 import json
 import sys
 from collections.abc import Callable
@@ -39,9 +38,10 @@ from safetensors.numpy import save_file
 from diffusion_jax.data import to_uint8
 from diffusion_jax.files import whole
 from diffusion_jax.jobs.drawing import Draw, drawer, is_guided
+from diffusion_jax.jobs.hosts import first_line
 from diffusion_jax.jobs.run import Run, open_run, plain, run_config
 from diffusion_jax.spec import Config
-from diffusion_jax.train.workdir import flat
+from diffusion_jax.train.sharding import path_name
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 KEYS = "threefry2x32"  # JAX's default, and the one that is the same on every platform
@@ -91,12 +91,6 @@ def sampler_config(workdir: str | Path, overrides: dict[str, Any]) -> Config:
     Raises:
         ValueError: if there is no run, or no such field.
     """
-    known = flat(plain(run_config(workdir)))
-    for field in overrides:
-        if field not in known:
-            near = difflib.get_close_matches(field, known, 1)
-            mend = f"did you mean {near[0]!r}?" if near else "configs/base.py has them all"
-            raise ValueError(f"the config has no field {field!r}; {mend}")
     return run_config(workdir, {**overrides, **ONE_DEVICE})
 
 
@@ -126,7 +120,7 @@ def exported(
     except (TypeError, NotImplementedError, jax.errors.InconclusiveDimensionOperation) as error:
         raise ValueError(
             f"config.sampler.solver = {config.sampler.solver!r} with guidance "
-            f"{config.sampler.guidance!r} needs to know the batch size ({_first_line(error)}), so "
+            f"{config.sampler.guidance!r} needs to know the batch size ({first_line(error)}), so "
             "it cannot be exported; choose another solver or guidance"
         ) from error
 
@@ -134,9 +128,8 @@ def exported(
 def flattened(params: Any) -> tuple[Tensors, Callable[[Any], Any]]:
     """The parameters by flat names, and the way back."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(jax.device_get(params))
-    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-    tensors = {name(path): np.ascontiguousarray(leaf) for path, leaf in leaves}
-    return tensors, lambda by_name: tree.unflatten(by_name[name(path)] for path, _ in leaves)
+    tensors = {path_name(path): np.ascontiguousarray(leaf) for path, leaf in leaves}
+    return tensors, lambda by_name: tree.unflatten(by_name[path_name(path)] for path, _ in leaves)
 
 
 def description(run: Run, artifact: export.Exported, params: str) -> dict[str, Any]:
@@ -213,10 +206,6 @@ def _check_size(tensors: Tensors) -> None:
             f"--params=inside is for at most {MOST_BYTES / 2**30:g} GiB of parameters, and these "
             f"are {size / 2**30:.3g}; take --params=beside"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def main() -> None:

@@ -48,8 +48,8 @@ class Faults:
                 others = f", after {self.budget} others" if self.budget else ""
                 raise BrokenRecord(
                     f"record {index} of {where} cannot be read ({self.broken[index]}){others}; "
-                    "prepare the data set anew, or let config.data.broken_records be replaced by "
-                    "their neighbours"
+                    "prepare the data set anew, or raise config.data.broken_records, the number of "
+                    "records that their neighbours may replace"
                 )
 
 
@@ -125,6 +125,8 @@ def watched(iterator: Iterator[Any], seconds: float, name: str) -> Iterator[Any]
             put((_END, error))
 
     def items():
+        # A stalled read cannot be ended; a daemon does not keep the process from ending.
+        threading.Thread(target=draw, daemon=True, name=f"batches of {name}").start()
         try:
             while True:
                 try:
@@ -142,6 +144,4 @@ def watched(iterator: Iterator[Any], seconds: float, name: str) -> Iterator[Any]
         finally:
             left.set()
 
-    # A stalled read cannot be ended; a daemon does not keep the process from ending.
-    threading.Thread(target=draw, daemon=True, name=f"batches of {name}").start()
     return items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from diffusion_jax import build, build_sampling
 from diffusion_jax.apps.generate import generate
-from diffusion_jax.core.guidance import ALWAYS_GUIDED, Guidance
+from diffusion_jax.core.guidance import ALWAYS_GUIDED
 from diffusion_jax.core.targets import denoiser
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import to_uint8
 from diffusion_jax.jobs.placing import jitted, place_batch
-from diffusion_jax.jobs.run import Run, open_reference
+from diffusion_jax.jobs.run import open_reference
 from diffusion_jax.spec import Config, parse
 
 Draw = Callable[[Array, Params, Array, Array], Array]
@@ -35,11 +35,29 @@ class Samples(NamedTuple):
 
 def drawer(config: Config, experiment: build.Experiment) -> Draw:
     """The sampler that the config names, compiled once for each batch size."""
+    draw, reference = sampling_function(config, experiment, generate)
+    return partial(jitted(config, draw), reference)
+
+
+def sampling_function(
+    config: Config, experiment: build.Experiment, generate: Callable[..., Any]
+) -> tuple[Callable[..., Any], Params]:
+    """What is to be jitted, and its first argument, the reference's parameters (None without one).
+
+    Args:
+        config: its sampler section says how.
+        experiment: what the parameters mean.
+        generate: ``apps.generate.generate``, or a function of the same arguments.
+
+    Returns:
+        (reference's params, key, params, labels int32 [b], guidance scale []) -> generate's result.
+    """
     sampler_of = build_sampling.sampler_of(config, experiment)
     guided, reference = is_guided(config), open_reference(config)
 
     def draw(of_reference, key, params, labels, scale):
         model, solver, levels = sampler_of(params)
+        worse = reference and denoiser(reference.experiment.model_of(of_reference), of_reference)
         return generate(
             key,
             model,
@@ -50,24 +68,16 @@ def drawer(config: Config, experiment: build.Experiment) -> Draw:
             solver,
             levels,
             scale if guided else None,
-            guidance_of(config, experiment, reference, of_reference),
+            build_sampling.guidance(config, experiment.model, worse),
         )
 
-    return partial(jitted(config, draw), reference and reference.params)
+    return draw, reference and reference.params
 
 
 def is_guided(config: Config) -> bool:
     """Whether the guidance scale changes anything: 1 is the plain model, at half the cost."""
     name = parse(config.sampler.guidance, "sampler.guidance")[0]
     return config.sampler.guidance_scale != 1 or name in ALWAYS_GUIDED
-
-
-def guidance_of(
-    config: Config, experiment: build.Experiment, reference: Run | None, params: Params
-) -> Guidance:
-    """What the config names; params, the reference's, are traced."""
-    worse = reference and denoiser(reference.experiment.model_of(params), params)
-    return build_sampling.guidance(config, experiment.model, worse)
 
 
 def condition_of(config: Config, labels: Array) -> dict[str, Array]:

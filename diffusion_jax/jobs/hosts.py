@@ -57,7 +57,7 @@ def connect(hosts: Hosts, environment: Mapping[str, str] | None = None) -> None:
         )
     except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"the processes did not find one another ({_first_line(error)}); start all of them "
+            f"the processes did not find one another ({first_line(error)}); start all of them "
             "with the same --coordinator=HOST:PORT and --processes=N, and --process=0 to N - 1, or "
             "leave --distributed=auto away outside of Cloud TPU, SLURM, Open MPI and Kubernetes"
         ) from None
@@ -74,7 +74,7 @@ def of_lost_peer(error: BaseException) -> str:
     """The sentence about it."""
     return (
         f"process {jax.process_index()} of {jax.process_count()} lost another process "
-        f"({_first_line(error)}); start all of them again with the same command, which goes on "
+        f"({first_line(error)}); start all of them again with the same command, which goes on "
         "from the last checkpoint"
     )
 
@@ -125,6 +125,7 @@ def _number(
     return int(text)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says first, shortened; its type if it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]

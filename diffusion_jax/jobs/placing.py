@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, Sharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from diffusion_jax import build
@@ -23,17 +23,11 @@ def place_params(config: Config, params: Any) -> Any:
 
 def place_batch(config: Config, rows: Any) -> jax.Array:
     """Rows [b, ...], the same on every process, split over the devices if these divide b."""
-    mesh, rows = build.mesh(config), np.asarray(rows)
-    parts = sharding.batch_parts(mesh)
-    where = sharding.of_batch(mesh) if len(rows) % parts == 0 else NamedSharding(mesh, P())
-    return sharding.from_host(rows, where)
+    rows = np.asarray(rows)
+    return sharding.from_host(rows, sharding.of_rows(build.mesh(config), len(rows)))
 
 
 def jitted(config: Config, f: Callable) -> Callable:
     """F compiled for the mesh; its results are on every device, so that any host reads them."""
-    return jax.jit(sharding.on_mesh(f, build.mesh(config)), out_shardings=everywhere(config))
-
-
-def everywhere(config: Config) -> Sharding:
-    """A copy on each device: what a host can read, on every process."""
-    return NamedSharding(build.mesh(config), P())
+    mesh = build.mesh(config)
+    return jax.jit(sharding.on_mesh(f, mesh), out_shardings=NamedSharding(mesh, P()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import warnings
@@ -20,10 +21,7 @@ from diffusion_jax.spec import Config
 from diffusion_jax.spec import build as build_from
 from diffusion_jax.train import snapshots
 from diffusion_jax.train.checkpoint import restore_params, steps
-from diffusion_jax.train.workdir import differences, flat, read_config
-
-# Fields of the model that change how it is computed, not what the parameters mean.
-NEUTRAL = ("model.unet.dtype", "model.unet.remat")
+from diffusion_jax.train.workdir import NEUTRAL, differences, flat, read_config
 
 # What the parameters mean; sampling and evaluation may choose everything else anew.
 FIXED = (
@@ -74,10 +72,11 @@ def run_config(workdir: str | os.PathLike, overrides: dict[str, Any] | None = No
                 f"config.{field} says what the parameters of {workdir} mean, and cannot change "
                 f"after training (it is {_at(held, field)!r} there)"
             )
-        if field not in flat(config.to_dict()):
-            raise ValueError(
-                f"config.{field} is no field of the config; configs/base.py has them all"
-            )
+        known = flat(config.to_dict())
+        if field not in known:
+            near = difflib.get_close_matches(field, known, 1)
+            mend = f"did you mean {near[0]!r}?" if near else "configs/base.py has them all"
+            raise ValueError(f"the config has no field {field!r}; {mend}")
         try:
             config.update_from_flattened_dict({field: value})
         except (KeyError, TypeError, ValueError) as error:

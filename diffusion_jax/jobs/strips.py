@@ -9,15 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from diffusion_jax import build, build_sampling, pictures
+from diffusion_jax import build, pictures
 from diffusion_jax.apps.generate import generate_trajectory
 from diffusion_jax.core.process import corrupt
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import load_images, to_uint8, to_unit
 from diffusion_jax.files import whole
-from diffusion_jax.jobs.drawing import condition_of, guidance_of, is_guided, labels_of
+from diffusion_jax.jobs.drawing import labels_of, sampling_function
 from diffusion_jax.jobs.placing import jitted
-from diffusion_jax.jobs.run import open_reference
 from diffusion_jax.spec import Config
 
 STRIP_COLUMNS = 9
@@ -88,29 +87,15 @@ def _reverse(
     config: Config, experiment: build.Experiment, params: Params, labels: Array
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(x_t [n, b, ...], predicted x0 [n, b, ...], times [n])."""
-    sampler_of = build_sampling.sampler_of(config, experiment)
-    guided, reference = is_guided(config), open_reference(config)
-    shape = (labels.shape[0], *experiment.shape)
-
-    def run(of_reference, key, params, labels, scale):
-        cond = condition_of(config, labels)
-        model, solver, levels = sampler_of(params)
-        xs, x0s = generate_trajectory(
-            key,
-            model,
-            params,
-            {},
-            cond,
-            shape,
-            solver,
-            levels,
-            scale if guided else None,
-            guidance_of(config, experiment, reference, of_reference),
-        )
-        return xs, x0s, levels.t
-
+    draw, reference = sampling_function(config, experiment, _way)
     scale = jnp.float32(config.sampler.guidance_scale)
     key = jax.random.key(config.sampler.seed)
-    made = jitted(config, run)(reference and reference.params, key, params, labels, scale)
-    xs, x0s, times = jax.device_get(made)
+    xs, x0s, times = jax.device_get(jitted(config, draw)(reference, key, params, labels, scale))
     return xs, x0s, times
+
+
+def _way(key, model, params, frozen, cond, shape, solver, levels, scale, guidance):
+    way = generate_trajectory(
+        key, model, params, frozen, cond, shape, solver, levels, scale, guidance
+    )
+    return *way, levels.t

@@ -15,6 +15,7 @@ LIMITS = {
     "halves it, and a larger batch thins only the share of parameters and moments",
     "network": "the links bound the time: give each chip more examples, or lower config.mesh.fsdp",
 }
+MEND = "config.model.unet.remat = 'full' or a larger config.train.accumulate"
 # FLOPs executed over those of a fair share: elementwise ones alone do not make as much.
 REPEATED = 1.5
 
@@ -78,7 +79,7 @@ def advice(costs: Costs, chip: Chip, train: bool) -> str:
     bound, used = bounds(costs, chip).bound, costs.memory.most / chip.memory
     repeats, room = costs.executed * costs.devices / costs.flops, ""
     if used > 0.9:
-        room = "; it is tight, which " + (_mend(train) if train else "a smaller batch") + " mends"
+        room = "; it is tight, which " + (MEND if train else "a smaller batch") + " mends"
     elif used < 0.5 and bound != "compute":
         room = "; there is room for a larger batch"
     limit = (
@@ -106,12 +107,8 @@ def refusal(needed: float, there: float, arguments: int, train: bool) -> str:
     elif arguments > 0.5 * there:
         mend = f"state and batch alone are {arguments / GIB:.1f} GiB, so raise config.mesh.fsdp"
     else:
-        mend = f"activations take it, so set {_mend(train)}"
+        mend = f"activations take it, so set {MEND}"
     return f"It does not fit{sized}; {mend}, or take more chips."
-
-
-def _mend(train: bool) -> str:
-    return "config.model.unet.remat = 'full' or a larger config.train.accumulate" if train else ""
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:

@@ -12,10 +12,9 @@ from jax.sharding import Mesh
 from diffusion_jax.core.ema import Ema
 from diffusion_jax.core.types import Recipe
 from diffusion_jax.train import sharding
-from diffusion_jax.train.loop import Plan
+from diffusion_jax.train.plan import Plan
 from diffusion_jax.train.program import Program
 from diffusion_jax.train.state import abstract_state, with_shardings
-from diffusion_jax.train.step import make_step
 
 
 def abstract_step(
@@ -49,11 +48,11 @@ def abstract_step(
         sharding.check_batch(shape.shape[0], mesh)
     shapes = abstract_state(recipe, tx, ema, dict(batch))
     places = sharding.of_state(shapes, mesh, rules, split)
-    k, go_on = plan.steps_per_call, plan.skip_nonfinite > 0
-    step = make_step(recipe, tx, ema, seed, plan.accumulate, k, learning_rate, go_on)
+    k = plan.steps_per_call
+    program = Program.of(recipe, tx, ema, plan, places, mesh, seed, learning_rate, k)
     where = sharding.of_batch(mesh, leading=int(k > 1))
     stacked = {
         name: jax.ShapeDtypeStruct((k,) * (k > 1) + a.shape, a.dtype, sharding=where)
         for name, a in batch.items()
     }
-    return Program(step, places, mesh).jitted, (with_shardings(shapes, places), {}, stacked)
+    return program.jitted, (with_shardings(shapes, places), {}, stacked)

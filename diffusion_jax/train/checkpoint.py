@@ -134,10 +134,11 @@ class Checkpoints:
         warnings.warn(f"{sentence}; the run goes on, and tries again at the next", stacklevel=4)
 
     def _sentence(self, error: Exception) -> str:
-        whole = [step for step in steps(self._directory.parent) if step != self._coming]
+        lost = self._newest if self._coming is None else self._coming
+        whole = [step for step in steps(self._directory.parent) if step != lost]
         newest = f"the newest whole one is of step {whole[-1]}" if whole else "there is none yet"
         return (
-            f"the checkpoint of step {self._coming} in {self._directory} could not be written "
+            f"the checkpoint of step {lost} in {self._directory} could not be written "
             f"({root_cause(error)}); {newest}; make room on its disk, and the same command goes on"
         )
 

@@ -26,38 +26,11 @@ from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.feed import HostBatches, example, feed
 from diffusion_jax.train.gauges import Gauges
 from diffusion_jax.train.log import Log, Meter, NonFinite, open_log
+from diffusion_jax.train.plan import Plan, check
 from diffusion_jax.train.preemption import EXIT_CODES, Stopped, stop_signals
 from diffusion_jax.train.program import Program
 from diffusion_jax.train.state import TrainState, abstract_state, init_state, with_shardings
-from diffusion_jax.train.step import make_step
 from diffusion_jax.train.trace import Trace
-
-
-class Plan(NamedTuple):
-    """How long, and how often what; all in optimiser steps.
-
-    Attributes:
-        steps: to have done at the end, earlier sessions included.
-        accumulate: micro-batches a step.
-        steps_per_call: steps a dispatch.
-        log_every: a line of metrics, means since the line before.
-        checkpoint_every: a checkpoint; 0 for the end only.
-        keep: newest checkpoints to keep.
-        keep_every: checkpoints to keep for good; 0 for none.
-        skip_nonfinite: steps of a loss or gradient that is not finite to pass over, each start,
-            before the run stops; their batch and draws are then lost.
-        trace: "first:last", the steps that a profiler's trace is taken of; "" for none.
-    """
-
-    steps: int
-    accumulate: int = 1
-    steps_per_call: int = 1
-    log_every: int = 20
-    checkpoint_every: int = 500
-    keep: int = 3
-    keep_every: int = 0
-    skip_nonfinite: int = 0
-    trace: str = ""
 
 
 class Hook(NamedTuple):
@@ -129,38 +102,32 @@ def train(
 
     Raises:
         ValueError: for a plan, mesh, batch or folder that does not fit, in one sentence.
-        DiskFull: if the folder's disk has no room left; what was saved before stays whole.
+        checkpoint.NotSaved: if checkpoints cannot be written; those before stay whole.
         NonFinite: for a loss or gradient that is not finite, the last good state being saved.
         Stopped: on SIGTERM (exit code 0) or SIGINT (130), the state being saved.
     """
-    _check(plan)
+    check(plan)
     mesh = sharding.make_mesh() if mesh is None else mesh
     trace = Trace(folder, plan.trace)
-    workdir.claim(folder, config)
-    batch = example(data, mesh)
-    shapes = abstract_state(recipe, tx, ema, batch)
-    places = sharding.of_state(shapes, mesh, rules, split)
-    frozen = {} if frozen is None else frozen
-    frozen = jax.device_put(frozen, sharding.of_params(frozen, mesh, rules))
-    go_on = plan.skip_nonfinite > 0
-    build = lambda k: Program(
-        make_step(recipe, tx, ema, seed, plan.accumulate, k, learning_rate, go_on), places, mesh
-    )
-    gauges = Gauges(len(jax.tree.leaves(batch)[0]))
-    with (
-        workdir.locked(folder),
-        Checkpoints(folder, plan.keep, plan.keep_every) as saved,
-        stop_signals() as stop,
-    ):
-        state = saved.restore(with_shardings(shapes, places))
-        if state is None:
-            state = init_state(recipe, tx, ema, jax.random.key(seed), batch, places)
-        calls = {k: build(k) for k in {1, plan.steps_per_call}}
-        save = lambda state: saved.save(state, config)
-        session = _Session(calls, frozen, data, mesh, plan, hooks, save, stop, gauges, trace)
-        with open_log(folder, int(state.step)) as log:
-            state, asked = _run(state, session, log)
-        saved.wait()
+    with workdir.locked(folder):  # before claiming: another run's config stays as it is
+        workdir.claim(folder, config)
+        batch = example(data, mesh)
+        shapes = abstract_state(recipe, tx, ema, batch)
+        places = sharding.of_state(shapes, mesh, rules, split)
+        frozen = {} if frozen is None else frozen
+        frozen = jax.device_put(frozen, sharding.of_params(frozen, mesh, rules))
+        parts = (recipe, tx, ema, plan, places, mesh, seed, learning_rate)
+        calls = {k: Program.of(*parts, k) for k in {1, plan.steps_per_call}}
+        gauges = Gauges(len(jax.tree.leaves(batch)[0]))
+        with Checkpoints(folder, plan.keep, plan.keep_every) as saved, stop_signals() as stop:
+            state = saved.restore(with_shardings(shapes, places))
+            if state is None:
+                state = init_state(recipe, tx, ema, jax.random.key(seed), batch, places)
+            save = lambda state: saved.save(state, config)
+            session = _Session(calls, frozen, data, mesh, plan, hooks, save, stop, gauges, trace)
+            with open_log(folder, int(state.step)) as log:
+                state, asked = _run(state, session, log)
+            saved.wait()
     if asked:
         _leave(asked, int(state.step), folder)
     return state
@@ -245,12 +212,3 @@ def _leave(asked: str, step: int, folder: str | os.PathLike) -> None:
             file=sys.stderr,
         )
     raise Stopped(EXIT_CODES[asked])
-
-
-def _check(plan: Plan) -> None:
-    least = {"steps": 1, "accumulate": 1, "steps_per_call": 1, "log_every": 1}
-    least |= {"checkpoint_every": 0, "skip_nonfinite": 0}
-    for name, smallest in least.items():
-        value = getattr(plan, name)
-        if value < smallest:
-            raise ValueError(f"config.train.{name} = {value} must be at least {smallest}")

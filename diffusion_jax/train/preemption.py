@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -25,12 +26,12 @@ def stop_signals() -> Iterator[Callable[[int], str | None]]:
     Yields:
         step -> "SIGTERM", "SIGINT" or None: what was asked for by now.  With several processes all
         must call it with the same steps; a notice to one of them then reaches all at one step.
-        A second signal does what it did before the block.
+        SIGINT then counts as SIGTERM.  A second signal does what it did before the block.
     """
     if jax.process_count() > 1:  # there jax.distributed has taken SIGTERM for its preemption notice
-        yield (
-            lambda step: "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else None
-        )
+        with _as_a_notice():
+            reached = multihost_utils.reached_preemption_sync_point
+            yield lambda step: "SIGTERM" if reached(step) else None
         return
     asked: list[str] = []
     before = {}
@@ -45,6 +46,23 @@ def stop_signals() -> Iterator[Callable[[int], str | None]]:
             before[number] = signal.signal(number, ask)
     try:
         yield lambda step: asked[0] if asked else None
+    finally:
+        _restore(before)
+
+
+@contextmanager
+def _as_a_notice() -> Iterator[None]:
+    """Within the block, the first SIGINT is a SIGTERM: the notice that all processes hear."""
+    before = {}
+
+    def notice(number, frame):
+        _restore(before)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if threading.current_thread() is threading.main_thread():
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, notice)
+    try:
+        yield
     finally:
         _restore(before)
 

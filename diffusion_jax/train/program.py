@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffusion_jax.core.types import Params
+from diffusion_jax.core.ema import Ema
+from diffusion_jax.core.types import Params, Recipe
 from diffusion_jax.profiling.flops import count
+from diffusion_jax.train.plan import Plan
 from diffusion_jax.train.sharding import on_mesh
 from diffusion_jax.train.state import TrainState
-from diffusion_jax.train.step import Batch, Step
+from diffusion_jax.train.step import Batch, Step, make_step
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _compilations: list[float] = []
@@ -37,6 +42,26 @@ class Program:
         self._compiled: Any = None
         self.flops = 0.0
 
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        tx: optax.GradientTransformation,
+        ema: Ema,
+        plan: Plan,
+        places: TrainState,
+        mesh: Mesh,
+        seed: int,
+        learning_rate: Callable[[Any], Any] | None,
+        steps_per_call: int,
+    ) -> Program:
+        """That of a run; ``steps_per_call`` is the plan's, or 1 for steps that do not fill it."""
+        step = make_step(
+            recipe, tx, ema, seed, plan.accumulate, steps_per_call, learning_rate,
+            skip_nonfinite=plan.skip_nonfinite > 0,
+        )  # fmt: skip
+        return cls(step, places, mesh)
+
     def __call__(self, state: TrainState, frozen: Params, batch: Batch):
         if self._compiled is None:
             traced = self.jitted.trace(state, frozen, batch)
@@ -47,13 +72,13 @@ class Program:
 
 def compilations() -> tuple[int, float]:
     """How many programs this process has compiled since the first such question, and seconds."""
-    if not _listening:
-        _listening.append(True)
-        jax.monitoring.register_event_duration_secs_listener(_heard)
+    _listen()
     return len(_compilations), sum(_compilations)
 
 
-_listening: list[bool] = []
+@cache
+def _listen() -> None:
+    jax.monitoring.register_event_duration_secs_listener(_heard)
 
 
 def _heard(event: str, duration_secs: float, **_: Any) -> None:

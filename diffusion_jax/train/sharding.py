@@ -1,8 +1,9 @@
 """Which device holds what: a mesh with named axes, and rules over parameter paths.
 
 The axes are ``data`` (copies of the parameters, each with its part of the batch), ``fsdp`` (parts
-of the batch and of the parameters) and ``tensor`` (parts of the parameters only).  Modules know
-nothing of this: XLA's partitioner inserts the communication.
+of the batch and of the parameters) and ``tensor`` (parts of the parameters only).  XLA's
+partitioner inserts the communication; layers only say where their examples lie
+(``models.primitives.by_batch``).
 """
 
 from __future__ import annotations
@@ -159,6 +160,11 @@ def of_state(state: TrainState, mesh: Mesh, rules: Rules = (), split: str = "all
 def of_batch(mesh: Mesh, leading: int = 0) -> NamedSharding:
     """Examples over ``BATCH_AXES``; ``leading`` axes (stacked steps) come before the batch's."""
     return NamedSharding(mesh, P(*(None,) * leading, BATCH_AXES))
+
+
+def of_rows(mesh: Mesh, n: int) -> NamedSharding:
+    """As ``of_batch`` if the devices divide n rows, else a copy on each."""
+    return of_batch(mesh) if n % batch_parts(mesh) == 0 else NamedSharding(mesh, P())
 
 
 def global_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:

@@ -20,6 +20,9 @@ from diffusion_jax.files import whole
 CONFIG = "config.json"
 LOCK = ".lock"
 
+# Fields of the model that change how it is computed, not what its parameters mean.
+NEUTRAL = ("model.unet.dtype", "model.unet.remat")
+
 # Fields, or sections, that a resumed run may change: they alter no step that was taken, nor what
 # the parameters mean.
 FREE = (
@@ -38,10 +41,9 @@ FREE = (
     "train.skip_nonfinite",
     "data.broken_records",
     "data.timeout",
-    "model.unet.dtype",
-    "model.unet.remat",
     "sampler",
     "evaluate",
+    *NEUTRAL,
 )
 
 
@@ -68,31 +70,27 @@ def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
         if held == wanted:
             return
     if jax.process_index() == 0:
-        try:
-            with whole(path) as temporary:
-                temporary.write_text(json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise ValueError(
-                f"workdir {workdir} cannot be written ({error.strerror}); give a --workdir that is "
-                "writable and has room"
-            ) from None
+        with _writing(workdir), whole(path) as temporary:
+            temporary.write_text(json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def locked(workdir: str | os.PathLike) -> Iterator[None]:
-    """Keep a second run out of the folder; every process calls this, and the first one locks.
+    """Keep a second run out of the folder, made if need be; the first process locks it for all.
 
     The system drops the lock when the process ends, however it ends.  Where the file system knows
     no locks there is none.
 
     Raises:
-        ValueError: if another run holds it, on every process.
+        ValueError: if another run holds it, on every process; or the folder cannot be written.
     """
     path = Path(workdir) / LOCK
     with ExitStack() as stack:
         holder = ""
         if jax.process_index() == 0:
-            file = stack.enter_context(path.open("a+"))
+            with _writing(workdir):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(path.open("a+"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 file.truncate(0)
@@ -109,6 +107,17 @@ def locked(workdir: str | os.PathLike) -> Iterator[None]:
                 "for it to end, or give another --workdir"
             )
         yield
+
+
+@contextmanager
+def _writing(workdir: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"workdir {workdir} cannot be written ({error.strerror}); give a --workdir that is "
+            "writable and has room"
+        ) from None
 
 
 def _anywhere(here: bool) -> bool:

@@ -15,6 +15,7 @@ from diffusion_jax.core.noise import brownian
 from diffusion_jax.core.process import PATHS, Process
 from diffusion_jax.core.solvers import SOLVERS, dpm, noising
 from diffusion_jax.core.solvers.ddim import ddim
+from diffusion_jax.core.types import Prediction
 
 # name -> (solver, its arguments, weak order of the variance on Gaussian data)
 SOLVERS_AND_ORDERS = {
@@ -85,6 +86,30 @@ def test_independent_noises_would_cost_dpmpp_sde_an_order(x64, monkeypatch):
     monkeypatch.setattr(dpm, "joined", lambda first, second, now, middle, nxt: second)
     coarse, fine = (abs(_variance("dpmpp_sde", n) - 1) for n in (48, 96))
     assert 0.7 < np.log2(coarse / fine) < 1.3, (coarse, fine, np.log2(coarse / fine))
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.4, 1.0])
+def test_sa_solver_is_exact_where_x0_is_linear_in_log_snr(x64, tau):
+    """After its first step: the mean of equation (1) for x0 = 0.7 + 0.3·l, without noise."""
+    process = Process(schedules.cosine(), PATHS["vp"])
+    levels = process.at_log_snr(jnp.array([-1.0, 0.0, 1.6]))
+
+    def denoise(x, level):
+        x0 = jnp.full_like(x, 0.7 + 0.3 * level.log_snr / 2)
+        return Prediction(x0, (x - level.alpha * x0) / level.sigma)
+
+    still = lambda key, x, now, nxt: jnp.zeros_like(x)
+    solver = SOLVERS["sa_solver"](tau=tau, corrector_order=0, noise=still)
+    upto = lambda n: jax.tree.map(lambda leaf: leaf[:n], levels)
+    walk = lambda n: sampling.walk(jax.random.key(0), solver, denoise, jnp.ones((1, 1)), upto(n))
+    (before, _), (after, _) = walk(2), walk(3)
+    now, nxt = (jax.tree.map(lambda leaf, i=i: leaf[i], levels) for i in (1, 2))
+    rate, start, end = 1 + tau**2, now.log_snr / 2, nxt.log_snr / 2
+    half = jnp.linspace(start, end, 20_001)
+    weight = rate * jnp.exp(rate * (half - end))
+    moved = nxt.sigma / now.sigma * jnp.exp(-(tau**2) * (end - start)) * before
+    expected = moved + nxt.alpha * jnp.trapezoid(weight * (0.7 + 0.3 * half), half)
+    assert_allclose(after, expected, rtol=1e-7)
 
 
 def _mixture():

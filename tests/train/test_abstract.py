@@ -5,7 +5,7 @@ import tiny
 
 from diffusion_jax.train import sharding
 from diffusion_jax.train.abstract import abstract_step
-from diffusion_jax.train.loop import Plan
+from diffusion_jax.train.plan import Plan
 from diffusion_jax.train.state import init_state
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion_jax.train.checkpoint import Checkpoints, restore_params, steps
+from diffusion_jax.train.checkpoint import Checkpoints, NotSaved, restore_params, steps
 from diffusion_jax.train.checksum import checksums
 from diffusion_jax.train.state import TrainState
 
@@ -96,6 +96,47 @@ def test_what_is_donated_next_is_saved_as_it_was(tmp_path):
             params = shrink(params)
     found = restore_params(tmp_path, "params")["net"]["layer_3"]["kernel"]
     np.testing.assert_array_equal(found, expected)
+
+
+class _Failing(Checkpoints):
+    """The disk fails for some saves."""
+
+    fails = 0
+
+    def _opened(self):
+        orbax = super()._opened()
+        if self.fails:
+            self.fails -= 1
+            orbax.save_checkpointables_async = _no_room
+        return orbax
+
+
+def _no_room(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_save_that_fails_is_a_warning_and_the_next_is_tried(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    _Failing.fails = 2
+    says = r"step 40 .* could not be written \(OSError: .*No space.*\); the newest whole one"
+    with _Failing(tmp_path / "run") as checkpoints:
+        with pytest.warns(UserWarning, match=says):
+            checkpoints.save(_state(40), CONFIG)
+        with pytest.warns(UserWarning, match="step 50 .* of step 30; .* tries again at the next"):
+            checkpoints.save(_state(50), CONFIG)
+        checkpoints.save(_state(60), CONFIG)
+    assert steps(tmp_path / "run") == [20, 30, 60]
+
+
+def test_three_saves_that_fail_in_a_row_end_the_run(tmp_path):
+    _Failing.fails = 9
+    with (
+        _Failing(tmp_path) as checkpoints,
+        pytest.warns(UserWarning),
+        pytest.raises(NotSaved, match=r"step 30 .* there is none yet; make room"),
+    ):
+        for step in (10, 20, 30):
+            checkpoints.save(_state(step, width=2), CONFIG)
 
 
 @pytest.mark.parametrize("which", ["ema", "params"])

@@ -42,9 +42,11 @@ def test_several_processes_train_the_run_of_one(processes, devices, mesh, tmp_pa
     _close(state.opt_state, reference.state.opt_state)
 
 
-def test_a_notice_to_one_stops_all_at_one_step(tmp_path):
-    own = {1: ["--signal=SIGTERM", "--at=7"]}
-    started = tiny.start_hosts(2, tmp_path / "run", "--steps=4000", "--every=2000", own=own)
+@pytest.mark.parametrize(("signal", "per_call"), [("SIGTERM", 1), ("SIGINT", 5)])
+def test_a_notice_to_one_stops_all_at_one_step(signal, per_call, tmp_path):
+    own = {1: [f"--signal={signal}", "--at=7"]}
+    options = ["--steps=4000", "--every=2000", f"--per-call={per_call}"]
+    started = tiny.start_hosts(2, tmp_path / "run", *options, own=own)
     since = time.monotonic()
     ended = [tiny.end(process, 120) for process in started]
     assert [done.returncode for done in ended] == [0, 0], ended[0].stderr

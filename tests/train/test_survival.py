@@ -62,8 +62,11 @@ def test_a_second_run_in_the_folder_is_refused_and_the_first_unharmed(tmp_path, 
     def meanwhile(start):
         for step, batch in enumerate(tiny.batches(start), start):
             if step == 5:
+                before = workdir.read_config(tmp_path)
+                more = {**tiny.CONFIG, "train": {"steps": 99}}  # which a resume may change
                 with pytest.raises(ValueError, match=r"is in use by another run \(process \d+ on"):
-                    tiny.run(tmp_path, 40)
+                    tiny.run(tmp_path, 99, config=more)
+                assert workdir.read_config(tmp_path) == before
                 seen.append(step)
             yield batch
 

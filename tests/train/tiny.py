@@ -23,7 +23,8 @@ from diffusion_jax.core import ema
 from diffusion_jax.core.types import Recipe, Report
 from diffusion_jax.jobs import hosts
 from diffusion_jax.train import optimizer, sharding, snapshots
-from diffusion_jax.train.loop import Hook, Plan, train
+from diffusion_jax.train.loop import Hook, train
+from diffusion_jax.train.plan import Plan
 
 CONFIG = {"seed": 0, "model": {"width": 64, "dims": (8, 8)}, "train": {"steps": 40}}
 RATE = optimizer.learning_rate(1e-2, optimizer.cosine(40), warmup=5)
@@ -135,6 +136,7 @@ def _main():
     parser.add_argument("--mesh", type=json.loads, default={"data": -1})
     parser.add_argument("--snapshots", type=int, default=0)
     parser.add_argument("--every", type=int, default=10)
+    parser.add_argument("--per-call", type=int, default=1)
     parser.add_argument("--coordinator", default="")
     parser.add_argument("--processes", type=int)
     parser.add_argument("--process", type=int)
@@ -151,9 +153,8 @@ def _main():
         state = run_with_snapshots(args.workdir, args.steps, args.snapshots, mesh=mesh, rules=rules)
         kernel = state.ema["0.15"]["net"]["hidden"]["kernel"]
     else:
-        state = run(
-            args.workdir, args.steps, data, mesh=mesh, rules=rules, checkpoint_every=args.every
-        )
+        plan = {"checkpoint_every": args.every, "steps_per_call": args.per_call}
+        state = run(args.workdir, args.steps, data, mesh=mesh, rules=rules, **plan)
         kernel = state.params["net"]["hidden"]["kernel"]
     shard = kernel.sharding.shard_shape(kernel.shape)
     print(json.dumps({"devices": jax.device_count(), "kernel": shard}))
