@@ -54,6 +54,19 @@ def test_emoji_that_are_named_alike_share_a_base():
     assert [name for name, found in bases.items() if len(found) > 1] == []
 
 
+@pytest.mark.parametrize(
+    ("sequence", "name", "caption"),
+    [
+        ("🇯🇵", ":Japan:", "flag: Japan"),
+        ("🏴󠁧󠁢󠁷󠁬󠁳󠁿", ":Wales:", "flag: Wales"),
+        ("🗾", ":map_of_Japan:", "map of Japan"),
+        ("🏴‍☠️", ":pirate_flag:", "pirate flag"),
+    ],
+)
+def test_flags_are_captioned_as_flags(sequence, name, caption):
+    assert noto_emoji.caption_of(sequence, name) == caption
+
+
 def test_bitmaps_are_drawn_centred_on_white():
     encoded = io.BytesIO()
     Image.new("RGBA", (136, 128), (255, 0, 0, 255)).save(encoded, "PNG")

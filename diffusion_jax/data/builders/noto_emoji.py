@@ -78,9 +78,16 @@ def read_font(path: Path) -> Iterator[tuple[str, str, bytes]]:
             glyphs = tuple(names.get(ord(char), "") for char in spelling)
             glyph = glyphs[0] if len(glyphs) == 1 else ligatures.get(glyphs)
             if glyph in bitmaps:
-                caption = entry["en"].strip(":").replace("_", " ")
-                yield sequence, caption, bitmaps[glyph].imageData
+                yield sequence, caption_of(sequence, entry["en"]), bitmaps[glyph].imageData
                 break
+
+
+def caption_of(sequence: str, name: str) -> str:
+    """The CLDR short name, ":red_heart:" -> "red heart"; of a flag, "flag: Japan"."""
+    caption = name.strip(":").replace("_", " ")
+    letters = all("\U0001f1e6" <= char <= "\U0001f1ff" for char in sequence)
+    parts = "\U000e007f" in sequence  # England, Scotland, Wales: spelled in tag characters
+    return f"flag: {caption}" if letters or parts else caption
 
 
 def share_out(
@@ -112,7 +119,7 @@ class NotoEmoji(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def __init__(self, *, font: Path, data_dir: str):
         self.font = font
-        self.source = f"font {hashlib.sha256(font.read_bytes()).hexdigest()}"
+        self.source = f"font {hashlib.sha256(font.read_bytes()).hexdigest()}, captions 2"
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
