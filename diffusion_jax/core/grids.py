@@ -1,8 +1,7 @@
 """Grids: which n levels a sampler visits, noisiest first.
 
-Each is (process, n) -> NoiseLevel of [n].  On a table of T steps the times are steps i/T of the
-table (any subsequence is a valid DDIM or DDPM grid); on a continuous schedule they are the same
-formulas with T = infinity.
+Each is (process, n) -> NoiseLevel of [n].  Those that count steps of a table are in
+``table_grids``; any subsequence of a table is a valid DDIM or DDPM grid.
 """
 
 from __future__ import annotations
@@ -12,10 +11,21 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 from scipy.stats import beta as beta_distribution
 
 from diffusion_jax.core.process import Process
+from diffusion_jax.core.table_grids import (
+    at_times,
+    check,
+    consistency,
+    dpm_leading,
+    dpm_linspace,
+    fractional_linspace,
+    leading,
+    linspace,
+    trailing,
+)
 from diffusion_jax.core.types import NoiseLevel
 
 Grid = Callable[[Process, int], NoiseLevel]
@@ -24,50 +34,12 @@ Grid = Callable[[Process, int], NoiseLevel]
 _LARGEST_LOG_SNR = 18.0
 
 
-def at_times(process: Process, times: Float[Array | np.ndarray, "n"]) -> NoiseLevel:
-    """The levels of any list of times in (0, 1], noisiest first."""
-    return process.at(jnp.asarray(times, jnp.result_type(float)))
-
-
-def trailing(process: Process, n: int) -> NoiseLevel:
-    """t = 1, 1 - 1/n, ..., 1/n: always starts from pure noise (Lin et al. 2024, table 2).
-
-    On a table: i = round(T - k·T/n), k = 0..n-1.
-    """
-    steps = _check(process, n)
-    times = 1 - np.arange(n) / n
-    return at_times(process, times if steps is None else np.round(times * steps) / steps)
-
-
-def leading(process: Process, n: int, offset: int = 0) -> NoiseLevel:
-    """i = 1 + k·⌊T/n⌋ + offset, k = n-1..0 (Ho et al. 2020; offset is "steps_offset" elsewhere).
-
-    The first level is short of t = 1; on a continuous schedule t = (k + ½)/n.
-    """
-    steps = _check(process, n)
-    k = np.arange(n)[::-1]
-    if steps is None:
-        return at_times(process, (k + 0.5) / n)
-    return at_times(process, np.minimum(1 + k * (steps // n) + offset, steps) / steps)
-
-
-def linspace(process: Process, n: int) -> NoiseLevel:
-    """n equal steps from t = 1 to the first level (t = 1/T, or 0 if continuous), both included."""
-    steps = _check(process, n)
-    if n == 1:
-        return at_times(process, np.ones(1))
-    if steps is None:
-        return at_times(process, np.linspace(1, 0, n))
-    # Halves are rounded as counted from 0, like everywhere else.
-    return at_times(process, (1 + np.round(np.linspace(0, steps - 1, n)))[::-1] / steps)
-
-
 def uniform_log_snr(process: Process, n: int) -> NoiseLevel:
     """Equal steps of λ over what the schedule spans, both ends included (Lu et al. 2022).
 
     In sigma/alpha this is k-diffusion's "exponential" grid.
     """
-    _check(process, n)
+    check(process, n)
     first, last = span(process)
     return process.at_log_snr(jnp.linspace(first, last, n))
 
@@ -83,7 +55,7 @@ def karras(
         rho: ρ, > 0: the larger, the more levels near the data.
         s_min, s_max: ends of s; 0 for what the process spans.
     """
-    _check(process, n)
+    check(process, n)
     first, last = span(process)
     noisy = jnp.where(s_max > 0, s_max, jnp.exp(-first / 2)) ** (1 / rho)
     clean = jnp.where(s_min > 0, s_min, jnp.exp(-last / 2)) ** (1 / rho)
@@ -93,7 +65,7 @@ def karras(
 
 def polyexponential(process: Process, n: int, rho: float = 1.0) -> NoiseLevel:
     """log s falls as (1 - k/(n-1))^ρ; 1 is ``uniform_log_snr``.  As k-diffusion's of this name."""
-    _check(process, n)
+    check(process, n)
     first, last = span(process)
     return process.at_log_snr(last + (first - last) * jnp.linspace(1.0, 0.0, n) ** rho)
 
@@ -106,7 +78,7 @@ def beta(process: Process, n: int, a: float = 0.6, b: float = 0.6) -> NoiseLevel
         n: levels.
         a, b: of the distribution, > 0; 0.6 is the paper's.
     """
-    steps = _check(process, n)
+    steps = check(process, n)
     quantiles = beta_distribution.ppf(np.linspace(1, 0, n), a, b)
     if steps is None:
         return at_times(process, quantiles)
@@ -125,7 +97,7 @@ def table(process: Process, n: int, s: Sequence[float] = ()) -> NoiseLevel:
     Raises:
         ValueError: if the list is too short, or does not fall.
     """
-    _check(process, n)
+    check(process, n)
     known = np.log(np.asarray(s, np.float64)) if len(s) else np.zeros(0)
     if len(known) < 2 or not (np.diff(known) < 0).all():
         raise ValueError(f"sampler.grid: table(s={s}) needs two or more falling positive numbers")
@@ -146,27 +118,6 @@ def align_your_steps(process: Process, n: int, family: str = "stable_diffusion")
             f"sampler.grid: align_your_steps(family={family!r}): known are {', '.join(TABLES)}"
         )
     return table(process, n, TABLES[family])
-
-
-def consistency(process: Process, n: int, original: int = 50) -> NoiseLevel:
-    """n of the ``original`` levels that a consistency model was distilled on (Luo et al. 2023).
-
-    The originals are i = k·⌊T/original⌋, k = 1..original; of these every ⌊·⌋-th, from the noisiest.
-
-    Args:
-        process: the model's, a table of T levels.
-        n: at most ``original``.
-        original: levels of the distillation.
-    """
-    steps = _check(process, n)
-    if steps is None or n > original:
-        raise ValueError(
-            f"sampler.grid: consistency(original={original}) needs a table of levels and at most "
-            f"{original} steps, got {n} of {'a continuous schedule' if steps is None else steps}"
-        )
-    levels = (np.arange(1, original + 1) * (steps // original))[::-1]
-    chosen = levels[np.floor(np.linspace(0, original, n, endpoint=False)).astype(int)]
-    return at_times(process, chosen / steps)
 
 
 def shifted(grid: Grid, shift: float) -> Grid:
@@ -192,7 +143,7 @@ def restart(
         low, high: t_min and t_max of the restart, in s = sigma/alpha.
         part: levels of each round, from high back to low.
     """
-    _check(process, n)
+    check(process, n)
     base = n - rounds * part
     if base < 2 or not 0 < low < high:
         raise ValueError(
@@ -254,18 +205,6 @@ def _first_time(process: Process) -> float:
     return 1 / process.schedule.steps if process.schedule.steps else 0.0
 
 
-def _check(process: Process, n: int) -> int | None:
-    steps = process.schedule.steps
-    if n < 1:
-        raise ValueError(f"sampler.steps = {n}; a sampler needs at least 1 step")
-    if steps is not None and n > steps:
-        raise ValueError(
-            f"sampler.steps = {n} is more than the {steps} steps of the process's table; "
-            f"ask for at most {steps}"
-        )
-    return steps
-
-
 # s = sigma/alpha, noisiest first, 10 steps each (Sabour et al. 2024, appendix B).
 TABLES: dict[str, tuple[float, ...]] = {
     "stable_diffusion": (
@@ -282,6 +221,9 @@ GRIDS: dict[str, Callable[..., NoiseLevel]] = {
     "trailing": trailing,
     "leading": leading,
     "linspace": linspace,
+    "fractional_linspace": fractional_linspace,
+    "dpm_leading": dpm_leading,
+    "dpm_linspace": dpm_linspace,
     "uniform_log_snr": uniform_log_snr,
     "exponential": uniform_log_snr,
     "karras": karras,

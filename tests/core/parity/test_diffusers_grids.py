@@ -42,6 +42,22 @@ def test_ddim(x64, steps, target, spacing, offset):
 
 
 @pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize(("spacing", "offset"), [("leading", 0), ("leading", 1), ("linspace", 0)])
+@pytest.mark.parametrize(
+    "name",
+    ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"],
+)
+def test_grids_of_multistep_schedulers(name, spacing, offset, steps):
+    scheduler = scheduler_of(name, timestep_spacing=spacing, steps_offset=offset)
+    scheduler.set_timesteps(steps)
+    grid = {
+        "leading": lambda: grids.dpm_leading(discrete(vp), steps, offset),
+        "linspace": lambda: grids.dpm_linspace(discrete(vp), steps),
+    }[spacing]()
+    assert_allclose(grid.t * 1000 - 1, scheduler.timesteps.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", STEPS)
 def test_ddim_of_zero_terminal_snr_with_v(x64, steps):
     scheduler = scheduler_of(
         "DDIMScheduler", beta_start=1e-4, beta_end=0.02, rescale_betas_zero_snr=True,

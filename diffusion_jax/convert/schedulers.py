@@ -1,0 +1,158 @@
+"""The scheduler_config.json of a diffusers-layout folder: what the weights mean, and how to sample.
+
+That file mixes two things.  The table of noise levels and the prediction type belong to the
+weights: ``process_of`` and ``target_of``.  The rest is its author's choice of a sampler, which a
+user may change: ``sampling_of`` gives it in the names of ``core.solvers`` and ``core.grids``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.core import schedules, targets
+from diffusion_jax.core.process import Process, vp
+from diffusion_jax.core.types import Target
+
+FILE = "scheduler_config.json"
+
+
+class Sampling(NamedTuple):
+    """How a checkpoint's author samples from it.
+
+    Attributes:
+        solver: for ``core.solvers.SOLVERS``, such as "dpmpp_2m()".
+        grid: for ``core.grids.GRIDS``, such as "leading(offset=1)".
+        ends_clean: whether the last step goes to sigma = 0, or to the table's first level.
+    """
+
+    solver: str
+    grid: str
+    ends_clean: bool
+
+
+def process_of(config: Mapping[str, Any]) -> Process:
+    """The table of noise levels, on the variance preserving path.
+
+    Args:
+        config: of scheduler_config.json.
+
+    Raises:
+        ValueError: for a table that is not known here.
+    """
+    if config.get("trained_betas") is not None:
+        betas = np.asarray(config["trained_betas"], np.float64)
+    else:
+        name = config.get("beta_schedule", "linear")
+        if name not in BETAS:
+            raise ValueError(_unknown("beta_schedule", name, BETAS))
+        start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
+        betas = BETAS[name](config.get("num_train_timesteps", 1000), start, end)
+    schedule = schedules.discrete(betas)
+    if config.get("rescale_betas_zero_snr", False):
+        schedule = schedules.zero_terminal_snr(schedule)
+    return Process(schedule, vp)
+
+
+def target_of(config: Mapping[str, Any]) -> Target:
+    """What the network predicts.
+
+    Raises:
+        ValueError: for a prediction type that is not known here.
+    """
+    name = config.get("prediction_type", "epsilon")
+    if name not in PREDICTIONS:
+        raise ValueError(_unknown("prediction_type", name, PREDICTIONS))
+    return PREDICTIONS[name]
+
+
+def sampling_of(config: Mapping[str, Any]) -> Sampling:
+    """The author's sampler in our names.
+
+    Raises:
+        ValueError: for a scheduler or a spacing that is not known here.
+    """
+    name = config.get("_class_name", "DDIMScheduler")
+    if name not in SCHEDULERS:
+        raise ValueError(_unknown("_class_name", name, SCHEDULERS))
+    family = SCHEDULERS[name]
+    spacing = config.get("timestep_spacing", family.spacing)
+    known = ("karras", "leading", "linspace", "trailing")
+    if config.get("use_karras_sigmas"):
+        spacing = "karras"
+    if spacing not in known:
+        raise ValueError(_unknown("timestep_spacing", spacing, known))
+    offset = config.get("steps_offset", 0)
+    grids = {"leading": f"{family.leading}(offset={offset})", "linspace": f"{family.linspace}()"}
+    grid = grids.get(spacing, f"{spacing}()")
+    ends_clean = config.get("set_alpha_to_one", family.ends_clean)
+    return Sampling(family.solver(config), family.grid or grid, ends_clean)
+
+
+def _unknown(field: str, value: Any, known: Any) -> str:
+    return f"{FILE}: {field} = {value!r} is not known here; known are {', '.join(sorted(known))}"
+
+
+class _Family(NamedTuple):
+    """A scheduler class there: our solver, its default spacing, whether it ends at sigma = 0."""
+
+    solver: Callable[[Mapping[str, Any]], str]
+    spacing: str
+    ends_clean: bool = True
+    leading: str = "leading"
+    linspace: str = "linspace"
+    grid: str = ""  # the only one, if there is only one
+
+
+def _dpm(config: Mapping[str, Any]) -> str:
+    kind, order = config.get("algorithm_type", "dpmsolver++"), config.get("solver_order", 2)
+    rule = {"midpoint": "midpoint", "heun": "exact"}[config.get("solver_type", "midpoint")]
+    made = {
+        ("dpmsolver++", 1): "ddim()",
+        ("dpmsolver++", 2): f"dpmpp_2m(rule={rule!r})",
+        ("dpmsolver++", 3): "dpmpp_3m()",
+        ("sde-dpmsolver++", 2): f"dpmpp_2m_sde(rule={rule!r})",
+        ("dpmsolver", 2): "dpm_multistep(order=2)",
+        ("dpmsolver", 3): "dpm_multistep(order=3)",
+    }
+    if (kind, order) not in made:
+        known = [f"{name} of order {n}" for name, n in made]
+        raise ValueError(_unknown("algorithm_type", f"{kind} of order {order}", known))
+    return made[kind, order]
+
+
+def _unipc(config: Mapping[str, Any]) -> str:
+    order, variant = config.get("solver_order", 2), config.get("solver_type", "bh2")
+    return f"unipc(order={order}, variant={variant!r})"
+
+
+BETAS: dict[str, Callable[[int, float, float], np.ndarray]] = {
+    "linear": schedules.linear_betas,
+    "scaled_linear": schedules.scaled_linear_betas,
+    "squaredcos_cap_v2": lambda steps, start, end: schedules.cosine_betas(steps),
+}
+PREDICTIONS: dict[str, Target] = {
+    "epsilon": targets.eps(),
+    "v_prediction": targets.v(),
+    "sample": targets.x0(),
+}
+_SIGMAS = {"spacing": "linspace", "linspace": "fractional_linspace"}
+_DPM = {"spacing": "linspace", "leading": "dpm_leading", "linspace": "dpm_linspace"}
+SCHEDULERS: dict[str, _Family] = {
+    "DDIMScheduler": _Family(lambda config: "ddim()", "leading"),
+    "DDPMScheduler": _Family(lambda config: "ddpm()", "leading"),
+    "PNDMScheduler": _Family(
+        lambda config: "plms()" if config.get("skip_prk_steps") else "pndm()", "leading", False
+    ),
+    "EulerDiscreteScheduler": _Family(lambda config: "euler()", **_SIGMAS),
+    "EulerAncestralDiscreteScheduler": _Family(lambda config: "euler_ancestral()", **_SIGMAS),
+    "HeunDiscreteScheduler": _Family(lambda config: "heun()", **_SIGMAS),
+    "LMSDiscreteScheduler": _Family(lambda config: "lms()", **_SIGMAS),
+    "KDPM2DiscreteScheduler": _Family(lambda config: "dpm_2()", **_SIGMAS),
+    "DPMSolverMultistepScheduler": _Family(_dpm, **_DPM),
+    "UniPCMultistepScheduler": _Family(_unipc, **_DPM),
+    "DEISMultistepScheduler": _Family(lambda config: "deis()", **_DPM),
+    "LCMScheduler": _Family(lambda config: "consistency()", "leading", grid="consistency()"),
+}
