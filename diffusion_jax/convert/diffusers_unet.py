@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from diffusion_jax.convert.names import Row, by_path, locate, nested
-from diffusion_jax.models.adapter import init_params
+from diffusion_jax.convert.fitting import load_params, parameter_shapes, save_params
+from diffusion_jax.convert.names import Row
 from diffusion_jax.models.unet import UNet
 
 
@@ -112,40 +111,15 @@ def from_diffusers_unet(
     """
     unet = UNet(**unet_config(config))
     state = {_modern(name): array for name, array in state_dict.items()}
-    expected = _parameter_shapes(unet, {**_DEFAULTS, **config}["in_channels"])
-    leaves = {path: locate(path, ROWS) for path in expected}
-    wanted = {leaf.name for leaf in leaves.values()}
-    faults = [f"missing {name}" for name in sorted(wanted - set(state))]
-    faults += [f"extra {name}" for name in sorted(set(state) - wanted)]
-    params = {}
-    for path, leaf in leaves.items():
-        if leaf.name not in state:
-            continue
-        shape = leaf.save(np.empty(expected[path], np.bool_)).shape
-        theirs = np.asarray(state[leaf.name])
-        if theirs.shape != shape:
-            faults.append(f"misshapen {leaf.name}: {theirs.shape} instead of {shape}")
-            continue
-        params[path] = leaf.load(theirs).astype(np.float32)
-    if faults:
-        raise ValueError("The weights do not fit the config: " + "; ".join(faults) + ".")
-    return unet, nested(params)
+    side = 2 ** (len(unet.channel_mults) - 1)
+    shapes = parameter_shapes(unet, (1, side, side, {**_DEFAULTS, **config}["in_channels"]))
+    return unet, load_params(state, shapes, ROWS, np.float32)
 
 
 def to_diffusers_unet(params: dict[str, Any]) -> dict[str, np.ndarray]:
     """The inverse of ``from_diffusers_unet``: tensor name -> float32 array, ready to be saved."""
-    out = {}
-    for path, array in by_path(params).items():
-        leaf = locate(path, ROWS)
-        out[leaf.name] = np.ascontiguousarray(leaf.save(np.asarray(array, np.float32)))
-    return out
-
-
-def _parameter_shapes(unet: UNet, in_channels: int) -> dict[str, tuple[int, ...]]:
-    side = 2 ** (len(unet.channel_mults) - 1)
-    x_shape = (1, side, side, in_channels)
-    params = jax.eval_shape(lambda key: init_params(unet, key, x_shape), jax.random.key(0))
-    return {path: leaf.shape for path, leaf in by_path(params).items()}
+    state = save_params(params, ROWS)
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in state.items()}
 
 
 def _modern(name: str) -> str:
@@ -159,7 +133,7 @@ def _modern(name: str) -> str:
 
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
-_RES_PARTS = (
+RES_PARTS = (
     ("norm_0", "norm1", "norm"),
     ("conv_0", "conv1", "conv"),
     ("emb", "time_emb_proj", "dense"),
@@ -175,15 +149,15 @@ _ATTENTION_PARTS = (
     ("out", "to_out.0", "dense"),
 )
 _SCOPES = (
-    (r"(down|up)_(\d+)/block_(\d+)/res", "{0}_blocks.{1}.resnets.{2}", _RES_PARTS),
+    (r"(down|up)_(\d+)/block_(\d+)/res", "{0}_blocks.{1}.resnets.{2}", RES_PARTS),
     (r"(down|up)_(\d+)/block_(\d+)/attention", "{0}_blocks.{1}.attentions.{2}", _ATTENTION_PARTS),
     # A resampler there is one of a list of one.
     (
         r"(down|up)_(\d+)/resample",
         "{0}_blocks.{1}.{0}samplers.0",
-        (*_RES_PARTS, ("conv", "conv", "conv")),
+        (*RES_PARTS, ("conv", "conv", "conv")),
     ),
-    (r"mid/res_(\d+)", "mid_block.resnets.{0}", _RES_PARTS),
+    (r"mid/res_(\d+)", "mid_block.resnets.{0}", RES_PARTS),
     (r"mid/attention", "mid_block.attentions.0", _ATTENTION_PARTS),
 )
 ROWS: tuple[Row, ...] = (

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.models import primitives
 from diffusion_jax.models.layers import Dense, GroupNorm, Style
+
+_ZEROS = nn.initializers.zeros_init()
 
 
 class SelfAttention(nn.Module):
@@ -44,15 +49,69 @@ class SelfAttention(nn.Module):
         heads = c // head_dim
         h = GroupNorm(style, name="norm")(x) if self.normalise else x
         h = h.reshape(x.shape[0], -1, c)
-        split = (*h.shape[:2], heads, head_dim)
-        query, key, value = (
-            Dense(heads * head_dim, style.dtype, name=name)(h).reshape(split)
-            for name in ("query", "key", "value")
-        )
-        h = primitives.attention(query, key, value)
-        if identity is not None:
-            h = primitives.gated(identity, h, value)
-        h = h.reshape(*h.shape[:2], heads * head_dim)
-        h = Dense(c, style.dtype, kernel_init=nn.initializers.zeros_init(), name="out")(h)
+        h = _attend(h, h, (heads, head_dim), style.dtype, identity=identity)
+        h = Dense(c, style.dtype, kernel_init=_ZEROS, name="out")(h)
         out = (x + h.reshape(x.shape)) * style.skip_scale
         return out if skip is None else primitives.gated(skip, out, x)
+
+
+class CrossAttention(nn.Module):
+    """out(attention of x's tokens to those of a context), with no norm and no residual.
+
+    Attributes:
+        heads: number of heads; each has c // heads channels.
+        dtype: of the computation.
+        use_bias: whether queries, keys and values have a bias; the output always has.
+    """
+
+    heads: int
+    dtype: Any = jnp.float32
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b m c"],
+        context: Float[Array, "b n d"] | None = None,
+        mask: Bool[Array, "b n"] | None = None,
+        identity: Float[Array, " b"] | None = None,
+    ) -> Float[Array, "b m c"]:
+        """Apply.
+
+        Args:
+            x: [b, m, c], the tokens that ask.
+            context: [b, n, d], the tokens that answer; None for x itself.
+            mask: [b, n], False for tokens of the context that nobody may see; None keeps all.
+            identity: gates of self-attention; where 1 each token attends to itself alone.
+
+        Raises:
+            ValueError: if heads does not divide c.
+        """
+        c = x.shape[-1]
+        if c % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide the {c} channels: choose others.")
+        shape = (self.heads, c // self.heads)
+        context = x if context is None else context
+        h = _attend(x, context, shape, self.dtype, self.use_bias, mask, identity)
+        return Dense(c, self.dtype, name="out")(h)
+
+
+def _attend(
+    x: Array,
+    context: Array,
+    shape: tuple[int, int],
+    dtype: Any,
+    use_bias: bool = True,
+    mask: Array | None = None,
+    identity: Array | None = None,
+) -> Array:
+    """The heads side by side, [b, m, heads·dim]; makes query, key and value of the module."""
+    width = shape[0] * shape[1]
+    query, key, value = (
+        Dense(width, dtype, use_bias=use_bias, name=name)(z).reshape(*z.shape[:2], *shape)
+        for name, z in (("query", x), ("key", context), ("value", context))
+    )
+    h = primitives.attention(query, key, value, *(() if mask is None else (mask,)))
+    if identity is not None:
+        h = primitives.gated(identity, h, value)
+    return h.reshape(*h.shape[:2], width)

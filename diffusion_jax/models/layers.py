@@ -64,13 +64,15 @@ class Dense(nn.Module):
     features: int
     dtype: Any = jnp.float32
     kernel_init: Callable = _KERNEL_INIT
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "... m"]) -> Float[Array, "... n"]:
         """Apply; the output has ``dtype``."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", _ZEROS, (self.features,))
-        x, kernel, bias = (z.astype(self.dtype) for z in (x, kernel, bias))
+        bias = self.param("bias", _ZEROS, (self.features,)) if self.use_bias else None
+        x, kernel = (z.astype(self.dtype) for z in (x, kernel))
+        bias = None if bias is None else bias.astype(self.dtype)
         return primitives.by_batch(primitives.dense(x, kernel, bias))
 
 
@@ -91,6 +93,19 @@ class Conv(nn.Module):
         x, kernel, bias = (z.astype(self.dtype) for z in (x, kernel, bias))
         padding = (self.padding, self.padding)
         return primitives.by_batch(primitives.conv(x, kernel, bias, self.stride, padding))
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation with a learned affine map; keeps shape and dtype."""
+
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        """Normalise."""
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        bias = self.param("bias", _ZEROS, (x.shape[-1],))
+        return primitives.layer_norm(primitives.by_batch(x), scale, bias, self.eps)
 
 
 class GroupNorm(nn.Module):

@@ -24,4 +24,18 @@ _UNET: Partition = (
     (r"/blocks_\d+_\d+/res/conv_1/kernel$", (None, None, None, _T, None)),
 )  # fmt: skip
 
-PARTITIONS: dict[str, Partition] = {"unet": _UNET}
+# A gated MLP's first layer has values and gates side by side; a split moves them once.
+_TEXT_UNET: Partition = (
+    (r"/(self|cross)_attention/(query|key|value)/kernel$", (None, _T)),
+    (r"/(self|cross)_attention/out/kernel$", (_T, None)),
+    (r"/mlp/in/kernel$", (None, _T)),
+    (r"/mlp/out/kernel$", (_T, None)),
+    (r"/res(_\d)?/conv_0/kernel$", (None, None, None, _T)),
+    (r"/res(_\d)?/conv_1/kernel$", (None, None, _T, None)),
+)
+
+PARTITIONS: dict[str, Partition] = {
+    "unet": _UNET,
+    "text_unet": _TEXT_UNET,
+    "controlnet": _TEXT_UNET,
+}

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -115,10 +115,25 @@ def group_norm_silu(
     return silu(_apply_affine(x, gain, offset)).astype(x.dtype)
 
 
+def layer_norm(
+    x: Float[Array, "*b c"], scale: Float[Array, " c"], bias: Float[Array, " c"], eps: float = 1e-5
+) -> Float[Array, "*b c"]:
+    """Layer normalisation over the last axis (Ba et al. 2016).
+
+    Returns:
+        x's shape and dtype; statistics and arithmetic are float32.
+    """
+    centred = x.astype(jnp.float32)
+    centred = centred - centred.mean(-1, keepdims=True)
+    gain = jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + eps)
+    return (centred * gain * scale + bias).astype(x.dtype)
+
+
 def attention(
     q: Float[Array, "b m heads dim"],
     k: Float[Array, "b n heads dim"],
     v: Float[Array, "b n heads dim"],
+    mask: Bool[Array, "b n"] | None = None,
 ) -> Float[Array, "b m heads dim"]:
     """softmax(q·kᵀ / sqrt(dim))·v for each head, the softmax in float32 (Vaswani et al. 2017).
 
@@ -126,11 +141,15 @@ def attention(
         q: [b, m, heads, dim] queries.
         k: [b, n, heads, dim] keys.
         v: [b, n, heads, dim] values.
+        mask: [b, n], False for keys to leave out (padding); None keeps all.
 
     Returns:
         [b, m, heads, dim] in q's dtype.
     """
-    return _by_platform(_attention_by_head, jax.nn.dot_product_attention, q, k, v)
+    if mask is None:
+        return _by_platform(_attention_by_head, jax.nn.dot_product_attention, q, k, v)
+    fused = lambda q, k, v, mask: jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None])
+    return _by_platform(_attention_by_head, fused, q, k, v, mask)
 
 
 def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
@@ -151,10 +170,13 @@ def _by_platform(on_cpu: Callable[..., Array], elsewhere: Callable[..., Array], 
     return jax.lax.platform_dependent(*args, cpu=on_cpu, default=elsewhere)
 
 
-def _attention_by_head(q: Array, k: Array, v: Array) -> Array:
+def _attention_by_head(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     scale = q.shape[-1] ** -0.5
     q, k, v = (z.swapaxes(1, 2) for z in (q * scale, k, v))
     logits = jnp.einsum("bhmd,bhnd->bhmn", q, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        # Finite, so that a row without any key is a mean and not NaN.
+        logits = jnp.where(mask[:, None, None], logits, 0.7 * jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bhmn,bhnd->bhmd", weights, v).swapaxes(1, 2)
 

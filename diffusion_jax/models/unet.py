@@ -28,7 +28,7 @@ from diffusion_jax.models.layers import (
     Style,
 )
 from diffusion_jax.models.primitives import silu
-from diffusion_jax.models.unet_blocks import REMATS, Gates, Level, Middle
+from diffusion_jax.models.unet_blocks import HOOKS, REMATS, Gates, Level, Middle, read_gates
 from diffusion_jax.models.unet_plan import (
     Widths,
     attends,
@@ -43,10 +43,6 @@ from diffusion_jax.models.unet_plan import (
 
 # For each side, the field that names its resamplers, and their table.
 _SIDES = {"down": ("downsample", DOWNSAMPLES), "up": ("upsample", UPSAMPLES)}
-
-
-# Keys of cond by which guidance perturbs the net (Ahn et al. 2024; Hyung et al. 2024).
-_HOOKS = ("identity_attention", "skip_blocks")
 
 
 class UNet(nn.Module):
@@ -139,7 +135,7 @@ class UNet(nn.Module):
         self._check(x)
         style, features = self._style(train), self.features
         gates = self._gates(cond, x.shape[0])
-        inputs = {key: value for key, value in cond.items() if key not in _HOOKS}
+        inputs = {key: value for key, value in cond.items() if key not in HOOKS}
         emb = silu(self._embedding()(time, inputs)).astype(style.dtype)
         of_level = lambda level: [
             gates[f"{level.name}/block_{j}"] for j in range(len(level.widths))
@@ -184,16 +180,7 @@ class UNet(nn.Module):
 
     def _gates(self, cond: Mapping[str, Any], batch: int) -> dict[str, Gates]:
         """Name of a block -> its gates."""
-        of_hook = {}
-        for key, names in zip(_HOOKS, (self.attention_layers, self.blocks), strict=True):
-            gate = cond.get(key)
-            if gate is not None and gate.shape != (batch, len(names)):
-                raise ValueError(
-                    f"cond[{key!r}] has shape {gate.shape}: give {(batch, len(names))}, one column "
-                    f"for each of {', '.join(names) or 'no layer'}."
-                )
-            of_hook[key] = {} if gate is None else {n: gate[:, i] for i, n in enumerate(names)}
-        return {name: Gates(*(of_hook[key].get(name) for key in _HOOKS)) for name in self.blocks}
+        return read_gates(cond, batch, self.attention_layers, self.blocks)
 
     def _style(self, train: bool) -> Style:
         return Style(

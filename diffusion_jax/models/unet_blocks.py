@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,6 +30,36 @@ class Gates(NamedTuple):
 
 
 OPEN = Gates()
+
+# Keys of cond by which guidance perturbs a net (Ahn et al. 2024; Hyung et al. 2024).
+HOOKS = ("identity_attention", "skip_blocks")
+
+
+def read_gates(
+    cond: Mapping[str, Any], batch: int, attention_layers: Sequence[str], blocks: Sequence[str]
+) -> dict[str, Gates]:
+    """Name of a block -> its gates, from the hooks in cond.
+
+    Args:
+        cond: may have "identity_attention" [b, len(attention_layers)] and "skip_blocks"
+            [b, len(blocks)].
+        batch: b.
+        attention_layers: names of the blocks that attend.
+        blocks: names of all blocks.
+
+    Raises:
+        ValueError: for gates of another shape.
+    """
+    of_hook = {}
+    for key, names in zip(HOOKS, (attention_layers, blocks), strict=True):
+        gate = cond.get(key)
+        if gate is not None and gate.shape != (batch, len(names)):
+            raise ValueError(
+                f"cond[{key!r}] has shape {gate.shape}: give {(batch, len(names))}, one column "
+                f"for each of {', '.join(names) or 'no layer'}."
+            )
+        of_hook[key] = {} if gate is None else {n: gate[:, i] for i, n in enumerate(names)}
+    return {name: Gates(*(of_hook[key].get(name) for key in HOOKS)) for name in blocks}
 
 
 class Block(nn.Module):

@@ -1,0 +1,293 @@
+"""diffusers' ``UNet2DConditionModel`` <-> ``models.text_unet.TextUNet``: config and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jax import ShapeDtypeStruct
+from jax.typing import DTypeLike
+
+from diffusion_jax.convert.diffusers_unet import RES_PARTS
+from diffusion_jax.convert.fitting import load_params, parameter_shapes, save_params
+from diffusion_jax.convert.names import Row
+from diffusion_jax.models.text_unet import TextEncoderSide, TextUNet
+
+
+def text_unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of our TextUNet for the config of a diffusers UNet2DConditionModel.
+
+    The network then takes the discrete time index (``core.network_io.discrete``).  With
+    num_class_embeds its labels are 0 to num_class_embeds - 1.
+
+    Args:
+        config: the entries of its config.json; absent ones have diffusers' defaults.
+
+    Returns:
+        Keyword arguments of ``TextUNet``, plain data.
+
+    Raises:
+        ValueError: naming an option that our net has no counterpart for.
+    """
+    config = {**DEFAULTS, **config}
+    up = tuple(config["up_block_types"])
+    mirrored = tuple(_MIRROR.get(name) for name in config["down_block_types"])[::-1]
+    if up != mirrored:
+        raise ValueError(
+            f"up_block_types={up} cannot be converted: with these down_block_types only {mirrored} "
+            "can."
+        )
+    return encoder_config(config) | {
+        "out_channels": config["out_channels"],
+        "dropout": config["dropout"],
+        "time_dim": config["time_embedding_dim"],
+    }
+
+
+def encoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of ``TextEncoderSide``, of a U-Net's or a ControlNet's config.
+
+    Raises:
+        ValueError: naming an option that our nets have no counterpart for.
+    """
+    check_supported(config, _SUPPORTED)
+    down = tuple(config["down_block_types"])
+    if unknown := sorted(set(down) - set(_MIRROR)):
+        raise ValueError(f"The blocks {unknown} cannot be converted: only {[*_MIRROR]} can.")
+    widths = tuple(config["block_out_channels"])
+    depths = _numbers(config, "transformer_layers_per_block", len(down))
+    attends = [name == "CrossAttnDownBlock2D" for name in down]
+    padding = config["downsample_padding"]
+    return {
+        "channels": widths[0],
+        "channel_mults": tuple(w / widths[0] for w in widths),
+        "num_res_blocks": _numbers(config, "layers_per_block", len(down)),
+        "depths": tuple(d if a else 0 for d, a in zip(depths, attends, strict=True)),
+        "mid_depth": depths[-1],
+        # By a slip of history, diffusers' attention_head_dim is the number of heads.
+        "heads": _numbers(config, "attention_head_dim", len(down)),
+        "added_features": config["addition_time_embed_dim"] if _adds(config) else 0,
+        "num_classes": max(0, (config["num_class_embeds"] or 0) - 1),
+        "groups": config["norm_num_groups"],
+        "group_channels": 1,
+        "eps": config["norm_eps"],
+        # diffusers pads by (0, 1) where its padding is 0.
+        "downsample_padding": (padding, padding) if padding else (0, 1),
+        "time_options": {
+            "cos_first": config["flip_sin_to_cos"],
+            "shift": float(config["freq_shift"]),
+        },
+    }
+
+
+def check_supported(config: Mapping[str, Any], table: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse values that a table does not list.
+
+    Raises:
+        ValueError: naming the field, its value and the values that can be converted.
+    """
+    for field, known in table.items():
+        value = config.get(field, known[0])
+        value = tuple(value) if isinstance(value, list) else value
+        if value not in known:
+            raise ValueError(f"{field}={value!r} cannot be converted: only {known} can.")
+
+
+def _adds(config: Mapping[str, Any]) -> bool:
+    return config["addition_embed_type"] == "text_time"
+
+
+def _numbers(config: Mapping[str, Any], field: str, count: int) -> tuple[int, ...]:
+    """One number for each level, from one or a list of them."""
+    value = config[field]
+    values = (value,) * count if isinstance(value, int) else tuple(value)
+    if len(values) != count or not all(isinstance(v, int) for v in values):
+        raise ValueError(
+            f"{field}={value!r} cannot be converted: only a whole number or {count} of them can."
+        )
+    return values
+
+
+def example(config: Mapping[str, Any], side: int) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Shapes of x and cond that a network of this config takes, at the least size.
+
+    Args:
+        config: with diffusers' defaults filled in.
+        side: height and width of x.
+    """
+    cond = {"context": (1, 1, config["cross_attention_dim"])}
+    if _adds(config):
+        # The numbers' features fill what the pooled text leaves; how many is not in the config.
+        total, each = config["projection_class_embeddings_input_dim"], _TIME_IDS
+        rest = total - each * config["addition_time_embed_dim"]
+        cond |= {"pooled": (1, rest), "time_ids": (1, each)}
+    shaped = {key: ShapeDtypeStruct(shape, np.float32) for key, shape in cond.items()}
+    if config["num_class_embeds"]:
+        shaped["label"] = ShapeDtypeStruct((1,), np.int32)
+    return (1, side, side, config["in_channels"]), shaped
+
+
+def unet_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every parameter of the TextUNet for a config; makes no array."""
+    config = {**DEFAULTS, **config}
+    unet = TextUNet(**text_unet_config(config))
+    return parameter_shapes(unet, *example(config, least_side(unet)))
+
+
+def least_side(module: TextEncoderSide) -> int:
+    """The smallest height and width that the module takes."""
+    return 2 ** (len(module.channel_mults) - 1)
+
+
+def from_sd_unet(
+    state: Mapping[str, np.ndarray], config: Mapping[str, Any], dtype: DTypeLike | None = None
+) -> tuple[TextUNet, dict[str, Any]]:
+    """Our network with diffusers' weights.
+
+    Args:
+        state: tensor name -> array, such as ``folders.read_weights`` gives.
+        config: as for ``text_unet_config``.
+        dtype: of the parameters; None keeps the file's and makes no copy.
+
+    Returns:
+        The network, and its parameters (NumPy arrays).
+
+    Raises:
+        ValueError: naming the missing, extra and misshapen tensors, or an option that cannot be
+            converted.
+    """
+    unet = TextUNet(**text_unet_config(config))
+    return unet, load_params(state, unet_shapes(config), rows(config), dtype)
+
+
+def to_sd_unet(params: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of ``from_sd_unet``: tensor name -> array, each in its parameter's dtype."""
+    return save_params(params, rows(config))
+
+
+def rows(config: Mapping[str, Any]) -> tuple[Row, ...]:
+    """The name map: both ways, of U-Nets and of what ControlNets share with them."""
+    return _LINEAR if config.get("use_linear_projection", False) else _POINTWISE
+
+
+_LAYER_PARTS = (
+    ("norm_0", "norm1", "norm"),
+    ("self_attention/query", "attn1.to_q", "dense"),
+    ("self_attention/key", "attn1.to_k", "dense"),
+    ("self_attention/value", "attn1.to_v", "dense"),
+    ("self_attention/out", "attn1.to_out.0", "dense"),
+    ("norm_1", "norm2", "norm"),
+    ("cross_attention/query", "attn2.to_q", "dense"),
+    ("cross_attention/key", "attn2.to_k", "dense"),
+    ("cross_attention/value", "attn2.to_v", "dense"),
+    ("cross_attention/out", "attn2.to_out.0", "dense"),
+    ("norm_2", "norm3", "norm"),
+    ("mlp/in", "ff.net.0.proj", "dense"),
+    ("mlp/out", "ff.net.2", "dense"),
+)
+_SCOPES = (
+    (r"(down|up)_(\d+)/block_(\d+)/res", "{0}_blocks.{1}.resnets.{2}", RES_PARTS),
+    (r"(down|up)_(\d+)/resample", "{0}_blocks.{1}.{0}samplers.0", (("conv", "conv", "conv"),)),
+    (r"mid/res_(\d+)", "mid_block.resnets.{0}", RES_PARTS),
+    (
+        r"(down|up)_(\d+)/block_(\d+)/transformer/layer_(\d+)",
+        "{0}_blocks.{1}.attentions.{2}.transformer_blocks.{3}",
+        _LAYER_PARTS,
+    ),
+    (
+        r"mid/transformer/layer_(\d+)",
+        "mid_block.attentions.0.transformer_blocks.{0}",
+        _LAYER_PARTS,
+    ),
+)
+_SHARED: tuple[Row, ...] = (
+    Row("embed/time_0", "time_embedding.linear_1", "dense"),
+    Row("embed/time_1", "time_embedding.linear_2", "dense"),
+    Row("embed/label", "class_embedding", "table"),
+    Row("added/dense_0", "add_embedding.linear_1", "dense"),
+    Row("added/dense_1", "add_embedding.linear_2", "dense"),
+    Row("conv_in", "conv_in", "conv"),
+    Row("norm_out", "conv_norm_out", "norm"),
+    Row("conv_out", "conv_out", "conv"),
+    *(
+        Row(f"{ours}/{part}", f"{theirs}.{name}", kind)
+        for ours, theirs, parts in _SCOPES
+        for part, name, kind in parts
+    ),
+    Row(
+        r"(down|up)_(\d+)/block_(\d+)/transformer/norm",
+        "{0}_blocks.{1}.attentions.{2}.norm",
+        "norm",
+    ),
+    Row("mid/transformer/norm", "mid_block.attentions.0.norm", "norm"),
+)
+
+
+def _projections(kind: str) -> tuple[Row, ...]:
+    """The rows of the projections around transformers, which alone depend on the config."""
+    side = r"(down|up)_(\d+)/block_(\d+)/transformer/(proj_in|proj_out)"
+    return (
+        Row(side, "{0}_blocks.{1}.attentions.{2}.{3}", kind),
+        Row("mid/transformer/(proj_in|proj_out)", "mid_block.attentions.0.{0}", kind),
+    )
+
+
+_POINTWISE = _SHARED + _projections("pointwise")
+_LINEAR = _SHARED + _projections("dense")
+
+_MIRROR = {"CrossAttnDownBlock2D": "CrossAttnUpBlock2D", "DownBlock2D": "UpBlock2D"}
+
+_TIME_IDS = 6
+"""Height and width of the original, the crop's corner, height and width of the target."""
+
+DEFAULTS: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "downsample_padding": 1,
+    "dropout": 0.0,
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "cross_attention_dim": 1280,
+    "transformer_layers_per_block": 1,
+    "attention_head_dim": 8,
+    "addition_embed_type": None,
+    "addition_time_embed_dim": None,
+    "num_class_embeds": None,
+    "time_embedding_dim": None,
+    "projection_class_embeddings_input_dim": None,
+}
+# The first value is diffusers' default.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "center_input_sample": (False,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "only_cross_attention": (False,),
+    "mid_block_only_cross_attention": (None, False),
+    "mid_block_scale_factor": (1,),
+    "act_fn": ("silu", "swish"),
+    "reverse_transformer_layers_per_block": (None,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "num_attention_heads": (None,),
+    "dual_cross_attention": (False,),
+    "class_embed_type": (None,),
+    "addition_embed_type": (None, "text_time"),
+    "resnet_time_scale_shift": ("default",),
+    "resnet_skip_time_act": (False,),
+    "resnet_out_scale_factor": (1.0,),
+    "time_embedding_type": ("positional",),
+    "time_embedding_act_fn": (None,),
+    "timestep_post_act": (None,),
+    "time_cond_proj_dim": (None,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "attention_type": ("default",),
+    "class_embeddings_concat": (False,),
+    "cross_attention_norm": (None,),
+}
