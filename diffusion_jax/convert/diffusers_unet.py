@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax.convert.names import Row, by_path, locate, nested
+from diffusion_jax.convert.names import Row, by_path, fitted, renamed
 from diffusion_jax.models.adapter import init_params
 from diffusion_jax.models.unet import UNet
 
@@ -112,33 +112,13 @@ def from_diffusers_unet(
     """
     unet = UNet(**unet_config(config))
     state = {_modern(name): array for name, array in state_dict.items()}
-    expected = _parameter_shapes(unet, {**_DEFAULTS, **config}["in_channels"])
-    leaves = {path: locate(path, ROWS) for path in expected}
-    wanted = {leaf.name for leaf in leaves.values()}
-    faults = [f"missing {name}" for name in sorted(wanted - set(state))]
-    faults += [f"extra {name}" for name in sorted(set(state) - wanted)]
-    params = {}
-    for path, leaf in leaves.items():
-        if leaf.name not in state:
-            continue
-        shape = leaf.save(np.empty(expected[path], np.bool_)).shape
-        theirs = np.asarray(state[leaf.name])
-        if theirs.shape != shape:
-            faults.append(f"misshapen {leaf.name}: {theirs.shape} instead of {shape}")
-            continue
-        params[path] = leaf.load(theirs).astype(np.float32)
-    if faults:
-        raise ValueError("The weights do not fit the config: " + "; ".join(faults) + ".")
-    return unet, nested(params)
+    shapes = _parameter_shapes(unet, {**_DEFAULTS, **config}["in_channels"])
+    return unet, fitted(state, shapes, ROWS)
 
 
 def to_diffusers_unet(params: dict[str, Any]) -> dict[str, np.ndarray]:
     """The inverse of ``from_diffusers_unet``: tensor name -> float32 array, ready to be saved."""
-    out = {}
-    for path, array in by_path(params).items():
-        leaf = locate(path, ROWS)
-        out[leaf.name] = np.ascontiguousarray(leaf.save(np.asarray(array, np.float32)))
-    return out
+    return renamed(params, ROWS)
 
 
 def _parameter_shapes(unet: UNet, in_channels: int) -> dict[str, tuple[int, ...]]:

@@ -24,4 +24,18 @@ _UNET: Partition = (
     (r"/blocks_\d+_\d+/res/conv_1/kernel$", (None, None, None, _T, None)),
 )  # fmt: skip
 
-PARTITIONS: dict[str, Partition] = {"unet": _UNET}
+# Of all networks that are made of ``models.text.blocks``.
+_TRANSFORMER: Partition = (
+    (r"(^|/)layer_\d+/attention/(query|key|value)/kernel$", (None, _T)),
+    (r"(^|/)layer_\d+/attention/out/kernel$", (_T, None)),
+    (r"(^|/)layer_\d+/mlp/(in|gate|up)/kernel$", (None, _T)),
+    (r"(^|/)layer_\d+/mlp/out/kernel$", (_T, None)),
+)
+
+PARTITIONS: dict[str, Partition] = {
+    "unet": _UNET,
+    "clip_text": _TRANSFORMER,
+    "clip_image": _TRANSFORMER,
+    "t5": _TRANSFORMER,
+    "bert": _TRANSFORMER,
+}
