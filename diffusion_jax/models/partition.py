@@ -34,8 +34,20 @@ _TEXT_UNET: Partition = (
     (r"/res(_\d)?/conv_1/kernel$", (None, None, _T, None)),
 )
 
+# Of all networks that are made of ``models.text.blocks``.
+_TRANSFORMER: Partition = (
+    (r"(^|/)layer_\d+/attention/(query|key|value)/kernel$", (None, _T)),
+    (r"(^|/)layer_\d+/attention/out/kernel$", (_T, None)),
+    (r"(^|/)layer_\d+/mlp/(in|gate|up)/kernel$", (None, _T)),
+    (r"(^|/)layer_\d+/mlp/out/kernel$", (_T, None)),
+)
+
 PARTITIONS: dict[str, Partition] = {
     "unet": _UNET,
     "text_unet": _TEXT_UNET,
     "controlnet": _TEXT_UNET,
+    "clip_text": _TRANSFORMER,
+    "clip_image": _TRANSFORMER,
+    "t5": _TRANSFORMER,
+    "bert": _TRANSFORMER,
 }
