@@ -27,6 +27,9 @@ def get_config() -> ConfigDict:
     config.data.timeout = 600.0  # seconds without a batch after which the run stops; 0 for never
     config.data.num_classes = 10  # 0 trains without labels
 
+    config.text = ConfigDict()
+    config.text.encoder = ""  # of captions: "minilm(length=24)"; build_condition.TEXT_ENCODERS
+
     config.process = ConfigDict()
     config.process.schedule = "cosine()"  # which levels: core.schedules.SCHEDULES
     config.process.path = "vp"  # how they are scaled: core.process.PATHS
@@ -106,6 +109,7 @@ def get_config() -> ConfigDict:
     config.sampler.n = 100  # images a call of --mode=sample makes
     config.sampler.batch_size = 100
     config.sampler.labels = ()  # () cycles through the classes
+    config.sampler.prompts = ()  # of a model that reads text, in turn
     config.sampler.seed = 0
     config.sampler.params = "ema"  # or "params", or "posthoc(sigma_rel=0.08)" of the snapshots
 

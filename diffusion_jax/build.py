@@ -7,7 +7,7 @@ room that owns it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from configs import base
+from diffusion_jax.build_condition import Conditioning, conditioning
 from diffusion_jax.core import network_io, process, schedules, targets, weighting
 from diffusion_jax.core.continuous_bound import DECODERS
 from diffusion_jax.core.ema import EMAS
@@ -45,12 +46,16 @@ class Experiment(NamedTuple):
         recipe: how to train it.
         shape: of one data point.
         process_of: params -> Process: of a learned schedule theirs, else the one there is.
+        conditioning: what the network is told beside x.
+        frozen: () -> parameters that training leaves alone, read where they are kept.
     """
 
     model: Model
     recipe: Recipe
     shape: tuple[int, ...]
     process_of: Callable[[Params], Process]
+    conditioning: Conditioning
+    frozen: Callable[[], Params] = dict
 
     def model_of(self, params: Params) -> Model:
         """The model with the process that belongs to trained parameters."""
@@ -66,7 +71,7 @@ def experiment(config: Config) -> Experiment:
     shape = data_shape(config)
     module = network(config, shape[-1])
     bare = net_from_module(module)
-    proc = noise_process(config)
+    proc, told = noise_process(config), conditioning(config)
     model = Model(
         net=lambda params, *args, **kwargs: bare(params["net"], *args, **kwargs),
         process=proc,
@@ -74,14 +79,15 @@ def experiment(config: Config) -> Experiment:
         scale_in=build(network_io.SCALE_INPUTS, config.model.scale_input, "model.scale_input"),
         time_in=_time_input(config, proc),
         codec=IDENTITY,
-        **_class_condition(config.data.num_classes),
+        condition=told.condition,
+        null=told.null,
     )
     check_ends(config, model)
     init = lambda key, x, cond: init_params(module, key, x.shape, cond)
     process_of = lambda params: noise_process(config, params["schedule"])
     fixed = learned_schedule(config) is None
     made = recipe(config, model, init)
-    return Experiment(model, made, shape, (lambda params: proc) if fixed else process_of)
+    return Experiment(model, made, shape, (lambda params: proc) if fixed else process_of, told)
 
 
 def data_shape(config: Config) -> tuple[int, ...]:
@@ -247,7 +253,9 @@ def training_data(config: Config) -> Callable[[int], Any]:
     if section.timeout < 0:
         raise ValueError(f"config.data.timeout = {section.timeout} must be seconds, or 0 for ever")
     faults = Faults(section.broken_records)
-    dataset = make_dataset(data_spec(config, section.split), faults)
+    told = conditioning(config)
+    spec = data_spec(config, section.split)._replace(captions=told.captions)
+    dataset = make_dataset(spec, faults).map(told.attach)
     return lambda start: batches(dataset, start, timeout=section.timeout, faults=faults)
 
 
@@ -270,15 +278,6 @@ def _time_input(config: Config, proc: Process) -> Callable[[NoiseLevel], jax.Arr
     # A table's own length, unless the string gives another.
     length = {"steps": proc.schedule.steps} if proc.schedule.steps else {}
     return build(network_io.TIME_INPUTS, config.model.time_input, "model.time_input", **length)
-
-
-def _class_condition(num_classes: int) -> Mapping[str, Callable]:
-    if not num_classes:
-        return {"condition": lambda frozen, batch: {}, "null": lambda frozen, cond: {}}
-    return {
-        "condition": lambda frozen, batch: {"label": batch["label"]},
-        "null": lambda frozen, cond: jax.tree.map(lambda c: jnp.full_like(c, num_classes), cond),
-    }
 
 
 def _frozen(value: Any) -> Any:

@@ -30,8 +30,8 @@ class Likelihood(NamedTuple):
 
     Attributes:
         title: its name in a report.
-        terms: (key, params, labels [b], x0 [b, ...]) -> "total" [b] and what it is the sum of, each
-            [b] or [n, b], bits per dimension; jit it.
+        terms: (key, params, request [b, ...], x0 [b, ...]) -> "total" [b] and what it is the sum
+            of, each [b] or [n, b], bits per dimension; jit it.
     """
 
     title: str
@@ -42,10 +42,10 @@ def likelihood(config: Config, experiment: build.Experiment) -> Likelihood:
     """What ``config.evaluate.likelihood`` says."""
     estimate = spec.build(LIKELIHOODS, config.evaluate.likelihood, "evaluate.likelihood")
 
-    def terms(key, params, labels, x0):
+    def terms(key, params, request, x0):
         model = experiment.model_of(params)
         subject = Subject(
-            condition(denoiser(model, params), model.condition({}, {"label": labels})),
+            condition(denoiser(model, params), model.condition({}, request)),
             model.process,
             learned_range if config.loss.learned_variance else fixed_small,
             learned=build.learned_schedule(config) is not None,

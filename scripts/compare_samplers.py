@@ -34,7 +34,6 @@ from diffusion_jax.data import to_uint8
 from diffusion_jax.evaluate.distances import frechet_distance
 from diffusion_jax.evaluate.features import extract
 from diffusion_jax.files import whole
-from diffusion_jax.jobs.drawing import condition_of, labels_of
 from diffusion_jax.jobs.evaluating import images_of
 from diffusion_jax.jobs.run import Run, cache_compilations, open_run, run_config
 
@@ -97,7 +96,7 @@ def drawer(row: Row, run: Run):
     @jax.jit
     def draw(key, params, labels, levels):
         shape = (labels.shape[0], *run.experiment.shape)
-        cond = condition_of(run.config, labels)
+        cond = model.condition({}, {"label": labels})
         pixels = generate(key, model, params, {}, cond, shape, noising.skipping(solver), levels)
         return to_uint8(pixels)
 
@@ -121,7 +120,7 @@ def measure(run: Run, real: np.ndarray, net, name: str, budgets: list[int], n: i
     row, most = ROWS[name], max(budgets, default=0)
     draw, size = drawer(row, run), min(100, n)
     keys = jax.random.split(jax.random.key(0), -(-n // size))
-    labels = jnp.asarray(labels_of(run.config, size))
+    labels = jnp.asarray(run.experiment.conditioning.request(size)[1])
     for budget in budgets:
         levels = grids.pad(levels_of(row, run.experiment.model.process, budget), most)
         started = time.perf_counter()

@@ -75,8 +75,8 @@ def _training(config: Config, mesh: Mesh) -> Job:
     experiment, settings = build.experiment(local), build.training(local)
     shape = jax.ShapeDtypeStruct
     batch = {"image": shape((config.train.batch_size, *experiment.shape), jnp.float32)}
-    if config.data.num_classes:
-        batch["label"] = shape((config.train.batch_size,), jnp.int32)
+    for name, one in experiment.conditioning.example.items():
+        batch[name] = shape((config.train.batch_size, *one.shape[1:]), one.dtype)
     settings |= {"batch": batch, "mesh": mesh}
     return Job(*abstract_step(experiment.recipe, **settings))
 
@@ -91,17 +91,22 @@ def _sampling(config: Config, mesh: Mesh) -> Job:
     experiment, shape = build.experiment(local), jax.ShapeDtypeStruct
     draw, reference = sampling_function(local, experiment, generate)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    one = {"image": shape((1, *experiment.shape), jnp.float32), "label": shape((1,), jnp.int32)}
+    example = experiment.conditioning.example
+    one = {"image": shape((1, *experiment.shape), jnp.float32), **example}
     params = jax.eval_shape(experiment.recipe.init, key, one)
     places = sharding.of_params(params, mesh, build.rules(config))
     everywhere = NamedSharding(mesh, P())
     rows = config.sampler.batch_size
-    labels = shape((rows,), jnp.int32, sharding=sharding.of_rows(mesh, rows))
+    split = sharding.of_rows(mesh, rows)
+    request = {
+        name: shape((rows, *a.shape[1:]), a.dtype, sharding=split) for name, a in example.items()
+    }
     arguments = (
         reference,
+        {},
         shape(key.shape, key.dtype, sharding=everywhere),
         with_shardings(params, places),
-        labels,
+        request,
         shape((), jnp.float32, sharding=everywhere),
     )
     jitted = jax.jit(sharding.on_mesh(draw, mesh), out_shardings=everywhere)

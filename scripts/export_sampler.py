@@ -105,7 +105,7 @@ def exported(
 
     def sampler(tensors: Any, key: Array, labels: Array, scale: Array) -> Array:
         typed = jax.random.wrap_key_data(key, impl=KEYS)
-        pixels = draw(typed, join(tensors), labels, scale)
+        pixels = draw(typed, join(tensors), {"label": labels}, scale)
         return pixels if pixels.ndim == 2 else to_uint8(pixels)
 
     (b,) = export.symbolic_shape("b")

@@ -11,6 +11,8 @@ ROOMS = (
     "core", "models", "recipes", "apps", "train", "evaluate", "data", "convert", "profiling"
 )  # fmt: skip
 
+BUILDS = ("build", "build_condition", "build_sampling", "build_evaluation")
+
 # room -> the rooms (or modules) of ours that it may import; itself too, but for configs.
 ALLOWED = {
     "core": set(),
@@ -28,8 +30,18 @@ ALLOWED = {
     "pictures": {"files"},
     "build_sampling": {*ROOMS, "build", "spec"},
     "build_evaluation": {*ROOMS, "build", "spec"},
-    "jobs": {*ROOMS, "build", "build_sampling", "build_evaluation", "spec", "files", "pictures"},
-    "build": {*ROOMS, "spec", "configs"},
+    "jobs": {
+        *ROOMS,
+        "build",
+        "build_condition",
+        "build_sampling",
+        "build_evaluation",
+        "spec",
+        "files",
+        "pictures",
+    },
+    "build": {*ROOMS, "build_condition", "spec", "configs"},
+    "build_condition": {*ROOMS, "spec"},
     "configs": {"configs.base"},
     "main": {"jobs"},
     "scripts": {*ROOMS, "build", "build_evaluation", "spec", "files", "jobs", "configs", "main"},

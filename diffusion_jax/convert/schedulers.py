@@ -8,6 +8,7 @@ user may change: ``sampling_of`` gives it in the names of ``core.solvers`` and `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,21 +139,21 @@ PREDICTIONS: dict[str, Target] = {
     "v_prediction": targets.v(),
     "sample": targets.x0(),
 }
-_SIGMAS = {"spacing": "linspace", "linspace": "fractional_linspace"}
-_DPM = {"spacing": "linspace", "leading": "dpm_leading", "linspace": "dpm_linspace"}
+_in_sigma = partial(_Family, spacing="linspace", linspace="fractional_linspace")
+_multistep = partial(_Family, spacing="linspace", leading="dpm_leading", linspace="dpm_linspace")
 SCHEDULERS: dict[str, _Family] = {
     "DDIMScheduler": _Family(lambda config: "ddim()", "leading"),
     "DDPMScheduler": _Family(lambda config: "ddpm()", "leading"),
     "PNDMScheduler": _Family(
         lambda config: "plms()" if config.get("skip_prk_steps") else "pndm()", "leading", False
     ),
-    "EulerDiscreteScheduler": _Family(lambda config: "euler()", **_SIGMAS),
-    "EulerAncestralDiscreteScheduler": _Family(lambda config: "euler_ancestral()", **_SIGMAS),
-    "HeunDiscreteScheduler": _Family(lambda config: "heun()", **_SIGMAS),
-    "LMSDiscreteScheduler": _Family(lambda config: "lms()", **_SIGMAS),
-    "KDPM2DiscreteScheduler": _Family(lambda config: "dpm_2()", **_SIGMAS),
-    "DPMSolverMultistepScheduler": _Family(_dpm, **_DPM),
-    "UniPCMultistepScheduler": _Family(_unipc, **_DPM),
-    "DEISMultistepScheduler": _Family(lambda config: "deis()", **_DPM),
+    "EulerDiscreteScheduler": _in_sigma(lambda config: "euler()"),
+    "EulerAncestralDiscreteScheduler": _in_sigma(lambda config: "euler_ancestral()"),
+    "HeunDiscreteScheduler": _in_sigma(lambda config: "heun()"),
+    "LMSDiscreteScheduler": _in_sigma(lambda config: "lms()"),
+    "KDPM2DiscreteScheduler": _in_sigma(lambda config: "dpm_2()"),
+    "DPMSolverMultistepScheduler": _multistep(_dpm),
+    "UniPCMultistepScheduler": _multistep(_unipc),
+    "DEISMultistepScheduler": _multistep(lambda config: "deis()"),
     "LCMScheduler": _Family(lambda config: "consistency()", "leading", grid="consistency()"),
 }

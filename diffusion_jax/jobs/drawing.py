@@ -18,16 +18,22 @@ from diffusion_jax.core.guidance import ALWAYS_GUIDED
 from diffusion_jax.core.targets import denoiser
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import to_uint8
-from diffusion_jax.jobs.placing import jitted, place_batch
+from diffusion_jax.jobs.placing import jitted, place_batch, place_params
 from diffusion_jax.jobs.run import open_reference
 from diffusion_jax.spec import Config, parse
 
-Draw = Callable[[Array, Params, Array, Array], Array]
-"""Jitted (key, params, labels int32 [b], guidance scale []) -> pixels [b, h, w, c] in [-1, 1]."""
+Draw = Callable[[Array, Params, dict[str, Array], Array], Array]
+"""Jitted (key, params, request [b, ...], guidance scale []) -> pixels [b, h, w, c] in [-1, 1].
+
+The request is what ``Model.condition`` reads, such as {"label": int32 [b]}.
+"""
 
 
 class Samples(NamedTuple):
-    """images: uint8 [n, h, w, c], or float32 [n, 2] of points; labels: int32 [n]."""
+    """images: uint8 [n, h, w, c], or float32 [n, 2] of points.
+
+    labels: int32 [n], the class of each, or which of ``config.sampler.prompts`` it shows.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -36,7 +42,7 @@ class Samples(NamedTuple):
 def drawer(config: Config, experiment: build.Experiment) -> Draw:
     """The sampler that the config names, compiled once for each batch size."""
     draw, reference = sampling_function(config, experiment, generate)
-    return partial(jitted(config, draw), reference)
+    return partial(jitted(config, draw), reference, place_params(config, experiment.frozen()))
 
 
 def sampling_function(
@@ -50,21 +56,22 @@ def sampling_function(
         generate: ``apps.generate.generate``, or a function of the same arguments.
 
     Returns:
-        (reference's params, key, params, labels int32 [b], guidance scale []) -> generate's result.
+        (reference's params, frozen params, key, params, request [b, ...], guidance scale []) ->
+        generate's result.
     """
     sampler_of = build_sampling.sampler_of(config, experiment)
     guided, reference = is_guided(config), open_reference(config)
 
-    def draw(of_reference, key, params, labels, scale):
+    def draw(of_reference, frozen, key, params, request, scale):
         model, solver, levels = sampler_of(params)
         worse = reference and denoiser(reference.experiment.model_of(of_reference), of_reference)
         return generate(
             key,
             model,
             params,
-            {},
-            condition_of(config, labels),
-            (labels.shape[0], *experiment.shape),
+            frozen,
+            model.condition(frozen, request),
+            (jax.tree.leaves(request)[0].shape[0], *experiment.shape),
             solver,
             levels,
             scale if guided else None,
@@ -80,26 +87,24 @@ def is_guided(config: Config) -> bool:
     return config.sampler.guidance_scale != 1 or name in ALWAYS_GUIDED
 
 
-def condition_of(config: Config, labels: Array) -> dict[str, Array]:
-    """{"label": labels}, or {} for a model without classes."""
-    return {"label": labels} if config.data.num_classes else {}
-
-
-def draw_many(config: Config, draw: Draw, params: Params, n: int) -> Samples:
+def draw_many(
+    config: Config, experiment: build.Experiment, draw: Draw, params: Params, n: int
+) -> Samples:
     """n samples in batches of one size, with progress; a function of ``config.sampler.seed``.
 
     Raises:
         FloatingPointError: if a sample is not finite.
     """
     size = min(config.sampler.batch_size, n)
-    labels = labels_of(config, -(-n // size) * size)
+    request, labels = experiment.conditioning.request(-(-n // size) * size)
     scale = jnp.float32(config.sampler.guidance_scale)
     keys = jax.random.split(jax.random.key(config.sampler.seed), len(labels) // size)
     parts = []
     bar = tqdm(total=n, desc="sampling", unit="image", leave=False, disable=jax.process_index() > 0)
     with bar:
         for i, key in enumerate(keys):
-            rows = place_batch(config, labels[i * size : (i + 1) * size])
+            part = slice(i * size, (i + 1) * size)
+            rows = {name: place_batch(config, array[part]) for name, array in request.items()}
             part = jax.device_get(draw(key, params, rows, scale))
             if not np.isfinite(part).all():
                 raise FloatingPointError(
@@ -110,19 +115,3 @@ def draw_many(config: Config, draw: Draw, params: Params, n: int) -> Samples:
             parts.append(np.asarray(part if part.ndim == 2 else to_uint8(part)))
             bar.update(min(size, n - i * size))
     return Samples(np.concatenate(parts)[:n], labels[:n])
-
-
-def labels_of(config: Config, n: int) -> np.ndarray:
-    """The n labels to sample: ``config.sampler.labels``, or all classes, in turn.
-
-    Raises:
-        ValueError: for a label that the model does not have.
-    """
-    classes = config.data.num_classes
-    wanted = list(config.sampler.labels) or list(range(max(classes, 1)))
-    wrong = [label for label in wanted if not 0 <= label < max(classes, 1)]
-    if wrong:
-        raise ValueError(
-            f"config.sampler.labels has {wrong[0]}; the model's labels are 0 to {classes - 1}"
-        )
-    return np.resize(np.asarray(wanted, np.int32), n)

@@ -78,7 +78,7 @@ def of_samples(run: Run, workdir: Path) -> Figures:
             "this one has config.data.num_classes = 0"
         )
     draw = drawer(config, run.experiment)
-    samples = draw_many(config, draw, run.params, section.n)
+    samples = draw_many(config, run.experiment, draw, run.params, section.n)
     save_samples(workdir / "samples" / f"evaluate_{run.step:07d}", samples)
     figures: Figures = {}
     if section.quality:
@@ -99,8 +99,9 @@ def of_samples(run: Run, workdir: Path) -> Figures:
 def of_likelihood(run: Run, workdir: Path, title: str, estimate: Callable[..., Terms]) -> Figures:
     """The likelihood of held-out data, with the table of its terms in likelihood.json."""
     config = run.config
-    x0, labels = _held_out(config)
-    every = batched(jitted(config, estimate), config, run.params, x0, labels)
+    x0 = _held_out(config)
+    rows = run.experiment.conditioning.held_out(config.data.test_split, len(x0))
+    every = batched(jitted(config, estimate), config, run.params, x0, rows)
     save_terms(workdir / "likelihood.json", every)
     of_example = {name: term if term.ndim == 1 else term.sum(0) for name, term in every.items()}
     total = of_example.pop("total")
@@ -112,7 +113,7 @@ def of_likelihood(run: Run, workdir: Path, title: str, estimate: Callable[..., T
 
 
 def batched(
-    estimate: Callable[..., Terms], config: Config, params: Params, x0: np.ndarray, labels: Any
+    estimate: Callable[..., Terms], config: Config, params: Params, x0: np.ndarray, told: Any
 ) -> dict[str, np.ndarray]:
     """The terms of all of x0 by batches of one size; the last is filled up, and cut again."""
     size = min(config.evaluate.likelihood_batch_size, len(x0))
@@ -123,8 +124,8 @@ def batched(
     bar = tqdm(range(count), desc="likelihood", unit="batch", leave=False, disable=silent)
     for i in bar:
         rows = np.arange(i * size, (i + 1) * size) % len(x0)
-        placed = (place_batch(config, part[rows]) for part in (labels, x0))
-        terms = estimate(keys[i], params, *placed)
+        place = lambda part, rows=rows: place_batch(config, part[rows])
+        terms = estimate(keys[i], params, jax.tree.map(place, told), place(x0))
         parts.append(jax.device_get(terms))
         bar.set_postfix_str(f"{np.mean([part['total'] for part in parts]):.3f} bits/dim")
     join = lambda *leaves: np.concatenate(leaves, -1)[..., : len(x0)]  # the batch is the last axis
@@ -147,18 +148,15 @@ def _mean(x: np.ndarray) -> Figure:
     return Figure(float(x.mean()), float(error), len(x))
 
 
-def _held_out(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Data in [-1, 1], or points, float32, and labels."""
+def _held_out(config: Config) -> np.ndarray:
+    """Data in [-1, 1], or points, float32."""
     section, split = config.evaluate, config.data.test_split
     for name in ("likelihood_n", "likelihood_batch_size"):
         if section[name] < 1:
             raise ValueError(f"config.evaluate.{name} = {section[name]} must be at least 1")
     if len(build.data_shape(config)) == 3:
-        images, labels = images_of(config, split, section.likelihood_n)
-        x0 = to_unit(images)
-    else:
-        x0, labels = load_images(config.data.name, split, section.likelihood_n)
-    return x0, np.zeros(len(x0), np.int32) if labels is None else labels
+        return to_unit(images_of(config, split, section.likelihood_n)[0])
+    return load_images(config.data.name, split, section.likelihood_n)[0]
 
 
 def judge_of(config: Config) -> Judge:

@@ -27,6 +27,7 @@ from diffusion_jax.train.workdir import NEUTRAL, differences, flat, read_config
 FIXED = (
     "process",
     "model",
+    "text",
     "loss.learned_variance",
     "data.image_size",
     "data.channels",
@@ -37,8 +38,8 @@ FIXED = (
 POOR = 0.1
 
 
-# Sections that say nothing of the parameters: a run older than one of their fields takes a default.
-LATER = ("sampler", "evaluate")
+# Sections with fields that are newer than some runs, which then take their defaults.
+LATER = ("sampler", "evaluate", "text")
 
 
 class Run(NamedTuple):
@@ -63,7 +64,7 @@ def run_config(workdir: str | os.PathLike, overrides: dict[str, Any] | None = No
     config: Config = ConfigDict(read_config(workdir))
     for section in LATER:  # fields newer than the run
         for name, value in build.defaults()[section].items():
-            if name not in config[section]:
+            if name not in config.setdefault(section, ConfigDict()):
                 config[section][name] = value
     for field, value in (overrides or {}).items():
         if _is_fixed(field):

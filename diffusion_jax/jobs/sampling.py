@@ -24,7 +24,8 @@ def sample(config: Config, workdir: str | os.PathLike) -> Samples:
     """
     cache_compilations()
     run = open_run(config, workdir)
-    samples = draw_many(config, drawer(config, run.experiment), run.params, config.sampler.n)
+    draw = drawer(config, run.experiment)
+    samples = draw_many(config, run.experiment, draw, run.params, config.sampler.n)
     folder = Path(workdir) / "samples"
     stem = f"sample_{run.step:07d}_seed{config.sampler.seed}"
     save_samples(folder / stem, samples)

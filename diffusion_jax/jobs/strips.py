@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from diffusion_jax import build, pictures
 from diffusion_jax.apps.generate import generate_trajectory
@@ -15,8 +14,8 @@ from diffusion_jax.core.process import corrupt
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import load_images, to_uint8, to_unit
 from diffusion_jax.files import whole
-from diffusion_jax.jobs.drawing import labels_of, sampling_function
-from diffusion_jax.jobs.placing import jitted
+from diffusion_jax.jobs.drawing import sampling_function
+from diffusion_jax.jobs.placing import jitted, place_params
 from diffusion_jax.spec import Config
 
 STRIP_COLUMNS = 9
@@ -33,12 +32,11 @@ def save_strip(config: Config, experiment: build.Experiment, params: Params, pat
     if len(experiment.shape) == 1:
         save_clouds(config, experiment, params, path)
         return
-    data, labels = load_images(
+    data, _ = load_images(
         config.data.name, config.data.split, 1, tuple(config.data.image_size), config.data.channels,
         config.data.dir or None,
     )  # fmt: skip
-    labels = jnp.zeros(1, jnp.int32) if labels is None else jnp.asarray(labels)
-    xs, x0s, times = _reverse(config, experiment, params, labels)
+    xs, x0s, times = _reverse(config, experiment, params, 1)
     process = experiment.process_of(params)
     if jax.process_index():
         return
@@ -67,7 +65,7 @@ def save_strip(config: Config, experiment: build.Experiment, params: Params, pat
 def save_clouds(config: Config, experiment: build.Experiment, params: Params, path: Path) -> None:
     """Noise, half way, samples and data, as points."""
     n = 1000
-    xs, x0s, times = _reverse(config, experiment, params, jnp.asarray(labels_of(config, n)))
+    xs, x0s, times = _reverse(config, experiment, params, n)
     if jax.process_index():
         return
     data, labels = load_images(config.data.name, "train", n)
@@ -84,13 +82,16 @@ def save_clouds(config: Config, experiment: build.Experiment, params: Params, pa
 
 
 def _reverse(
-    config: Config, experiment: build.Experiment, params: Params, labels: Array
+    config: Config, experiment: build.Experiment, params: Params, n: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(x_t [n, b, ...], predicted x0 [n, b, ...], times [n])."""
     draw, reference = sampling_function(config, experiment, _way)
     scale = jnp.float32(config.sampler.guidance_scale)
     key = jax.random.key(config.sampler.seed)
-    xs, x0s, times = jax.device_get(jitted(config, draw)(reference, key, params, labels, scale))
+    request, _ = experiment.conditioning.request(n)
+    frozen = place_params(config, experiment.frozen())
+    way = jitted(config, draw)(reference, frozen, key, params, request, scale)
+    xs, x0s, times = jax.device_get(way)
     return xs, x0s, times
 
 

@@ -40,7 +40,7 @@ def train(config: Config, workdir: str | os.PathLike) -> TrainState:
     average = settings["ema"].params
 
     def show(step: int, state: TrainState):
-        samples = draw_many(config, draw, average(state.ema), config.sampler.n)
+        samples = draw_many(config, experiment, draw, average(state.ema), config.sampler.n)
         return save_samples(folder / f"step_{step:07d}", samples)
 
     if config.train.snapshot_every and parse(config.ema, "ema")[0] != "power":
@@ -54,6 +54,7 @@ def train(config: Config, workdir: str | os.PathLike) -> TrainState:
         data=data,
         folder=workdir,
         config=plain(config),
+        frozen=experiment.frozen(),
         hooks=[Hook(config.train.sample_every, show), Hook(config.train.snapshot_every, keep)],
         **settings,
     )

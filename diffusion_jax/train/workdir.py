@@ -21,7 +21,9 @@ CONFIG = "config.json"
 LOCK = ".lock"
 
 # Fields of the model that change how it is computed, not what its parameters mean.
-NEUTRAL = ("model.unet.dtype", "model.unet.remat")
+NEUTRAL = tuple(
+    f"model.{network}.{field}" for network in ("unet", "text_unet") for field in ("dtype", "remat")
+)
 
 # Fields, or sections, that a resumed run may change: they alter no step that was taken, nor what
 # the parameters mean.
@@ -144,10 +146,13 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Names, such as "train.steps", of the fields that two nested configs do not share."""
+    """Names, such as "train.steps", of the fields that two nested configs do not share.
+
+    An absent field is like an empty one, so that a field may be added whose default is "off".
+    """
     a, b = flat(a), flat(b)
-    absent = object()
-    return sorted(k for k in {*a, *b} if a.get(k, absent) != b.get(k, absent))
+    value = lambda config, key: config.get(key) or None
+    return sorted(k for k in {*a, *b} if value(a, k) != value(b, k))
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

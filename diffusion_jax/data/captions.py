@@ -1,0 +1,85 @@
+"""Captions as what a frozen text encoder says of them, computed once and kept.
+
+An encoder costs more than a step of a small network, and says the same each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.data.catalog import data_root
+
+Encode = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
+"""n texts -> name -> array [n, ...]."""
+
+
+class Encoded(NamedTuple):
+    """Texts and what their encoder says.
+
+    Attributes:
+        row: text -> its row.
+        arrays: name -> [n, ...].
+    """
+
+    row: dict[str, int]
+    arrays: dict[str, np.ndarray]
+
+    def of(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The rows of some of the texts, name -> [len(texts), ...].
+
+        Raises:
+            KeyError: for a text that was not encoded.
+        """
+        rows = [self.row[str(text)] for text in texts]
+        return {name: array[rows] for name, array in self.arrays.items()}
+
+    def attached(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch with the arrays of its captions in place of "caption"."""
+        rest = {name: value for name, value in batch.items() if name != "caption"}
+        return {**rest, **self.of(batch["caption"])}
+
+
+def encoded(
+    texts: Sequence[str], encode: Encode, name: str, data_dir: str | os.PathLike | None = None
+) -> Encoded:
+    """What the encoder says of the texts, read from a file beside the data where there is one.
+
+    Args:
+        texts: any; each is encoded once.
+        encode: the encoder.
+        name: of the encoder with all that its result depends on; part of the file's name.
+        data_dir: folder of prepared sets (see ``catalog.data_root``).
+    """
+    unique = sorted(set(map(str, texts)))
+    told = hashlib.sha256("\n".join([name, *unique]).encode()).hexdigest()[:16]
+    path = data_root(data_dir) / "captions" / f"{told}.npz"
+    arrays = _read(path)
+    if arrays is None:
+        arrays = {key: np.asarray(value) for key, value in encode(unique).items()}
+        _write(path, arrays)
+    return Encoded({text: i for i, text in enumerate(unique)}, arrays)
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | None:
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except (OSError, ValueError, KeyError, EOFError):  # absent, or not whole: it is made anew
+        return None
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
