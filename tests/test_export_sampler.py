@@ -70,7 +70,7 @@ def expected(workdir, labels, scale, seed=3, **overrides):
     config = sampler_config(workdir, overrides)
     run = open_run(config, workdir)
     key, labels = jax.random.key(seed), jnp.asarray(labels, jnp.int32)
-    drawn = drawer(config, run.experiment)(key, run.params, labels, jnp.float32(scale))
+    drawn = drawer(config, run.experiment)(key, run.params, {"label": labels}, jnp.float32(scale))
     return np.asarray(drawn if drawn.ndim == 2 else to_uint8(drawn))
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import mnist, toy2d
-from diffusion_jax import jobs
+from diffusion_jax import build, jobs
 from diffusion_jax.jobs import drawing
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -191,4 +191,4 @@ def test_a_solver_that_diverges_is_a_sentence():
     config.sampler.update(n=2, batch_size=2)
     draw = lambda key, params, labels, scale: jax.numpy.full((2, 28, 28, 1), np.nan)
     with pytest.raises(FloatingPointError, match=r"'ddim\(\)' on grid 'trailing' gave values"):
-        drawing.draw_many(config, draw, {}, 2)
+        drawing.draw_many(config, build.experiment(config), draw, {}, 2)

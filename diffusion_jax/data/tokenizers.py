@@ -189,9 +189,7 @@ def _added(token: str | dict[str, Any]) -> tokenizers.AddedToken:
     flags = {name: token.get(name, False) for name in ("single_word", "lstrip", "rstrip")}
     special = token.get("special", True)
     normalized = token.get("normalized", not special)
-    return tokenizers.AddedToken(
-        token["content"], special=special, normalized=normalized, **flags
-    )
+    return tokenizers.AddedToken(token["content"], special=special, normalized=normalized, **flags)
 
 
 def _from_json(folder: Path, settings: Settings) -> tokenizers.Tokenizer:
@@ -207,9 +205,7 @@ def _clip(folder: Path, settings: Settings) -> tokenizers.Tokenizer:
     model = models.BPE.from_file(*files, end_of_word_suffix="</w>", unk_token=unk)
     encoder = tokenizers.Tokenizer(model)
     spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
-    encoder.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), spaces, normalizers.Lowercase()]
-    )
+    encoder.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
     encoder.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(tokenizers.Regex(_CLIP_WORDS), "removed", invert=True),
@@ -281,9 +277,7 @@ _T5_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 _BERT_TOKENS = {
     f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")
 }
-_NAMED = tuple(
-    f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-)
+_NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 # The files that each kind needs, the first of which tells it, in order of preference.
 _FILES: dict[str, tuple[str, ...]] = {

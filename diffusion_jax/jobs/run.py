@@ -63,8 +63,10 @@ def run_config(workdir: str | os.PathLike, overrides: dict[str, Any] | None = No
     """
     config: Config = ConfigDict(read_config(workdir))
     for section in LATER:  # fields newer than the run
+        if section not in config:
+            config[section] = ConfigDict()
         for name, value in build.defaults()[section].items():
-            if name not in config.setdefault(section, ConfigDict()):
+            if name not in config[section]:
                 config[section][name] = value
     for field, value in (overrides or {}).items():
         if _is_fixed(field):

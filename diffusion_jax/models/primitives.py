@@ -159,6 +159,20 @@ def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     return y.reshape(b, 2 * h, 2 * w, c)
 
 
+def space_to_depth(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h2 w2 c2"]:
+    """Fold patches into channels: [b, h, w, c] -> [b, h/patch, w/patch, patch²·c]."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // patch, patch, w // patch, patch, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // patch, w // patch, -1)
+
+
+def depth_to_space(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h2 w2 c2"]:
+    """The inverse of ``space_to_depth``: [b, h, w, patch²·c] -> [b, h·patch, w·patch, c]."""
+    b, h, w, _ = x.shape
+    x = x.reshape(b, h, w, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h * patch, w * patch, -1)
+
+
 def avg_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     """Halve height and width, both even, by the mean of 2x2 blocks: [b, h/2, w/2, c]."""
     b, h, w, c = x.shape

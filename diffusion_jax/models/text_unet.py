@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.models.embeddings import TIME_FEATURES, ConditionEmbedding
 from diffusion_jax.models.layers import Conv, ConvDown, ConvUp, GroupNormSilu, Style
-from diffusion_jax.models.primitives import silu
+from diffusion_jax.models.primitives import depth_to_space, silu, space_to_depth
 from diffusion_jax.models.text_unet_blocks import (
     AddedEmbedding,
     Layout,
@@ -180,9 +180,11 @@ class TextUNet(TextEncoderSide):
 
     Attributes beside those of ``TextEncoderSide``:
         out_channels: of the output.
+        patch: the net works on patches of this side, folded into channels; 1 for none.
     """
 
     out_channels: int = 4
+    patch: int = 1
 
     @nn.compact
     def __call__(
@@ -196,7 +198,7 @@ class TextUNet(TextEncoderSide):
         """Run the net.
 
         Args:
-            x: scaled noisy input; h and w must be multiples of 2^(levels - 1).
+            x: scaled noisy input; h and w must be multiples of patch·2^(levels - 1).
             time: [b]; the published networks take the discrete time index.
             cond: "context" [b, n, d], the states of a text; with ``added_features`` also "pooled"
                 [b, p] and "time_ids" [b, k]; with ``num_classes`` "label" int [b].  It may have
@@ -214,6 +216,8 @@ class TextUNet(TextEncoderSide):
             ValueError: for a size that cannot be halved, an unknown name, a cond key that is
                 missing or unknown, or gates or a control of another shape.
         """
+        check_size(x.shape[1], x.shape[2], self.patch, len(self.channel_mults) - 1)
+        x = space_to_depth(x, self.patch)
         self._check(x, cond, {"control", *HOOKS})
         style, features = self._style(train), self.features
         gates = read_gates(cond, x.shape[0], self.attention_layers, self.blocks)
@@ -226,8 +230,9 @@ class TextUNet(TextEncoderSide):
             h, _ = level(h, [skips.pop() for _ in level.widths], emb, text, _of(gates, level))
         h = GroupNormSilu(style, name="norm_out")(h)
         zeros = nn.initializers.zeros_init()
-        out = Conv(self.out_channels, style.dtype, kernel_init=zeros, name="conv_out")(h)
-        return out.astype(jnp.float32)
+        folded = self.out_channels * self.patch**2
+        out = Conv(folded, style.dtype, kernel_init=zeros, name="conv_out")(h)
+        return depth_to_space(out, self.patch).astype(jnp.float32)
 
     @property
     def blocks(self) -> tuple[str, ...]:

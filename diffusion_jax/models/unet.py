@@ -27,7 +27,7 @@ from diffusion_jax.models.layers import (
     GroupNormSilu,
     Style,
 )
-from diffusion_jax.models.primitives import silu
+from diffusion_jax.models.primitives import depth_to_space, silu, space_to_depth
 from diffusion_jax.models.unet_blocks import HOOKS, REMATS, Gates, Level, Middle, read_gates
 from diffusion_jax.models.unet_plan import (
     Widths,
@@ -238,20 +238,6 @@ class UNet(nn.Module):
                 f"attention_levels={self.attention_levels} names {odd}, but the levels are 0 to "
                 f"{halvings}: each is an index into channel_mults={self.channel_mults}."
             )
-
-
-def space_to_depth(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h2 w2 c2"]:
-    """Fold patches into channels: [b, h, w, c] -> [b, h/patch, w/patch, patch²·c]."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // patch, patch, w // patch, patch, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // patch, w // patch, -1)
-
-
-def depth_to_space(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h2 w2 c2"]:
-    """The inverse of ``space_to_depth``: [b, h, w, patch²·c] -> [b, h·patch, w·patch, c]."""
-    b, h, w, _ = x.shape
-    x = x.reshape(b, h, w, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h * patch, w * patch, -1)
 
 
 def stack_blocks(unet: UNet, params: Params) -> Params:

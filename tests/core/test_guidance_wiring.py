@@ -45,7 +45,12 @@ LABELS = jnp.array([1, 2])
 def _draw(config, scale=2.0):
     experiment = build.experiment(config)
     draw = drawing.drawer(config, experiment)
-    return draw, (jax.random.key(0), _params(experiment, LABELS), LABELS, jnp.float32(scale))
+    return draw, (
+        jax.random.key(0),
+        _params(experiment, LABELS),
+        {"label": LABELS},
+        jnp.float32(scale),
+    )
 
 
 def test_every_name_of_the_table_says_something_of_its_own():
@@ -106,9 +111,9 @@ def test_a_reference_guides_and_is_no_constant_of_the_program(monkeypatch):
     run = runs.Run(config, experiment, worse, 1)
     monkeypatch.setattr(drawing, "open_reference", lambda config: run)
     draw, arguments = _draw(config, 1.7)
-    assert draw.args == (worse,)
+    assert draw.args == (worse, {})
     got = draw(*arguments)
-    same = draw.func(params, *arguments)
+    same = draw.func(params, {}, *arguments)
     assert draw.func._cache_size() == 1
     monkeypatch.setattr(drawing, "open_reference", lambda config: None)
     plain = _points(guidance_scale=1.0)

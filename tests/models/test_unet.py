@@ -8,7 +8,8 @@ from flax.traverse_util import flatten_dict
 from tiny_unet import LABEL, SHAPE, TINY, abstract_params, inputs, quick, random_params
 
 from diffusion_jax.models.adapter import init_params, net_from_module
-from diffusion_jax.models.unet import UNet, depth_to_space, space_to_depth, stack_blocks
+from diffusion_jax.models.primitives import depth_to_space, space_to_depth
+from diffusion_jax.models.unet import UNet, stack_blocks
 
 # One level and no attention, for tests that compile several nets.
 FLAT = TINY.clone(channel_mults=(1,), num_res_blocks=0, attention_levels=(), mid_attention=False)

@@ -4,7 +4,7 @@ import pytest
 
 from diffusion_jax.train import workdir
 
-CONFIG = {"seed": 0, "model": {"dims": (8, 8), "width": 4}, "train": {"steps": 10, "batch_size": 2}}
+CONFIG = {"seed": 3, "model": {"dims": (8, 8), "width": 4}, "train": {"steps": 10, "batch_size": 2}}
 
 
 def _changed(**fields):
@@ -35,7 +35,7 @@ def test_what_changes_no_step_may_change(tmp_path, free):
 def test_another_config_is_refused_by_its_fields_and_nothing_is_lost(tmp_path):
     workdir.claim(tmp_path, CONFIG)
     other = _changed(seed=1, model__width=5, extra=3, train__steps=7)
-    says = "extra is 'absent' there and 3 here; model.width is 4 there and 5 here; seed is 0 there"
+    says = "extra is 'absent' there and 3 here; model.width is 4 there and 5 here; seed is 3 there"
     with pytest.raises(ValueError, match=says):
         workdir.claim(tmp_path, other)
     assert workdir.read_config(tmp_path) == json.loads(json.dumps(CONFIG))
@@ -45,6 +45,14 @@ def test_many_differences_are_counted(tmp_path):
     workdir.claim(tmp_path, CONFIG)
     with pytest.raises(ValueError, match="and 2 more differ; give a new --workdir"):
         workdir.claim(tmp_path, {"a": 1})
+
+
+@pytest.mark.parametrize("empty", ["", 0, None, [], False])
+def test_a_field_that_an_older_run_lacks_may_be_empty(tmp_path, empty):
+    workdir.claim(tmp_path, CONFIG)
+    workdir.claim(tmp_path, _changed(text__encoder=empty))
+    with pytest.raises(ValueError, match=r"text\.encoder is '' there|absent"):
+        workdir.claim(tmp_path, _changed(text__encoder="minilm()"))
 
 
 def test_a_folder_without_a_run_or_with_a_broken_one(tmp_path):
