@@ -162,6 +162,7 @@ KINDS: dict[str, Mapping[str, Leaf]] = {
     },
     "norm": {"scale": Leaf("weight", _same, _same), "bias": _BIAS},
     "table": {"embedding": Leaf("weight", _same, _same)},
+    "codebook": {"codebook": Leaf("weight", _same, _same)},
     # A parameter of the network itself, which has no ".weight" there.
     "class_token": {"class_token": Leaf("class_embedding", _same, _same)},
 }
