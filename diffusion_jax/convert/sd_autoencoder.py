@@ -62,9 +62,8 @@ def to_diffusers_autoencoder(params: Mapping[str, Any]) -> dict[str, np.ndarray]
 
 def parameter_shapes(module: AutoencoderKL | AutoencoderVQ) -> dict[str, tuple[int, ...]]:
     """Parameter path -> shape; nothing is computed."""
-    pixels = jax.ShapeDtypeStruct(
-        (1, module.factor, module.factor, module.out_channels), jnp.float32
-    )
+    shape = (1, module.factor, module.factor, module.out_channels)
+    pixels = jax.ShapeDtypeStruct(shape, jnp.float32)
     params = jax.eval_shape(module.init, jax.random.key(0), pixels)["params"]
     return {path: leaf.shape for path, leaf in by_path(params).items()}
 

@@ -62,7 +62,7 @@ def close(ours, theirs):
 
 @pytest.mark.parametrize("case", KL)
 def test_kl(case):
-    theirs = with_random_weights(diffusers.AutoencoderKL(**TINY, **KL[case]))
+    theirs = with_random_weights(diffusers.AutoencoderKL(**{**TINY, **KL[case]}))
     state = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     module, params = from_diffusers_autoencoder(state, theirs.config)
     x = np.random.default_rng(0).normal(size=(2, 16, 24, 3)).astype(np.float32)
@@ -92,9 +92,8 @@ def test_vq():
         before = theirs.encode(nchw(x)).latents
         z, _, (_, _, indices) = theirs.quantize(before)
         back = theirs.decode(before).sample
-    apply = jax.jit(
-        lambda p, x, method: module.apply({"params": p}, x, method=method), static_argnums=2
-    )
+    call = lambda p, x, method: module.apply({"params": p}, x, method=method)
+    apply = jax.jit(call, static_argnums=2)
     ours = apply(params, x, "encode")
     close(ours.before, nhwc(before))
     np.testing.assert_array_equal(np.ravel(ours.indices), indices.numpy())
