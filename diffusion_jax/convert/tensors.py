@@ -201,11 +201,11 @@ def _code(name: str, dtype: np.dtype) -> str:
     raise ValueError(f"{name} has the dtype {dtype}, which safetensors has not: cast it first.")
 
 
-def _little_endian(array: np.ndarray) -> memoryview:
+def _little_endian(array: np.ndarray) -> Any:
     array = np.ascontiguousarray(array)
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def finite(tensors: Mapping[str, Any]) -> None:

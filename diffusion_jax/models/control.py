@@ -90,7 +90,7 @@ class ControlNet(TextEncoderSide):
         style = self._style(train)
         dtype = style.dtype
         emb = self._embed(time, cond).astype(dtype)
-        text = Text(jnp.asarray(cond["context"]), cond.get("context_mask"))
+        text = Text.of(cond)
         hint = HintEmbedding(self.features[0], self.hint_widths, dtype, name="hint")(cond["hint"])
         h = Conv(self.features[0], dtype, name="conv_in")(x) + hint
         h, skips = self._down(h, emb, text, style, {"mid": Gates()})
@@ -114,7 +114,7 @@ class ControlNet(TextEncoderSide):
             )
 
 
-Control = Callable[..., dict[str, Any]]
+Control = Callable[..., Any]
 """(params, x, time, cond, *, scale, key=None) -> {"down": ..., "mid": ...}."""
 
 

@@ -14,7 +14,7 @@ from diffusion_jax.convert.fitting import differences, tensor_shapes
 from diffusion_jax.convert.sd_unet import rows, unet_shapes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-from sd_configs import TINY  # noqa: E402
+from sd_configs import TINY
 
 pytestmark = pytest.mark.parity
 
