@@ -114,6 +114,25 @@ class ControlNet(TextEncoderSide):
             )
 
 
+def copy_encoder(unet_params: Params, control_params: Params) -> Params:
+    """A fresh ControlNet's parameters with the U-Net's in every place that both have.
+
+    So training starts from the U-Net's own reading of its input (Zhang et al. 2023, section 3.2).
+
+    Raises:
+        ValueError: if a shared part has other shapes, naming it.
+    """
+    shared = {name: unet_params[name] for name in control_params if name in unet_params}
+    for name, part in shared.items():
+        shapes = [jax.tree.map(jnp.shape, p) for p in (part, control_params[name])]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{name} has other shapes in the U-Net than in the ControlNet: build both with the "
+                "same fields."
+            )
+    return {**control_params, **shared}
+
+
 Control = Callable[..., Any]
 """(params, x, time, cond, *, scale, key=None) -> {"down": ..., "mid": ...}."""
 

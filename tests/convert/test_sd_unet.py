@@ -12,13 +12,15 @@ from diffusion_jax.convert.controlnet import controlnet_config
 from diffusion_jax.convert.fitting import differences, tensor_shapes
 from diffusion_jax.convert.folders import read_weights, write_weights
 from diffusion_jax.convert.names import by_path
+from diffusion_jax.convert.read_single_file import read_single_file
+from diffusion_jax.convert.sd_names import rows
 from diffusion_jax.convert.sd_unet import (
     from_sd_unet,
-    rows,
     text_unet_config,
     to_sd_unet,
     unet_shapes,
 )
+from diffusion_jax.convert.tensors import write_safetensors
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from sd_configs import TINY
@@ -85,6 +87,9 @@ def test_every_misfit_is_named(state):
         ({"down_block_types": ("KDownBlock2D", "DownBlock2D")}, "up_block_types="),
         ({"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}, "up_block_types="),
         ({"transformer_layers_per_block": [[1], [2, 2]]}, "transformer_layers_per_block="),
+        ({"cross_attention_dim": (8, 12)}, r"cross_attention_dim=\(8, 12\)"),
+        ({"norm_num_groups": None}, "norm_num_groups=None"),
+        ({"addition_embed_type": "text_time"}, "addition_time_embed_dim=None"),
         ({"attention_head_dim": (1, 2, 3)}, r"attention_head_dim=\(1, 2, 3\)"),
     ],
 )
@@ -120,6 +125,35 @@ def test_a_single_file_is_split_and_joined(state):
     assert all(renamed[name] is state[name] for name in state)
     with pytest.raises(ValueError, match=r"no place in the U-Net .*: extra input_blocks\.9\.0\.x"):
         single_file.unet_to_diffusers({"input_blocks.9.0.x": np.zeros(1)}, CONFIG)
+
+
+def test_a_single_file_is_read_with_its_familys_configs(tmp_path):
+    prefix = single_file.UNET_PREFIX
+    names = {
+        f"{prefix}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 1024),
+        f"{prefix}input_blocks.0.0.weight": (320, 9, 3, 3),
+        "first_stage_model.decoder.up.0.block.0.conv1.bias": (128,),
+        "first_stage_model.encoder.mid.attn_1.k.weight": (512, 512, 1, 1),
+        "cond_stage_model.model.ln_final.bias": (1024,),
+        "alphas_cumprod": (1000,),
+    }
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {n: np.zeros(s, np.float16) for n, s in names.items()})
+    got = read_single_file(path, "epsilon")
+    assert got.family == "sd2" and got.configs.unet["in_channels"] == 9
+    assert got.configs.scheduler["prediction_type"] == "epsilon"
+    key = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    assert {n: a.shape for n, a in got.unet.items()} == {
+        key: (320, 1024),
+        "conv_in.weight": (320, 9, 3, 3),
+    }
+    assert {n: a.shape for n, a in got.vae.items()} == {
+        "decoder.up_blocks.3.resnets.0.conv1.bias": (128,),
+        "encoder.mid_block.attentions.0.to_k.weight": (512, 512),
+    }
+    assert [(layout, [*state]) for layout, state in got.text_encoders] == [
+        ("openclip", ["ln_final.bias"])
+    ]
 
 
 def test_families_are_told_by_the_width_of_the_text():

@@ -11,7 +11,8 @@ from diffusion_jax.convert import families, single_file
 from diffusion_jax.convert.controlnet import controlnet_shapes
 from diffusion_jax.convert.controlnet import rows as controlnet_rows
 from diffusion_jax.convert.fitting import differences, tensor_shapes
-from diffusion_jax.convert.sd_unet import rows, unet_shapes
+from diffusion_jax.convert.sd_names import rows
+from diffusion_jax.convert.sd_unet import unet_shapes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from sd_configs import TINY

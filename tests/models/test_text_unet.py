@@ -13,7 +13,7 @@ from tiny_unet import quick
 from diffusion_jax.models import MODELS, primitives
 from diffusion_jax.models.adapter import init_params, net_from_module
 from diffusion_jax.models.attention import CrossAttention
-from diffusion_jax.models.control import ControlNet, control_from_module, with_control
+from diffusion_jax.models.control import ControlNet, control_from_module, copy_encoder, with_control
 from diffusion_jax.models.partition import PARTITIONS
 from diffusion_jax.models.text_unet import TextUNet
 
@@ -224,6 +224,15 @@ def test_a_fresh_control_changes_nothing_and_learns():
     zeros = [name for name in grads if name.startswith("zero_")]
     assert sorted(zeros) == ["zero_0", "zero_mid"]
     assert all(np.any(grads[name]["kernel"]) for name in zeros)
+
+
+def test_a_control_starts_as_a_copy_of_the_unets_way_down(params, control_params):
+    copied = copy_encoder(params, control_params)
+    assert copied["down_0"] is params["down_0"] and copied["mid"] is params["mid"]
+    own = {name for name in copied if copied[name] is control_params[name]}
+    assert own == {"hint", "zero_mid", *(f"zero_{i}" for i in range(4))}
+    with pytest.raises(ValueError, match="conv_in has other shapes"):
+        copy_encoder({"conv_in": {"kernel": np.zeros(3)}}, control_params)
 
 
 def test_text_time_and_label_reach_the_output():
