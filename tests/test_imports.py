@@ -23,7 +23,7 @@ ALLOWED = {
     "profiling": set(),
     "evaluate": {"core", "files"},
     "data": set(),
-    "convert": {"core", "models"},
+    "convert": {"core", "models", "files"},
     "spec": set(),
     "backend": set(),
     "files": set(),

@@ -9,7 +9,7 @@ import numpy as np
 from jax import ShapeDtypeStruct
 from jax.typing import DTypeLike
 
-from diffusion_jax.convert import sd_unet
+from diffusion_jax.convert import sd_names, sd_unet
 from diffusion_jax.convert.fitting import load_params, parameter_shapes, save_params
 from diffusion_jax.convert.names import Row
 from diffusion_jax.models.control import ControlNet
@@ -73,7 +73,7 @@ def to_diffusers_controlnet(
 
 def rows(config: Mapping[str, Any]) -> tuple[Row, ...]:
     """The name map, both ways."""
-    return sd_unet.rows(config) + _ROWS
+    return sd_names.rows(config) + _ROWS
 
 
 _ROWS: tuple[Row, ...] = (

@@ -9,9 +9,8 @@ import numpy as np
 from jax import ShapeDtypeStruct
 from jax.typing import DTypeLike
 
-from diffusion_jax.convert.diffusers_unet import RES_PARTS
 from diffusion_jax.convert.fitting import load_params, parameter_shapes, save_params
-from diffusion_jax.convert.names import Row
+from diffusion_jax.convert.sd_names import rows
 from diffusion_jax.models.text_unet import TextEncoderSide, TextUNet
 
 
@@ -56,6 +55,7 @@ def encoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := sorted(set(down) - set(_MIRROR)):
         raise ValueError(f"The blocks {unknown} cannot be converted: only {[*_MIRROR]} can.")
     widths = tuple(config["block_out_channels"])
+    _check_widths(config)
     depths = _numbers(config, "transformer_layers_per_block", len(down))
     attends = [name == "CrossAttnDownBlock2D" for name in down]
     padding = config["downsample_padding"]
@@ -92,6 +92,18 @@ def check_supported(config: Mapping[str, Any], table: Mapping[str, tuple[Any, ..
         value = tuple(value) if isinstance(value, list) else value
         if value not in known:
             raise ValueError(f"{field}={value!r} cannot be converted: only {known} can.")
+
+
+def _check_widths(config: Mapping[str, Any]) -> None:
+    """Refuse what is a number in all that can be converted, but may be something else."""
+    fields = ["norm_num_groups", "cross_attention_dim"]
+    if _adds(config):
+        fields += ["addition_time_embed_dim", "projection_class_embeddings_input_dim"]
+    for field in fields:
+        if not isinstance(config[field], int):
+            raise ValueError(
+                f"{field}={config[field]!r} cannot be converted: only a whole number can."
+            )
 
 
 def _adds(config: Mapping[str, Any]) -> bool:
@@ -165,76 +177,6 @@ def to_sd_unet(params: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str
     """The inverse of ``from_sd_unet``: tensor name -> array, each in its parameter's dtype."""
     return save_params(params, rows(config))
 
-
-def rows(config: Mapping[str, Any]) -> tuple[Row, ...]:
-    """The name map: both ways, of U-Nets and of what ControlNets share with them."""
-    return _LINEAR if config.get("use_linear_projection", False) else _POINTWISE
-
-
-_LAYER_PARTS = (
-    ("norm_0", "norm1", "norm"),
-    ("self_attention/query", "attn1.to_q", "dense"),
-    ("self_attention/key", "attn1.to_k", "dense"),
-    ("self_attention/value", "attn1.to_v", "dense"),
-    ("self_attention/out", "attn1.to_out.0", "dense"),
-    ("norm_1", "norm2", "norm"),
-    ("cross_attention/query", "attn2.to_q", "dense"),
-    ("cross_attention/key", "attn2.to_k", "dense"),
-    ("cross_attention/value", "attn2.to_v", "dense"),
-    ("cross_attention/out", "attn2.to_out.0", "dense"),
-    ("norm_2", "norm3", "norm"),
-    ("mlp/in", "ff.net.0.proj", "dense"),
-    ("mlp/out", "ff.net.2", "dense"),
-)
-_SCOPES = (
-    (r"(down|up)_(\d+)/block_(\d+)/res", "{0}_blocks.{1}.resnets.{2}", RES_PARTS),
-    (r"(down|up)_(\d+)/resample", "{0}_blocks.{1}.{0}samplers.0", (("conv", "conv", "conv"),)),
-    (r"mid/res_(\d+)", "mid_block.resnets.{0}", RES_PARTS),
-    (
-        r"(down|up)_(\d+)/block_(\d+)/transformer/layer_(\d+)",
-        "{0}_blocks.{1}.attentions.{2}.transformer_blocks.{3}",
-        _LAYER_PARTS,
-    ),
-    (
-        r"mid/transformer/layer_(\d+)",
-        "mid_block.attentions.0.transformer_blocks.{0}",
-        _LAYER_PARTS,
-    ),
-)
-_SHARED: tuple[Row, ...] = (
-    Row("embed/time_0", "time_embedding.linear_1", "dense"),
-    Row("embed/time_1", "time_embedding.linear_2", "dense"),
-    Row("embed/label", "class_embedding", "table"),
-    Row("added/dense_0", "add_embedding.linear_1", "dense"),
-    Row("added/dense_1", "add_embedding.linear_2", "dense"),
-    Row("conv_in", "conv_in", "conv"),
-    Row("norm_out", "conv_norm_out", "norm"),
-    Row("conv_out", "conv_out", "conv"),
-    *(
-        Row(f"{ours}/{part}", f"{theirs}.{name}", kind)
-        for ours, theirs, parts in _SCOPES
-        for part, name, kind in parts
-    ),
-    Row(
-        r"(down|up)_(\d+)/block_(\d+)/transformer/norm",
-        "{0}_blocks.{1}.attentions.{2}.norm",
-        "norm",
-    ),
-    Row("mid/transformer/norm", "mid_block.attentions.0.norm", "norm"),
-)
-
-
-def _projections(kind: str) -> tuple[Row, ...]:
-    """The rows of the projections around transformers, which alone depend on the config."""
-    side = r"(down|up)_(\d+)/block_(\d+)/transformer/(proj_in|proj_out)"
-    return (
-        Row(side, "{0}_blocks.{1}.attentions.{2}.{3}", kind),
-        Row("mid/transformer/(proj_in|proj_out)", "mid_block.attentions.0.{0}", kind),
-    )
-
-
-_POINTWISE = _SHARED + _projections("pointwise")
-_LINEAR = _SHARED + _projections("dense")
 
 _MIRROR = {"CrossAttnDownBlock2D": "CrossAttnUpBlock2D", "DownBlock2D": "UpBlock2D"}
 

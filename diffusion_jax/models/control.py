@@ -90,7 +90,7 @@ class ControlNet(TextEncoderSide):
         style = self._style(train)
         dtype = style.dtype
         emb = self._embed(time, cond).astype(dtype)
-        text = Text(jnp.asarray(cond["context"]), cond.get("context_mask"))
+        text = Text.of(cond)
         hint = HintEmbedding(self.features[0], self.hint_widths, dtype, name="hint")(cond["hint"])
         h = Conv(self.features[0], dtype, name="conv_in")(x) + hint
         h, skips = self._down(h, emb, text, style, {"mid": Gates()})
@@ -114,7 +114,26 @@ class ControlNet(TextEncoderSide):
             )
 
 
-Control = Callable[..., dict[str, Any]]
+def copy_encoder(unet_params: Params, control_params: Params) -> Params:
+    """A fresh ControlNet's parameters with the U-Net's in every place that both have.
+
+    So training starts from the U-Net's own reading of its input (Zhang et al. 2023, section 3.2).
+
+    Raises:
+        ValueError: if a shared part has other shapes, naming it.
+    """
+    shared = {name: unet_params[name] for name in control_params if name in unet_params}
+    for name, part in shared.items():
+        shapes = [jax.tree.map(jnp.shape, p) for p in (part, control_params[name])]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{name} has other shapes in the U-Net than in the ControlNet: build both with the "
+                "same fields."
+            )
+    return {**control_params, **shared}
+
+
+Control = Callable[..., Any]
 """(params, x, time, cond, *, scale, key=None) -> {"down": ..., "mid": ...}."""
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.models.embeddings import TIME_FEATURES, ConditionEmbedding
-from diffusion_jax.models.layers import Conv, ConvDown, ConvUp, GroupNormSilu, Style
+from diffusion_jax.models.layers import CONDITIONINGS, Conv, ConvDown, ConvUp, GroupNormSilu, Style
 from diffusion_jax.models.primitives import depth_to_space, silu, space_to_depth
 from diffusion_jax.models.text_unet_blocks import (
     AddedEmbedding,
@@ -162,6 +162,7 @@ class TextEncoderSide(nn.Module):
         """Refuse a size, a name or a cond that the net has no use for."""
         check_size(x.shape[1], x.shape[2], 1, len(self.channel_mults) - 1)
         check_name("remat", self.remat, REMATS)
+        check_name("conditioning", self.conditioning, CONDITIONINGS)
         check_name("time_features", self.time_features, TIME_FEATURES)
         needed = {"context"} | ({"label"} if self.num_classes else set())
         needed |= {"pooled", "time_ids"} if self.added_features else set()
@@ -221,7 +222,7 @@ class TextUNet(TextEncoderSide):
         self._check(x, cond, {"control", *HOOKS})
         style, features = self._style(train), self.features
         gates = read_gates(cond, x.shape[0], self.attention_layers, self.blocks)
-        text = Text(jnp.asarray(cond["context"]), cond.get("context_mask"))
+        text = Text.of(cond)
         emb = self._embed(time, cond).astype(style.dtype)
         h = Conv(features[0], style.dtype, name="conv_in")(x)
         h, skips = self._down(h, emb, text, style, gates)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -29,6 +29,12 @@ class Text(NamedTuple):
 
     states: Float[Array, "b n d"]
     mask: Bool[Array, "b n"] | None = None
+
+    @classmethod
+    def of(cls, cond: Mapping[str, Any]) -> Text:
+        """From cond's "context" and, if it has it, "context_mask", 0 or False for padding."""
+        mask = cond.get("context_mask")
+        return cls(jnp.asarray(cond["context"]), None if mask is None else mask.astype(bool))
 
 
 class AddedEmbedding(nn.Module):
