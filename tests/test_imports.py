@@ -49,6 +49,9 @@ OWNERS = {
     "grain": {"data"},
     "torch": {"scripts"},
     "diffusers": {"scripts"},
+    "transformers": {"scripts"},
+    "tokenizers": {"data"},
+    "sentencepiece": {"data"},
     "tensorflow": set(),
 }
 

@@ -23,9 +23,7 @@ IGNORED = frozenset({"logit_scale", "logit_bias", "attn_mask"})
 def under(state: State, prefix: str) -> dict[str, np.ndarray]:
     """The tensors whose names start with prefix, such as "cond_stage_model.model.", without it."""
     return {
-        name.removeprefix(prefix): array
-        for name, array in state.items()
-        if name.startswith(prefix)
+        name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)
     }
 
 

@@ -21,6 +21,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 Settings = dict[str, Any]
 
+_CONFIG = "tokenizer_config.json"
 # transformers writes 10^30 for a tokenizer without a limit.
 _NO_LIMIT = 10**9
 
@@ -118,7 +119,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             raise ValueError(
                 f"{side}={settings[side]!r} in {folder} is not supported: only 'right' is."
             )
-    return _finished(encoder, settings)
+    tokenizer = _finished(encoder, settings)
+    if tokenizer.pad is None:
+        raise ValueError(f"The files of {folder} name no pad_token: add it to {_CONFIG}.")
+    return tokenizer
 
 
 def _finished(encoder: tokenizers.Tokenizer, settings: Settings) -> Tokenizer:
@@ -130,7 +134,7 @@ def _finished(encoder: tokenizers.Tokenizer, settings: Settings) -> Tokenizer:
     special += [_added(token) for token in settings.get("additional_special_tokens") or ()]
     encoder.add_tokens(_new(special, encoder))
     pad = settings.get("pad_token")
-    pad_id = encoder.token_to_id(_content(pad)) if pad else padding.get("pad_id", 0)
+    pad_id: Any = encoder.token_to_id(_content(pad)) if pad else padding.get("pad_id")
     # What the library puts around a text that is one ordinary token or more.
     framed = encoder.encode("a")
     inside = [i for i, special in enumerate(framed.special_tokens_mask) if not special]
@@ -153,7 +157,7 @@ def _new(tokens: list[tokenizers.AddedToken], encoder: tokenizers.Tokenizer) -> 
 
 def _settings(folder: Path) -> Settings:
     """The three files of settings as one; "added" are the tokens that they add, by id."""
-    settings = _read_json(folder / "tokenizer_config.json")
+    settings = _read_json(folder / _CONFIG)
     # Older folders keep the special tokens apart, and their word counts.
     if "added_tokens_decoder" not in settings:
         settings |= _read_json(folder / "special_tokens_map.json")
@@ -189,9 +193,7 @@ def _added(token: str | dict[str, Any]) -> tokenizers.AddedToken:
     flags = {name: token.get(name, False) for name in ("single_word", "lstrip", "rstrip")}
     special = token.get("special", True)
     normalized = token.get("normalized", not special)
-    return tokenizers.AddedToken(
-        token["content"], special=special, normalized=normalized, **flags
-    )
+    return tokenizers.AddedToken(token["content"], special=special, normalized=normalized, **flags)
 
 
 def _from_json(folder: Path, settings: Settings) -> tokenizers.Tokenizer:
@@ -207,9 +209,7 @@ def _clip(folder: Path, settings: Settings) -> tokenizers.Tokenizer:
     model = models.BPE.from_file(*files, end_of_word_suffix="</w>", unk_token=unk)
     encoder = tokenizers.Tokenizer(model)
     spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
-    encoder.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), spaces, normalizers.Lowercase()]
-    )
+    encoder.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
     encoder.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(tokenizers.Regex(_CLIP_WORDS), "removed", invert=True),
@@ -281,9 +281,7 @@ _T5_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 _BERT_TOKENS = {
     f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")
 }
-_NAMED = tuple(
-    f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-)
+_NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 # The files that each kind needs, the first of which tells it, in order of preference.
 _FILES: dict[str, tuple[str, ...]] = {

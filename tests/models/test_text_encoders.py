@@ -54,7 +54,9 @@ def probed(request):
     name = request.param
     module, x = MODULES[name].clone(layers=1), _inputs(name)
     params = {part: p for part, p in _params(name).items() if part != "layer_1"}
-    direction = jax.tree.map(lambda p: np.sin(np.arange(p.size, dtype="f")).reshape(p.shape), params)
+    direction = jax.tree.map(
+        lambda p: np.sin(np.arange(p.size, dtype="f")).reshape(p.shape), params
+    )
     low = module.clone(dtype=jnp.bfloat16)
 
     def mean_square(params, x):

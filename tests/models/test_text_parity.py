@@ -10,8 +10,13 @@ import text_references as references
 
 from diffusion_jax.convert import text_configs
 from diffusion_jax.convert.names import by_path
-from diffusion_jax.convert.text_encoders import LAYOUTS, from_transformers, parameter_shapes
-from diffusion_jax.convert.text_encoders import module_of, to_transformers
+from diffusion_jax.convert.text_encoders import (
+    LAYOUTS,
+    from_transformers,
+    module_of,
+    parameter_shapes,
+    to_transformers,
+)
 from diffusion_jax.models.clip_image import MEAN, STD, normalised
 from diffusion_jax.models.text.clip import READS
 from diffusion_jax.models.text.t5 import relative_buckets
@@ -166,9 +171,7 @@ def test_full_size(name):
     config = getattr(text_configs, name)
     entries = {k: v for k, v in config.items() if k not in ("model_type", "architectures")}
     with torch.device("meta"):
-        theirs = getattr(transformers, model_class)(
-            getattr(transformers, config_class)(**entries)
-        )
+        theirs = getattr(transformers, model_class)(getattr(transformers, config_class)(**entries))
     module = module_of(config)
     layout = LAYOUTS["t5" if name == "T5_XXL" else "clip_text"]
     shapes = parameter_shapes(module, layout)
@@ -176,6 +179,8 @@ def test_full_size(name):
     assert ours == sum(p.numel() for p in theirs.parameters())
     assert count in (None, ours)
     print(f"{name}: {ours:,} parameters")
-    state = {n: np.broadcast_to(np.float32(0), tuple(t.shape)) for n, t in theirs.state_dict().items()}
+    state = {
+        n: np.broadcast_to(np.float32(0), tuple(t.shape)) for n, t in theirs.state_dict().items()
+    }
     _, params = from_transformers(state, config)
     assert {path: x.shape for path, x in by_path(params).items()} == shapes

@@ -83,9 +83,7 @@ class Bert(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, ids: Int[Array, "b n"], mask: Int[Array, "b n"] | None = None
-    ) -> BertStates:
+    def __call__(self, ids: Int[Array, "b n"], mask: Int[Array, "b n"] | None = None) -> BertStates:
         """Encode.
 
         Args:
