@@ -61,6 +61,9 @@ OWNERS = {
     "grain": {"data"},
     "torch": {"scripts"},
     "diffusers": {"scripts"},
+    "transformers": {"scripts"},
+    "tokenizers": {"data"},
+    "sentencepiece": {"data"},
     "tensorflow": set(),
 }
 

@@ -21,6 +21,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 Settings = dict[str, Any]
 
+_CONFIG = "tokenizer_config.json"
 # transformers writes 10^30 for a tokenizer without a limit.
 _NO_LIMIT = 10**9
 
@@ -118,7 +119,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             raise ValueError(
                 f"{side}={settings[side]!r} in {folder} is not supported: only 'right' is."
             )
-    return _finished(encoder, settings)
+    tokenizer = _finished(encoder, settings)
+    if tokenizer.pad is None:
+        raise ValueError(f"The files of {folder} name no pad_token: add it to {_CONFIG}.")
+    return tokenizer
 
 
 def _finished(encoder: tokenizers.Tokenizer, settings: Settings) -> Tokenizer:
@@ -130,7 +134,7 @@ def _finished(encoder: tokenizers.Tokenizer, settings: Settings) -> Tokenizer:
     special += [_added(token) for token in settings.get("additional_special_tokens") or ()]
     encoder.add_tokens(_new(special, encoder))
     pad = settings.get("pad_token")
-    pad_id = encoder.token_to_id(_content(pad)) if pad else padding.get("pad_id", 0)
+    pad_id: Any = encoder.token_to_id(_content(pad)) if pad else padding.get("pad_id")
     # What the library puts around a text that is one ordinary token or more.
     framed = encoder.encode("a")
     inside = [i for i, special in enumerate(framed.special_tokens_mask) if not special]
@@ -153,7 +157,7 @@ def _new(tokens: list[tokenizers.AddedToken], encoder: tokenizers.Tokenizer) -> 
 
 def _settings(folder: Path) -> Settings:
     """The three files of settings as one; "added" are the tokens that they add, by id."""
-    settings = _read_json(folder / "tokenizer_config.json")
+    settings = _read_json(folder / _CONFIG)
     # Older folders keep the special tokens apart, and their word counts.
     if "added_tokens_decoder" not in settings:
         settings |= _read_json(folder / "special_tokens_map.json")

@@ -129,6 +129,9 @@ def test_errors_name_the_file_and_the_mend(tmp_path, clip):
     with pytest.raises(ValueError, match=r"tokenizer\.json cannot be read"):
         load_tokenizer(tmp_path)
     tokenizer = load_tokenizer(clip)
+    tokenizer.encoder.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=r"no pad_token: add it to tokenizer_config\.json"):
+        load_tokenizer(tmp_path)
     with pytest.raises(ValueError, match="length=1 is too short for the 2 tokens"):
         tokenizer(["a"], length=1)
     with pytest.raises(TypeError, match="give a list"):
