@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.core.guidance import GUIDANCES, Guidance, Weight
@@ -24,6 +28,8 @@ def generate(
     levels: NoiseLevel,
     guidance_scale: Weight | None = None,
     guidance: Guidance = CFG,
+    negative: Cond | None = None,
+    end: NoiseLevel | None = None,
 ) -> Array:
     """Draw x_T, walk it to x_0, decode it.  Pure: jit it over model, shape and solver.
 
@@ -38,13 +44,15 @@ def generate(
         levels: [n], see ``core.grids``.
         guidance_scale: None for the plain conditional model, which costs half.
         guidance: what the scale is of; classifier-free guidance unless another is given.
+        negative: what not to show, in cond's shapes, in place of the empty condition.
+        end: see ``core.sampling.sample``.
 
     Returns:
         Pixels in [-1, 1] (not clipped), [b, h, w, c].
     """
     of_x, of_solver = jax.random.split(key)
-    denoise = guided(model, params, frozen, cond, guidance_scale, guidance)
-    x = sample(of_solver, solver, denoise, prior(of_x, shape, levels), levels)
+    denoise = guided(model, params, frozen, cond, guidance_scale, guidance, negative)
+    x = sample(of_solver, solver, denoise, prior(of_x, shape, levels), levels, end)
     return model.codec.decode(frozen, x)
 
 
@@ -73,8 +81,45 @@ def guided(
     cond: Cond,
     guidance_scale: Weight | None,
     guidance: Guidance = CFG,
+    negative: Cond | None = None,
 ) -> Denoise:
     """The model under guidance; there is no empty condition where the scale is None."""
     contrast = guidance_scale is not None and bool(jax.tree.leaves(cond))
-    null = model.null(frozen, cond) if contrast else None
+    null = model.null(frozen, cond) if contrast and negative is None else negative
     return guidance(denoiser(model, params), cond, null, guidance_scale)
+
+
+def prompted(
+    model: Model,
+    shape: tuple[int, ...],
+    solver: Solver,
+    levels: NoiseLevel,
+    guidance: Guidance = CFG,
+    end: NoiseLevel | None = None,
+) -> Callable[..., Array]:
+    """Text to image as one function, to be jitted once for all prompts, seeds and scales.
+
+    Args:
+        model, solver, levels, guidance, end: as for ``generate``.
+        shape: of x without the batch.
+
+    Returns:
+        (weights, key, request, negative, scale) -> uint8 [b, h, w, c].  weights has ``params`` and
+        ``frozen``; request and negative are what ``model.condition`` reads, negative None for the
+        empty prompt; scale is the guidance's, traced.
+    """
+
+    def draw(weights: Any, key: Array, request: Cond, negative: Cond | None, scale: Weight):
+        params, frozen = weights.params, weights.frozen
+        cond = model.condition(frozen, request)
+        avoid = None if negative is None else model.condition(frozen, negative)
+        full = (jax.tree.leaves(request)[0].shape[0], *shape)
+        how = (solver, levels, scale, guidance, avoid, end)
+        return to_uint8(generate(key, model, params, frozen, cond, full, *how))
+
+    return draw
+
+
+def to_uint8(pixels: Array) -> Array:
+    """[-1, 1] -> 0 to 255, rounded and clipped."""
+    return jnp.round((jnp.clip(pixels, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)

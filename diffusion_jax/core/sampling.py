@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from diffusion_jax.core.solvers.steps import follow
 from diffusion_jax.core.types import Denoise, NoiseLevel, Solver
 
 
@@ -60,6 +61,7 @@ def sample(
     denoise: Denoise,
     x: Float[Array, "b ..."],
     levels: NoiseLevel,
+    end: NoiseLevel | None = None,
 ) -> Float[Array, "b ..."]:
     """Walk x from levels[0] to the clean level.
 
@@ -68,12 +70,15 @@ def sample(
 
     Args:
         key, solver, denoise, x, levels: see ``walk``; x such as ``prior`` gives.
+        end: a level to end at along the last prediction, in place of the clean one; diffusers ends
+            at the table's first (its ``set_alpha_to_one=False``).
 
     Returns:
         The sample, [b, ...].
     """
     x, _ = walk(key, solver, denoise, x, levels)
-    return denoise(x, pairs(levels)[2]).x0
+    prediction = denoise(x, pairs(levels)[2])
+    return prediction.x0 if end is None else follow(prediction, end)
 
 
 def trajectory(

@@ -1,0 +1,80 @@
+"""Prompts to pixels: the same images as diffusers' pipelines, from the same files and latents."""
+
+import os
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.apps.generate import prompted
+from diffusion_jax.build_checkpoint import text_to_image
+from diffusion_jax.convert.schedulers import sampling_of
+from diffusion_jax.convert.stable_diffusion import read_checkpoint
+from diffusion_jax.core.grids import GRIDS
+from diffusion_jax.core.solvers import SOLVERS
+from diffusion_jax.spec import build
+
+pytestmark = pytest.mark.parity
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+if os.environ.get("REQUIRE_PARITY") == "1":
+    import diffusers
+    import stable_diffusion
+    import torch
+else:
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    import stable_diffusion
+
+PROMPTS = ["a photo of a red cat", "blue house, on the hill 7!"]
+NEGATIVE = ["a dog", ""]
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+STEPS, SCALE, SIDE = 6, 4.0, 64
+
+
+@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
+def both(request, tmp_path_factory):
+    return stable_diffusion.pipeline(request.param, tmp_path_factory.mktemp("checkpoint"))
+
+
+def drawn(made, config, latents, prompts, negative, monkeypatch):
+    chosen = sampling_of(config)
+    process = made.model.process
+    levels = build(GRIDS, chosen.grid, "grid", process=process, n=STEPS)
+    solver = build(SOLVERS, chosen.solver, "solver", process=process, steps=STEPS)
+    end = None if chosen.ends_clean else process.at(jnp.asarray(1 / 1000))
+    monkeypatch.setattr("diffusion_jax.apps.generate.prior", lambda *_: jnp.asarray(latents))
+    draw = prompted(made.model, latents.shape[1:], solver, levels, end=end)
+    rows, avoid = made.pair(prompts, negative, (SIDE, SIDE), chunks=1)
+    return jax.jit(draw)(made.weights, jax.random.key(0), rows, avoid, jnp.float32(SCALE))
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_same_images(both, name, monkeypatch):
+    pipe, folder = both
+    scheduler = getattr(diffusers, SCHEDULERS[name]).from_config(pipe.scheduler.config)
+    pipe.scheduler = scheduler
+    rng = np.random.default_rng(0)
+    latents = rng.normal(size=(2, SIDE // 8, SIDE // 8, 4)).astype(np.float32)
+    theirs = pipe(
+        PROMPTS, negative_prompt=NEGATIVE, num_inference_steps=STEPS, guidance_scale=SCALE,
+        latents=torch.tensor(latents).permute(0, 3, 1, 2), output_type="np",
+        height=SIDE, width=SIDE,
+    ).images  # fmt: skip
+    made = text_to_image(read_checkpoint(folder))
+    config = dict(scheduler.config, _class_name=SCHEDULERS[name])
+    if name != "ddim":  # those end at sigma = 0, whatever the field says
+        config["set_alpha_to_one"] = True
+    ours = drawn(made, config, latents, PROMPTS, NEGATIVE, monkeypatch)
+    want = np.round(theirs * 255)
+    assert want.std() > 10  # a picture, not one colour
+    assert np.abs(np.asarray(ours, np.float32) - want).max() <= 2
