@@ -47,11 +47,12 @@ def main(argv: list[str]) -> None:
     try:
         if argv[1:]:
             raise ValueError(f"argument {argv[1]!r} is not understood; options start with --")
-        if not FLAGS.workdir:
+        workdir = FLAGS.workdir or FLAGS.config.get("workdir")
+        if not workdir:
             raise ValueError("--workdir is missing; name a folder: --workdir=runs/mnist")
         hosts = (FLAGS.distributed, FLAGS.coordinator, FLAGS.processes, FLAGS.process)
         jobs.connect(jobs.Hosts(*hosts))
-        jobs.JOBS[FLAGS.mode](_chosen_config(jobs), FLAGS.workdir)
+        jobs.JOBS[FLAGS.mode](_chosen_config(jobs), workdir)
     except (ValueError, OSError, FloatingPointError) as error:
         jobs.end(str(error), code=2)
     except RuntimeError as error:

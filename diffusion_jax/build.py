@@ -68,6 +68,10 @@ def experiment(config: Config) -> Experiment:
     Raises:
         ValueError: for a field that names nothing, or fields that contradict one another.
     """
+    if "data" not in config:
+        raise ValueError(
+            "this config has no config.data: it draws from a checkpoint, with --mode=sample alone"
+        )
     shape = data_shape(config)
     module = network(config, shape[-1])
     bare = net_from_module(module)

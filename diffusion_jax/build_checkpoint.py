@@ -38,6 +38,7 @@ class TextToImage(NamedTuple):
 
     Attributes:
         model: what the weights mean.
+        net: the denoiser's module, for the names of its layers.
         weights: NumPy arrays, as the files have them.
         sampling: how its author samples.
         tokenizers: one for each text encoder.
@@ -48,6 +49,7 @@ class TextToImage(NamedTuple):
     """
 
     model: Model
+    net: Any
     weights: Weights
     sampling: Sampling
     tokenizers: tuple[Tokenizer, ...]
@@ -77,7 +79,7 @@ class TextToImage(NamedTuple):
         if self.sized:
             height, width = size or (self.size, self.size)
             ids = [height, width, 0, 0, height, width]  # as if made at this size, and not cropped
-            found["time_ids"] = np.tile(np.float32(ids), (len(prompts), 1))
+            found["time_ids"] = np.tile(np.asarray(ids, np.float32), (len(prompts), 1))
         return found
 
     def pair(
@@ -133,6 +135,7 @@ def text_to_image(
     factor, sample = vae.module.factor, checkpoint.configs["unet"].get("sample_size") or 64
     return TextToImage(
         model=model,
+        net=unet.module,
         weights=Weights({"net": unet.params}, {"autoencoder": vae.params, "text": texts}),
         sampling=sampling_of(checkpoint.scheduler),
         tokenizers=loaded,
@@ -148,12 +151,12 @@ def codec(module: AutoencoderKL, scale: float, shift: float) -> Codec:
 
     def encode(frozen, pixels, key):
         variables = {"params": frozen["autoencoder"]}
-        posterior = module.apply(variables, pixels, method="encode")
+        posterior: Any = module.apply(variables, pixels, method="encode")
         return scale * (posterior.sample(key) - shift)
 
     def decode(frozen, x):
         variables = {"params": frozen["autoencoder"]}
-        return module.apply(variables, x / scale + shift, method="decode")
+        return jnp.asarray(module.apply(variables, x / scale + shift, method="decode"))
 
     return Codec(encode, decode)
 

@@ -66,9 +66,15 @@ def guidance(config: Config, model: Model, reference: Denoiser | None = None) ->
         model: what it describes.
         reference: the worse model of autoguidance.
     """
+    return weighing(config, model, network(config, data_shape(config)[-1]), reference)
+
+
+def weighing(
+    config: Config, model: Model, module: Any, reference: Denoiser | None = None
+) -> Guidance:
+    """``guidance`` of a network that is not the config's own; its module has the hooks' names."""
     section = config.sampler
     _check_guidance(config, reference)
-    module = network(config, data_shape(config)[-1])
     context = {
         "target": model.target,
         "reference": reference,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from diffusion_jax.files import whole
 
@@ -31,12 +32,23 @@ def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.nda
     return sheet
 
 
-def save_image(path: str | os.PathLike, image: np.ndarray, zoom: int = 1) -> None:
-    """Write uint8 [h, w, c] as a PNG, each pixel zoom x zoom, whole or not at all."""
+def save_image(
+    path: str | os.PathLike,
+    image: np.ndarray,
+    zoom: int = 1,
+    text: Mapping[str, str] | None = None,
+) -> None:
+    """Write uint8 [h, w, c] as a PNG, each pixel zoom x zoom, whole or not at all.
+
+    ``text`` is kept in the file, such as the settings that the image was made with.
+    """
     image = np.repeat(np.repeat(image, zoom, 0), zoom, 1)
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    info = PngInfo()
+    for key, value in (text or {}).items():
+        info.add_itxt(key, value)
     with whole(path) as temporary:
-        picture.save(temporary, "PNG")
+        picture.save(temporary, "PNG", pnginfo=info)
 
 
 def save_animation(

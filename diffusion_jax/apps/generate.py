@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.core.guidance import GUIDANCES, Guidance, Weight
+from diffusion_jax.core.process import corrupt
 from diffusion_jax.core.sampling import prior, sample, trajectory
 from diffusion_jax.core.targets import denoiser
 from diffusion_jax.core.types import Cond, Denoise, Model, NoiseLevel, Params, Solver
@@ -30,6 +32,7 @@ def generate(
     guidance: Guidance = CFG,
     negative: Cond | None = None,
     end: NoiseLevel | None = None,
+    start: Array | None = None,
 ) -> Array:
     """Draw x_T, walk it to x_0, decode it.  Pure: jit it over model, shape and solver.
 
@@ -46,13 +49,15 @@ def generate(
         guidance: what the scale is of; classifier-free guidance unless another is given.
         negative: what not to show, in cond's shapes, in place of the empty condition.
         end: see ``core.sampling.sample``.
+        start: x at levels[0], of shape, in place of a drawn one.
 
     Returns:
         Pixels in [-1, 1] (not clipped), [b, h, w, c].
     """
     of_x, of_solver = jax.random.split(key)
     denoise = guided(model, params, frozen, cond, guidance_scale, guidance, negative)
-    x = sample(of_solver, solver, denoise, prior(of_x, shape, levels), levels, end)
+    x = prior(of_x, shape, levels) if start is None else start
+    x = sample(of_solver, solver, denoise, x, levels, end)
     return model.codec.decode(frozen, x)
 
 
@@ -104,17 +109,34 @@ def prompted(
         shape: of x without the batch.
 
     Returns:
-        (weights, key, request, negative, scale) -> uint8 [b, h, w, c].  weights has ``params`` and
-        ``frozen``; request and negative are what ``model.condition`` reads, negative None for the
-        empty prompt; scale is the guidance's, traced.
+        (weights, key, request, negative, scale, start={}) -> uint8 [b, h, w, c].  weights has
+        ``params`` and ``frozen``; request and negative are what ``model.condition`` reads, negative
+        None for the empty prompt; scale is the guidance's, traced.  start may have "noise",
+        N(0, 1) [b, *shape], in place of drawn noise, and "pixels", [b, h, w, c] in [-1, 1], which
+        that noise is then added to at levels[0]: image to image, where levels are the last part
+        of a grid (SDEdit, Meng et al. 2022; ``grids.truncate``).
     """
 
-    def draw(weights: Any, key: Array, request: Cond, negative: Cond | None, scale: Weight):
+    def draw(
+        weights: Any,
+        key: Array,
+        request: Cond,
+        negative: Cond | None,
+        scale: Weight,
+        start: Mapping[str, Array] = MappingProxyType({}),
+    ) -> Array:
         params, frozen = weights.params, weights.frozen
         cond = model.condition(frozen, request)
         avoid = None if negative is None else model.condition(frozen, negative)
         full = (jax.tree.leaves(request)[0].shape[0], *shape)
-        how = (solver, levels, scale, guidance, avoid, end)
+        key, of_codec, of_noise = jax.random.split(key, 3)
+        x = start["noise"] if "noise" in start else jax.random.normal(of_noise, full)
+        first = jax.tree.map(lambda leaf: leaf[0], levels)
+        if "pixels" in start:
+            x = corrupt(model.codec.encode(frozen, start["pixels"], of_codec), x, first)
+        else:
+            x = x * jnp.sqrt(first.alpha**2 + first.sigma**2)
+        how = (solver, levels, scale, guidance, avoid, end, x)
         return to_uint8(generate(key, model, params, frozen, cond, full, *how))
 
     return draw

@@ -11,6 +11,7 @@ import numpy as np
 from diffusion_jax import pictures
 from diffusion_jax.files import whole
 from diffusion_jax.jobs.drawing import Samples, draw_many, drawer
+from diffusion_jax.jobs.prompting import draw_prompts
 from diffusion_jax.jobs.run import cache_compilations, open_run
 from diffusion_jax.jobs.strips import save_strip
 from diffusion_jax.spec import Config
@@ -19,9 +20,14 @@ from diffusion_jax.spec import Config
 def sample(config: Config, workdir: str | os.PathLike) -> Samples:
     """Draw ``config.sampler.n`` samples from a run; leave a PNG, an .npz and the strip.
 
+    A config with a checkpoint draws its prompts instead (``jobs.prompting``).
+
     Raises:
         ValueError: if the folder holds no run of this model.
     """
+    if "checkpoint" in config:
+        drawn = draw_prompts(config, workdir)
+        return Samples(drawn, np.arange(len(drawn), dtype=np.int32))
     cache_compilations()
     run = open_run(config, workdir)
     draw = drawer(config, run.experiment)

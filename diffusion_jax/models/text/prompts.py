@@ -36,7 +36,7 @@ def read_prompts(
     Returns:
         context: [b, chunks·n, sum of widths]; pooled: [b, p], of the first chunk.
     """
-    parts, pooled = [], None
+    parts, pooled = [], jnp.zeros(())
     for i, (reader, own) in enumerate(zip(readers, params, strict=True)):
         ids = rows[f"ids_{i}"]
         states, pooled = _read(reader, own, ids)

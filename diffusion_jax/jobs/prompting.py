@@ -1,0 +1,230 @@
+"""The job that draws prompts by a Stable Diffusion checkpoint, and its files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from diffusion_jax import build, build_sampling, pictures
+from diffusion_jax.apps.generate import prompted
+from diffusion_jax.build_checkpoint import TextToImage, Weights, text_to_image
+from diffusion_jax.convert.stable_diffusion import read_checkpoint
+from diffusion_jax.core.grids import truncate
+from diffusion_jax.core.types import NoiseLevel
+from diffusion_jax.data import to_unit
+from diffusion_jax.jobs.run import cache_compilations, plain
+from diffusion_jax.models.partition import PARTITIONS
+from diffusion_jax.spec import Config
+from diffusion_jax.train import sharding
+
+# What the pixels depend on; the rest of the config says where and how fast.
+TOLD = ("checkpoint", "prompt", "negative_prompt", "seed", "image", "strength", "sampler", "dtype")
+NETWORKS = ("text_unet", "clip_text", "autoencoder")
+
+
+class Request(NamedTuple):
+    """One image that is wanted."""
+
+    prompt: str
+    seed: int
+
+
+def draw_prompts(config: Config, workdir: str | os.PathLike) -> np.ndarray:
+    """Draw every prompt of the config; leave a PNG of each image and one of all.
+
+    A PNG holds its settings as text, under "parameters".  An image depends on its own seed alone
+    where the solver is deterministic, whatever else is drawn beside it.
+
+    Args:
+        config: of ``configs/stable_diffusion.py``.
+        workdir: where samples/ is made.
+
+    Returns:
+        uint8 [n, h, w, 3].
+
+    Raises:
+        FileNotFoundError: naming what the checkpoint lacks.
+        ValueError: for a config, a checkpoint or a picture that does not fit.
+    """
+    requests = requests_of(config)
+    cache_compilations()
+    made = load(config)
+    size = image_size(config, made)
+    chosen = _with_defaults(config, made)
+    levels, draw = sampler(chosen, made, size)
+    mesh = build.mesh(config)
+    weights = place(config, made.weights)
+    start = _start(config, made, size)
+    images = []
+    count = min(config.batch_size, len(requests))
+    with _progress(len(requests)) as bar:
+        for i in range(0, len(requests), count):
+            part = [requests[j % len(requests)] for j in range(i, i + count)]
+            rows, avoid = _rows(config, made, part, size)
+            where = lambda x: sharding.from_host(np.asarray(x), sharding.of_rows(mesh, len(x)))
+            arguments = jax.tree.map(where, (rows, avoid, start(part)))
+            key = jax.random.key(part[0].seed)
+            scale = jnp.float32(config.sampler.guidance_scale)
+            images.append(jax.device_get(draw(weights, key, *arguments[:2], scale, arguments[2])))
+            bar.update(min(count, len(requests) - i))
+    drawn = np.concatenate(images)[: len(requests)]
+    save(chosen, Path(workdir) / "samples", requests, drawn)
+    return drawn
+
+
+def requests_of(config: Config) -> list[Request]:
+    """The images that the config asks for.
+
+    Raises:
+        ValueError: if there is no prompt, or a number is too small.
+    """
+    if not config.checkpoint:
+        raise ValueError(
+            "config.checkpoint is empty; name a Stable Diffusion folder or .safetensors file"
+        )
+    for field in ("n", "batch_size"):
+        if config[field] < 1:
+            raise ValueError(f"config.{field} = {config[field]} must be at least 1")
+    prompts = list(config.prompts) or [config.prompt]
+    if prompts == [""]:
+        raise ValueError("config.prompt is empty; say what to draw: --config.prompt='a red house'")
+    wanted = [prompt for prompt in prompts for _ in range(config.n)]
+    return [Request(prompt, config.seed + i) for i, prompt in enumerate(wanted)]
+
+
+def load(config: Config) -> TextToImage:
+    """The checkpoint that the config names."""
+    if config.dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"config.dtype = {config.dtype!r}; known are float32, bfloat16, float16")
+    checkpoint = read_checkpoint(
+        config.checkpoint, config.prediction_type or None, config.variant or None
+    )
+    return text_to_image(checkpoint, tuple(config.tokenizers), config.dtype)
+
+
+def image_size(config: Config, made: TextToImage) -> tuple[int, int]:
+    """(height, width) in pixels.
+
+    Raises:
+        ValueError: for a size that the networks cannot halve often enough.
+    """
+    size = tuple(config.image_size) or (made.size, made.size)
+    multiple = made.factor * 2 ** (len(made.net.channel_mults) - 1)
+    if len(size) != 2 or any(n < multiple or n % multiple for n in size):
+        raise ValueError(
+            f"config.image_size = {size} must be (height, width), multiples of {multiple}"
+        )
+    return size
+
+
+def _with_defaults(config: Config, made: TextToImage) -> Config:
+    """The config with the checkpoint's own sampler where it names none."""
+    chosen = config.copy_and_resolve_references()
+    own = made.sampling
+    chosen.sampler.solver = config.sampler.solver or own.solver
+    chosen.sampler.grid = config.sampler.grid or own.grid
+    chosen.sampler.end = config.sampler.end or ("clean" if own.ends_clean else "first")
+    return chosen
+
+
+def sampler(
+    config: Config, made: TextToImage, size: tuple[int, int]
+) -> tuple[NoiseLevel, Callable[..., Any]]:
+    """The levels, and the jitted function of ``apps.generate.prompted``."""
+    solver, levels = build_sampling.sampler(config, made.model)
+    if config.image:
+        levels = truncate(levels, config.strength)
+    process = made.model.process
+    ends = {"clean": None, "first": process.at(jnp.asarray(1 / (process.schedule.steps or 1000)))}
+    if config.sampler.end not in ends:
+        raise ValueError(f"config.sampler.end = {config.sampler.end!r}; known are clean, first")
+    guidance = build_sampling.weighing(config, made.model, made.net)
+    draw = prompted(
+        made.model, latent_shape(made, size), solver, levels, guidance, ends[config.sampler.end]
+    )
+    mesh = build.mesh(config)
+    return levels, jax.jit(sharding.on_mesh(draw, mesh), out_shardings=NamedSharding(mesh, P()))
+
+
+def latent_shape(made: TextToImage, size: tuple[int, int]) -> tuple[int, int, int]:
+    """(h, w, c) of x."""
+    return (size[0] // made.factor, size[1] // made.factor, made.channels)
+
+
+def place(config: Config, weights: Weights) -> Weights:
+    """Arrays to where ``config.mesh`` says that they lie."""
+    given = tuple((pattern, tuple(axes)) for pattern, axes in config.mesh.rules)
+    own = [row for name in NETWORKS for row in PARTITIONS.get(name, ())]
+    rules = (*given, *((pattern, sharding.where_it_fits(axes)) for pattern, axes in own))
+    places = sharding.of_params(weights, build.mesh(config), rules)
+    return jax.tree.map(lambda x, where: sharding.from_host(np.asarray(x), where), weights, places)
+
+
+def _rows(config: Config, made: TextToImage, part: list[Request], size: tuple[int, int]):
+    prompts, chunks = [request.prompt for request in part], config.chunks or None
+    if not config.negative_prompt:
+        return made.rows(prompts, size, chunks), None
+    return made.pair(prompts, [config.negative_prompt] * len(part), size, chunks)
+
+
+def _start(
+    config: Config, made: TextToImage, size: tuple[int, int]
+) -> Callable[[list[Request]], dict[str, np.ndarray]]:
+    """Requests -> what each image's way starts from: its own noise, and the picture if any."""
+    shape = latent_shape(made, size)
+    noise = jax.jit(jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape)))
+    pixels = {} if not config.image else {"pixels": read_picture(config.image, size)[None]}
+
+    def start(part):
+        found = {"noise": noise(np.array([request.seed for request in part], np.uint32))}
+        return found | {name: np.repeat(x, len(part), 0) for name, x in pixels.items()}
+
+    return start
+
+
+def _progress(total: int) -> tqdm:
+    silent = jax.process_index() > 0
+    return tqdm(total=total, desc="drawing", unit="image", leave=False, disable=silent)
+
+
+def read_picture(path: str, size: tuple[int, int]) -> np.ndarray:
+    """A picture of any format, resized: float32 [h, w, 3] in [-1, 1].
+
+    Raises:
+        ValueError: if the file is no picture, or is absent.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = file.convert("RGB").resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(f"config.image = {path!r} cannot be read as a picture ({error})") from None
+    return to_unit(np.asarray(picture))
+
+
+def save(config: Config, folder: Path, requests: list[Request], images: np.ndarray) -> None:
+    """A PNG of each image, with its settings, and a sheet of all; the first process writes."""
+    if jax.process_index():
+        return
+    settings = {name: value for name, value in plain(config).items() if name in TOLD}
+    for request, image in zip(requests, images, strict=True):
+        told = settings | {"prompt": request.prompt, "seed": request.seed, "size": image.shape[:2]}
+        text = {"parameters": json.dumps(told, ensure_ascii=False)}
+        pictures.save_image(folder / f"{_name(request)}.png", image, text=text)
+    pictures.save_image(folder / "all.png", pictures.grid(images))
+    print(f"{len(images)} images are in {folder}; the settings of each are inside of it")
+
+
+def _name(request: Request) -> str:
+    words = "".join(c if c.isalnum() else "-" for c in request.prompt.lower())
+    return f"{request.seed:06d}-{'-'.join(filter(None, words.split('-')))[:60]}"
