@@ -47,7 +47,11 @@ def inside(root: str | Path, name: str) -> Path:
         )
     path = root / parts
     bound = _bound(root.resolve())
-    if not path.resolve().is_relative_to(bound):
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{name!r} in the checkpoint {root.name} is a link to itself.") from error
+    if not real.is_relative_to(bound):
         raise ValueError(
             f"{name!r} in the checkpoint {root.name} is a symbolic link out of it: put the file "
             "itself there."

@@ -84,6 +84,8 @@ def read_header(path: str | Path) -> tuple[dict[str, Spec], int]:
     """
     path = Path(path)
     size = path.stat().st_size
+    if not path.is_file():  # a folder, or a pipe that would never end
+        raise ValueError(f"{path.name} is not a file: give a .safetensors file.")
     with path.open("rb") as file:
         start = file.read(9)
         # A safetensors file starts with the length of its header, then that header's brace.

@@ -122,6 +122,12 @@ def test_links_may_not_lead_outside(tmp_path, secret):
         read_weights(root, "vae")
 
 
+def test_links_in_a_circle(tmp_path):
+    (tmp_path / "config.json").symlink_to("config.json")
+    with pytest.raises(ValueError, match=r"'config\.json' .* is a link to itself"):
+        read_json(tmp_path, "config.json")
+
+
 def test_a_snapshot_of_the_hubs_cache_links_to_its_blobs_alone(tmp_path):
     cache = tmp_path / "models--a--b"
     root = cache / "snapshots" / "0123"

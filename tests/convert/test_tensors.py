@@ -1,6 +1,7 @@
 """Tensor files are read whole or refused, and written whole or not at all."""
 
 import json
+import os
 import pickle
 import re
 import zipfile
@@ -61,6 +62,13 @@ def test_damaged_and_absent_files(tmp_path):
             read_safetensors(tmp_path / "x.safetensors")
     with pytest.raises(FileNotFoundError):
         read_safetensors(tmp_path / "y.safetensors")
+
+
+def test_what_is_no_file_is_refused_unopened(tmp_path):
+    os.mkfifo(tmp_path / "x.safetensors")
+    for path in (tmp_path, tmp_path / "x.safetensors"):
+        with pytest.raises(ValueError, match=f"{path.name} is not a file"):
+            read_safetensors(path)
 
 
 def written(path, header, data=b"\0" * 8, length=None):

@@ -26,8 +26,8 @@ FIELDS = {
     "groups": 4,
 }
 UNET = TextUNet(**FIELDS, out_channels=2)
-# One level, for tests that compile several nets or gradients.
-FLAT_FIELDS = {"channel_mults": (1,), "num_res_blocks": 0, "depths": 1}
+# One level, one transformer, for tests that compile several nets or gradients.
+FLAT_FIELDS = {"channel_mults": (1,), "num_res_blocks": 0, "depths": 0}
 FLAT = UNET.clone(**FLAT_FIELDS)
 CONTROL = ControlNet(**FIELDS, hint_widths=(4, 6))
 ADDED = FLAT.clone(added_features=4, num_classes=3)
