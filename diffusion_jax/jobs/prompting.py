@@ -21,7 +21,6 @@ from diffusion_jax.apps.generate import prompted
 from diffusion_jax.build_checkpoint import TextToImage, Weights, text_to_image
 from diffusion_jax.convert.stable_diffusion import read_checkpoint
 from diffusion_jax.core.grids import truncate
-from diffusion_jax.core.types import NoiseLevel
 from diffusion_jax.data import to_unit
 from diffusion_jax.jobs.run import cache_compilations, plain
 from diffusion_jax.models.partition import PARTITIONS
@@ -62,7 +61,7 @@ def draw_prompts(config: Config, workdir: str | os.PathLike) -> np.ndarray:
     made = load(config)
     size = image_size(config, made)
     chosen = _with_defaults(config, made)
-    levels, draw = sampler(chosen, made, size)
+    draw = sampler(chosen, made, size)
     mesh = build.mesh(config)
     weights = place(config, made.weights)
     start = _start(config, made, size)
@@ -138,10 +137,8 @@ def _with_defaults(config: Config, made: TextToImage) -> Config:
     return chosen
 
 
-def sampler(
-    config: Config, made: TextToImage, size: tuple[int, int]
-) -> tuple[NoiseLevel, Callable[..., Any]]:
-    """The levels, and the jitted function of ``apps.generate.prompted``."""
+def sampler(config: Config, made: TextToImage, size: tuple[int, int]) -> Callable[..., Any]:
+    """The function of ``apps.generate.prompted``, jitted for the mesh."""
     solver, levels = build_sampling.sampler(config, made.model)
     if config.image:
         levels = truncate(levels, config.strength)
@@ -154,7 +151,7 @@ def sampler(
         made.model, latent_shape(made, size), solver, levels, guidance, ends[config.sampler.end]
     )
     mesh = build.mesh(config)
-    return levels, jax.jit(sharding.on_mesh(draw, mesh), out_shardings=NamedSharding(mesh, P()))
+    return jax.jit(sharding.on_mesh(draw, mesh), out_shardings=NamedSharding(mesh, P()))
 
 
 def latent_shape(made: TextToImage, size: tuple[int, int]) -> tuple[int, int, int]:
