@@ -79,7 +79,7 @@ def _as_numpy(path: Path, name: str) -> Any:
 def _check_same(
     path: Path, leaves: Mapping[str, list], abstract: Mapping[str, Any], asked: set[str]
 ) -> None:
-    """A tree that was asked for may be another model's; one that tells its own structure may not."""
+    """Trees asked for may be of another model; those that tell their own structure may not."""
     named = jax.tree_util.tree_leaves_with_path(dict(abstract))
     wanted = {path_name(p): kind_of(leaf) for p, leaf in named}
     held = {k: v[0] for k, v in leaves.items() if k.split("/")[0] in abstract}

@@ -29,9 +29,7 @@ def _state(step):
 
 
 def _bits(tree):
-    plain = lambda x: (
-        jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-    )
+    plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
     return [np.asarray(plain(leaf)).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
