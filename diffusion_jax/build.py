@@ -206,6 +206,7 @@ def training(config: Config) -> dict[str, Any]:
         "mesh": mesh(config),
         "rules": rules(config),
         "split": config.mesh.split,
+        "offload": config.mesh.offload,
         "seed": config.seed,
         "learning_rate": rate,
     }

@@ -38,7 +38,7 @@ POOR = 0.1
 
 
 # Sections that say nothing of the parameters: a run older than one of their fields takes a default.
-LATER = ("sampler", "evaluate")
+LATER = ("sampler", "evaluate", "mesh")
 
 
 class Run(NamedTuple):

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
+from diffusion_jax.train import offload as offloading
 from diffusion_jax.train.state import TrainState
 
 AXES = ("data", "fsdp", "tensor")
@@ -111,7 +112,9 @@ def where_it_fits(axes: Sequence[str | None]) -> Callable[[tuple[int, ...], Mesh
     return spec
 
 
-def of_state(state: TrainState, mesh: Mesh, rules: Rules = (), split: str = "all") -> Any:
+def of_state(
+    state: TrainState, mesh: Mesh, rules: Rules = (), split: str = "all", offload: str = "none"
+) -> Any:
     """A TrainState of NamedShardings: moments and averages lie where their parameter lies.
 
     A leaf of the optimiser or the average belongs to a parameter if its path ends with that
@@ -124,9 +127,10 @@ def of_state(state: TrainState, mesh: Mesh, rules: Rules = (), split: str = "all
         split: in ``SPLITS``: "all", or "optimizer" for copies of the parameters on each device,
             and moments and averages split: less memory at little more communication than copies of
             everything (ZeRO stage 1; Rajbhandari et al. 2020, section 5.1).
+        offload: what waits in the host's memory between steps: in ``offload.OFFLOADS``.
 
     Raises:
-        ValueError: for an unknown split, or as ``of_params``.
+        ValueError: for an unknown split, or as ``of_params`` and ``offload.placed``.
     """
     if split not in SPLITS:
         raise ValueError(f"config.mesh.split = {split!r}; known are {', '.join(SPLITS)}")
@@ -147,7 +151,7 @@ def of_state(state: TrainState, mesh: Mesh, rules: Rules = (), split: str = "all
         return copied
 
     by_path = lambda tree: jax.tree_util.tree_map_with_path(follow, tree)
-    return TrainState(
+    places = TrainState(
         step=copied,
         params=params if split == "all" else jax.tree.map(lambda leaf: copied, state.params),
         opt_state=by_path(state.opt_state),
@@ -155,6 +159,7 @@ def of_state(state: TrainState, mesh: Mesh, rules: Rules = (), split: str = "all
         carry=jax.tree.map(lambda leaf: copied, state.carry),
         finite=copied,
     )
+    return offloading.placed(places, state, mesh, offload)
 
 
 def of_batch(mesh: Mesh, leading: int = 0) -> NamedSharding:
