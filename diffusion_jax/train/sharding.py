@@ -1,9 +1,9 @@
 """Which device holds what: a mesh with named axes, and rules over parameter paths.
 
 The axes are ``data`` (copies of the parameters, each with its part of the batch), ``fsdp`` (parts
-of the batch and of the parameters) and ``tensor`` (parts of the parameters only).  XLA's
-partitioner inserts the communication; layers only say where their examples lie
-(``models.primitives.by_batch``).
+of the batch and of the parameters), ``tensor`` (parts of the parameters only) and ``sequence``
+(parts of the tokens that attend).  XLA's partitioner inserts the communication; layers only say
+where their examples and tokens lie (``models.primitives.by_batch``, ``by_sequence``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from diffusion_jax.train import offload as offloading
 from diffusion_jax.train.state import TrainState
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH_AXES = ("data", "fsdp")
 SPLITS = ("all", "optimizer")
 # Elements below which a gather costs more than the memory that sharding frees.
@@ -202,7 +202,8 @@ def batch_parts(mesh: Mesh) -> int:
 def data_part(mesh: Mesh) -> tuple[int, int]:
     """(index, count): which part of a batch this process makes, and of how many.
 
-    Processes whose devices hold the same examples (a tensor axis spans them) make the same part.
+    Processes whose devices hold the same examples (a tensor or sequence axis spans them) make the
+    same part.
 
     Raises:
         ValueError: for a mesh that gives two processes some examples in common, but not all.
@@ -216,7 +217,7 @@ def data_part(mesh: Mesh) -> tuple[int, int]:
     if sum(map(len, parts)) != len(rows):
         raise ValueError(
             f"config.mesh {dict(mesh.shape)} lets processes share a part of their examples; make "
-            "tensor divide the devices of a process, or a multiple of them"
+            "tensor x sequence divide the devices of a process, or a multiple of them"
         )
     return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
 
