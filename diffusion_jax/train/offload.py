@@ -39,7 +39,7 @@ def placed(places: TrainState, state: TrainState, mesh: Mesh | AbstractMesh, wha
     _check(mesh, what)
 
     def move(leaf: Any, place: Any) -> Any:
-        number = not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        number = not jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         large = math.prod(leaf.shape) >= LEAST
         return place.with_memory_kind(HOST) if number and large else place
 
