@@ -94,7 +94,9 @@ def get_config() -> ConfigDict:
     config.mesh.data = -1
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
+    config.mesh.sequence = 1  # parts of the tokens that attend: memory of large images
     config.mesh.split = "all"  # or "optimizer": parameters copied, moments and averages split
+    config.mesh.offload = "none"  # "ema" or "optimizer": averages (and moments) wait on the host
     config.mesh.rules = ()  # (regex over parameter paths, axis per dimension): first match wins
 
     config.sampler = ConfigDict()

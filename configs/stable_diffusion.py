@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     config.mesh.data = -1
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
+    config.mesh.sequence = 1
     config.mesh.rules = ()
 
     config.sampler = ConfigDict()

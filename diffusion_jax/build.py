@@ -216,6 +216,7 @@ def training(config: Config) -> dict[str, Any]:
         "mesh": mesh(config),
         "rules": rules(config),
         "split": config.mesh.split,
+        "offload": config.mesh.offload,
         "seed": config.seed,
         "learning_rate": rate,
     }

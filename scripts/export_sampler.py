@@ -49,7 +49,7 @@ PARAMS = ("inside", "beside")
 # The artifact's format ends at 2 GiB, the parameters' copies on the way included.
 MOST_BYTES = 2**30
 # An artifact is of one device; it runs on any one.
-ONE_DEVICE = {"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1}
+ONE_DEVICE = {"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1, "mesh.sequence": 1}
 # Fields of config.sampler that are arguments of the artifact, or of the job that draws many.
 NOT_SETTINGS = ("n", "batch_size", "labels", "seed")
 

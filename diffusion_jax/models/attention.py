@@ -48,9 +48,11 @@ class SelfAttention(nn.Module):
         head_dim = min(style.head_dim or c, c)
         heads = c // head_dim
         h = GroupNorm(style, name="norm")(x) if self.normalise else x
-        h = h.reshape(x.shape[0], -1, c)
+        # Split here and not before or after, where convolutions would be split over space with it.
+        h = primitives.by_sequence(primitives.whole_sequence(h.reshape(x.shape[0], -1, c)))
         h = _attend(h, h, (heads, head_dim), style.dtype, identity=identity)
         h = Dense(c, style.dtype, kernel_init=_ZEROS, name="out")(h)
+        h = primitives.whole_sequence(h)
         out = (x + h.reshape(x.shape)) * style.skip_scale
         return out if skip is None else primitives.gated(skip, out, x)
 

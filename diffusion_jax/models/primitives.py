@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -144,12 +145,14 @@ def attention(
         mask: [b, n], False for keys to leave out (padding); None keeps all.
 
     Returns:
-        [b, m, heads, dim] in q's dtype.
+        [b, m, heads, dim] in q's dtype.  On a mesh with a sequence axis each device has its part
+        of the queries, and gathers all keys and values.
     """
+    q, k, v = by_sequence(q), whole_sequence(k), whole_sequence(v)
     if mask is None:
-        return _by_platform(_attention_by_head, jax.nn.dot_product_attention, q, k, v)
+        return by_sequence(_by_platform(_attention_by_head, jax.nn.dot_product_attention, q, k, v))
     fused = lambda q, k, v, mask: jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None])
-    return _by_platform(_attention_by_head, fused, q, k, v, mask)
+    return by_sequence(_by_platform(_attention_by_head, fused, q, k, v, mask))
 
 
 def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
@@ -227,12 +230,40 @@ def by_batch(x: Array) -> Array:
     Said after each layer: else the partitioner may follow a parameter's split into the activations,
     and move these about in place of gathering the parameter.  Nothing is said of other dimensions.
     """
+    axes = _batch_axes(x.shape[0])
+    return _constrained(x, axes) if axes else x
+
+
+def by_sequence(x: Array) -> Array:
+    """x [b, tokens, ...], tokens over the mesh's sequence axis, examples as ``by_batch`` has them.
+
+    As it is where the mesh has no such axis, or the axis does not divide the tokens.
+    """
+    parts = _parts("sequence")
+    split = parts > 1 and x.shape[1] % parts == 0
+    return _constrained(x, _batch_axes(x.shape[0]), "sequence") if split else x
+
+
+def whole_sequence(x: Array) -> Array:
+    """x [b, tokens, ...] with all tokens on each device of the mesh's sequence axis, if any."""
+    return _constrained(x, _batch_axes(x.shape[0]), None) if _parts("sequence") > 1 else x
+
+
+def _parts(*axes: str) -> int:
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in ("data", "fsdp") if mesh.shape.get(axis, 1) > 1)
-    if not axes or x.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
-        return x
-    rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *rest))
+    return math.prod(mesh.shape.get(axis, 1) for axis in axes)
+
+
+def _batch_axes(examples: int) -> tuple[str, ...]:
+    """Over which axes so many examples go; none if these do not divide them."""
+    axes = tuple(axis for axis in ("data", "fsdp") if _parts(axis) > 1)
+    return () if examples % _parts(*axes) else axes
+
+
+def _constrained(x: Array, *leading: Any) -> Array:
+    """Nothing is said of the dimensions after ``leading``."""
+    rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - len(leading))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*leading, *rest))
 
 
 def gated(gate: Float[Array, " b"], x: Array, other: Array) -> Array:

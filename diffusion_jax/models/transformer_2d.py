@@ -109,10 +109,12 @@ class SpatialTransformer(nn.Module):
         """
         style, c = self.style, x.shape[-1]
         h = GroupNorm(style, name="norm")(x).reshape(x.shape[0], -1, c)
+        # As in ``SelfAttention``: tokens are split here, and not where convolutions are.
+        h = primitives.by_sequence(primitives.whole_sequence(h))
         h = Dense(c, style.dtype, name="proj_in")(h)
         context = context.astype(style.dtype)
         for i in range(self.depth):
             h = TransformerLayer(self.heads, style, name=f"layer_{i}")(h, context, mask, identity)
         h = Dense(c, style.dtype, kernel_init=_ZEROS, name="proj_out")(h)
-        out = x + h.reshape(x.shape)
+        out = x + primitives.whole_sequence(h).reshape(x.shape)
         return out if skip is None else primitives.gated(skip, out, x)

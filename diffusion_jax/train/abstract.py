@@ -27,13 +27,15 @@ def abstract_step(
     *,
     rules: sharding.Rules = (),
     split: str = "all",
+    offload: str = "none",
     seed: int = 0,
     learning_rate: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, tuple[Any, Any, Any]]:
     """What ``loop.train`` calls for each dispatch, and its arguments; computes nothing.
 
     Args:
-        recipe, tx, ema, plan, rules, split, seed, learning_rate: as ``loop.train`` takes them.
+        recipe, tx, ema, plan, rules, split, offload, seed, learning_rate: as ``loop.train`` takes
+            them.
         batch: shapes of one batch over all devices, name -> [b, ...].
         mesh: its devices need not be there: a topology's will do.
 
@@ -42,12 +44,12 @@ def abstract_step(
         ShapeDtypeStructs with shardings.
 
     Raises:
-        ValueError: for a batch, rules or split that do not fit the mesh.
+        ValueError: for a batch, rules, split or offload that do not fit the mesh.
     """
     for shape in batch.values():
         sharding.check_batch(shape.shape[0], mesh)
     shapes = abstract_state(recipe, tx, ema, dict(batch))
-    places = sharding.of_state(shapes, mesh, rules, split)
+    places = sharding.of_state(shapes, mesh, rules, split, offload)
     k = plan.steps_per_call
     program = Program.of(recipe, tx, ema, plan, places, mesh, seed, learning_rate, k)
     where = sharding.of_batch(mesh, leading=int(k > 1))

@@ -8,6 +8,7 @@ and does not fall back from a damaged step to an earlier one; both are done here
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array
 from orbax.checkpoint import v1 as ocp
 
-from diffusion_jax.train.checksum import checksums
+from diffusion_jax.train.checksum import checksums, sealed
 from diffusion_jax.train.loading import attempt, kind_of, quiet, root_cause
 from diffusion_jax.train.sharding import path_name
 from diffusion_jax.train.state import TrainState
@@ -59,11 +60,12 @@ class Checkpoints:
         if self._keep_every:
             kept.append(_keep.EveryNSteps(self._keep_every))
         policy: Any = _keep.AnyPreservationPolicy(kept)
-        return ocp.training.Checkpointer(
-            str(self._directory),
-            preservation_policy=policy,
-            cleanup_tmp_directories=True,
-        )
+        with quiet():  # it looks into every checkpoint, and prints a damaged one whole
+            return ocp.training.Checkpointer(
+                str(self._directory),
+                preservation_policy=policy,
+                cleanup_tmp_directories=True,
+            )
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -94,11 +96,11 @@ class Checkpoints:
             return
         self._settle(last=False)
         items = _items(state)
-        metadata = {"config": dict(config), "data": {"step": step}, "leaves": _described(items)}
+        record = {"config": dict(config), "data": {"step": step}, "leaves": _described(items)}
         self._coming = self._newest = step
         try:
             start = self._orbax.save_checkpointables_async
-            start(step, items, force=True, custom_metadata=metadata)
+            start(step, items, force=True, custom_metadata=sealed(record))
         except Exception as error:
             self._failed(error, last=False)
 
@@ -125,6 +127,7 @@ class Checkpoints:
             with suppress(Exception):
                 self._orbax.close()
             del error
+            gc.collect()
         self._failures += 1
         self._coming = None
         if last or self._failures >= 3 or jax.process_count() > 1:
@@ -164,7 +167,8 @@ class Checkpoints:
                 continue
             for bad in found[:i]:
                 _set_aside(self._directory / str(bad))
-            self._orbax.reload()
+            with quiet():
+                self._orbax.reload()
             self._newest = step
             whole = {"params": loaded["params"], "ema": loaded["ema"], **loaded["state"]}
             return TrainState(finite=_true_like(whole["step"]), **whole)

@@ -9,6 +9,9 @@ the sum may be taken over parts, each process those it holds.
 
 from __future__ import annotations
 
+import json
+import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,6 +26,28 @@ def checksums(tree: Any) -> list[int]:
         everyone = np.asarray(multihost_utils.process_allgather(sums))
         sums = np.add.reduce(everyone, axis=0, dtype=np.uint32)
     return [int(c) for c in sums]
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of JSON's types, with its own checksum under "checksum"."""
+    return {**record, "checksum": _of_record(record)}
+
+
+def unsealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What was sealed; a record that was never sealed is taken as it is.
+
+    Raises:
+        ValueError: if it is not what was sealed.
+    """
+    content = {name: value for name, value in record.items() if name != "checksum"}
+    if "checksum" in record and record["checksum"] != _of_record(content):
+        raise ValueError("the checksum of its metadata is wrong")
+    return content
+
+
+def _of_record(record: Mapping[str, Any]) -> int:
+    as_read = json.loads(json.dumps(dict(record)))
+    return zlib.crc32(json.dumps(as_read, sort_keys=True).encode())
 
 
 def _of_leaf(leaf: Any) -> np.uint32:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from diffusion_jax.train.checksum import checksums
+from diffusion_jax.train.checksum import checksums, unsealed
 from diffusion_jax.train.sharding import path_name
 
 # Read as a file: Orbax's own reader opens every tree, loudly, to give what stands in here.
@@ -38,6 +38,8 @@ def attempt(path: Path, wanted: Mapping[str, Any], last: bool) -> dict[str, Any]
             raise
         except Exception as error:  # Orbax has no type for damage, often a bare Exception
             reason = root_cause(error)
+        if reason:
+            gc.collect()
     if jax.process_count() > 1:
         good = multihost_utils.process_allgather(np.asarray(loaded is not None))
         loaded = loaded if np.all(good) else None
@@ -57,9 +59,9 @@ def root_cause(error: BaseException) -> str:
 
 def _load(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """The wanted trees (None: as numpy, in the structure saved), their checksums verified."""
-    leaves = json.loads((path / _METADATA).read_text())["custom_metadata"]["leaves"]
+    leaves = unsealed(json.loads((path / _METADATA).read_text())["custom_metadata"])["leaves"]
     abstract = {n: _as_numpy(path, n) if tree is None else tree for n, tree in wanted.items()}
-    _check_same(path, leaves, abstract)
+    _check_same(path, leaves, abstract, asked={n for n, tree in wanted.items() if tree is not None})
     loaded = ocp.load_checkpointables(str(path), abstract)
     named = jax.tree_util.tree_leaves_with_path({name: loaded[name] for name in abstract})
     names = [path_name(p) for p, _ in named]
@@ -74,12 +76,17 @@ def _as_numpy(path: Path, name: str) -> Any:
     return jax.tree.map(lambda m: np.empty(m.shape, m.dtype), saved)
 
 
-def _check_same(path: Path, leaves: Mapping[str, list], abstract: Mapping[str, Any]) -> None:
+def _check_same(
+    path: Path, leaves: Mapping[str, list], abstract: Mapping[str, Any], asked: set[str]
+) -> None:
+    """Trees asked for may be of another model; those that tell their own structure may not."""
     named = jax.tree_util.tree_leaves_with_path(dict(abstract))
     wanted = {path_name(p): kind_of(leaf) for p, leaf in named}
     held = {k: v[0] for k, v in leaves.items() if k.split("/")[0] in abstract}
     for name in [*held, *(k for k in wanted if k not in held)]:
         if held.get(name) != wanted.get(name):
+            if name.split("/")[0] not in asked:
+                raise ValueError(f"its own descriptions of {name} differ")
             raise _Differs(
                 f"checkpoint {path} is of another model or optimiser: {name} is "
                 f"{held.get(name, 'absent')} there and {wanted.get(name, 'absent')} here; "
@@ -96,8 +103,8 @@ def kind_of(leaf: Any) -> str:
 def quiet() -> Iterator[None]:
     """Keep Orbax's last words to itself.
 
-    A load that fails leaves coroutines and an event loop behind, which fill stderr with hundreds of
-    tracebacks when they are collected; so collect them here, where nothing prints.
+    A load or save that fails leaves coroutines and an event loop behind, which fill stderr with
+    hundreds of tracebacks when they are collected; so collect garbage in here after a failure.
     """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels, hook = [logger.level for logger in loggers], sys.unraisablehook
@@ -108,7 +115,6 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-            gc.collect()
     finally:
         sys.unraisablehook = hook
         for logger, level in zip(loggers, levels, strict=True):

@@ -26,6 +26,7 @@ from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.feed import HostBatches, example, feed
 from diffusion_jax.train.gauges import Gauges
 from diffusion_jax.train.log import Log, Meter, NonFinite, open_log
+from diffusion_jax.train.offload import fetched
 from diffusion_jax.train.plan import Plan, check
 from diffusion_jax.train.preemption import EXIT_CODES, Stopped, stop_signals
 from diffusion_jax.train.program import Program
@@ -55,6 +56,7 @@ class _Session(NamedTuple):
     mesh: Mesh
     plan: Plan
     hooks: Sequence[Hook]
+    places: TrainState
     save: Callable[[TrainState], None]
     stop: Callable[[int], str | None]
     gauges: Gauges
@@ -73,6 +75,7 @@ def train(
     mesh: Mesh | None = None,
     rules: sharding.Rules = (),
     split: str = "all",
+    offload: str = "none",
     frozen: Params = None,
     seed: int = 0,
     learning_rate: Callable[[Any], Any] | None = None,
@@ -92,6 +95,7 @@ def train(
         mesh: from ``sharding.make_mesh``; None puts all devices on the data axis.
         rules: see ``sharding.Rules``.
         split: what the rules split: name in ``sharding.SPLITS``.
+        offload: what waits in the host's memory between steps: name in ``offload.OFFLOADS``.
         frozen: parameters that the loss reads and nothing changes.
         seed: of parameters and of every draw.
         learning_rate: step -> rate, to be logged.
@@ -113,7 +117,7 @@ def train(
         workdir.claim(folder, config)
         batch = example(data, mesh)
         shapes = abstract_state(recipe, tx, ema, batch)
-        places = sharding.of_state(shapes, mesh, rules, split)
+        places = sharding.of_state(shapes, mesh, rules, split, offload)
         frozen = {} if frozen is None else frozen
         frozen = jax.device_put(frozen, sharding.of_params(frozen, mesh, rules))
         parts = (recipe, tx, ema, plan, places, mesh, seed, learning_rate)
@@ -124,13 +128,15 @@ def train(
             if state is None:
                 state = init_state(recipe, tx, ema, jax.random.key(seed), batch, places)
             save = lambda state: saved.save(state, config)
-            session = _Session(calls, frozen, data, mesh, plan, hooks, save, stop, gauges, trace)
+            session = _Session(
+                calls, frozen, data, mesh, plan, hooks, places, save, stop, gauges, trace
+            )
             with open_log(folder, int(state.step)) as log:
                 state, asked = _run(state, session, log)
             saved.wait()
     if asked:
         _leave(asked, int(state.step), folder)
-    return state
+    return fetched(state, places)
 
 
 def _run(state: TrainState, s: _Session, log: Log) -> tuple[TrainState, str | None]:
@@ -159,7 +165,7 @@ def _run(state: TrainState, s: _Session, log: Log) -> tuple[TrainState, str | No
                     if save:
                         s.save(state)
                     for hook in hooks:
-                        log.show(step, hook.call(step, state) or {})
+                        log.show(step, hook.call(step, fetched(state, s.places)) or {})
                     meter.pause()
         except NonFinite:
             s.save(state)

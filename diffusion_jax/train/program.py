@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from diffusion_jax.core.ema import Ema
 from diffusion_jax.core.types import Params, Recipe
 from diffusion_jax.profiling.flops import count
+from diffusion_jax.train.offload import fetched, returned
 from diffusion_jax.train.plan import Plan
 from diffusion_jax.train.sharding import on_mesh
 from diffusion_jax.train.state import TrainState
@@ -38,7 +39,12 @@ class Program:
 
     def __init__(self, step: Step, places: TrainState, mesh: Mesh):
         out = (places, NamedSharding(mesh, P()))
-        self.jitted = jax.jit(on_mesh(step, mesh), donate_argnums=0, out_shardings=out)
+
+        def on_devices(state: TrainState, frozen: Params, batch: Batch):
+            state, metrics = step(fetched(state, places), frozen, batch)
+            return returned(state, places), metrics
+
+        self.jitted = jax.jit(on_mesh(on_devices, mesh), donate_argnums=0, out_shardings=out)
         self._compiled: Any = None
         self.flops = 0.0
 

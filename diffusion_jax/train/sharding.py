@@ -1,9 +1,9 @@
 """Which device holds what: a mesh with named axes, and rules over parameter paths.
 
 The axes are ``data`` (copies of the parameters, each with its part of the batch), ``fsdp`` (parts
-of the batch and of the parameters) and ``tensor`` (parts of the parameters only).  XLA's
-partitioner inserts the communication; layers only say where their examples lie
-(``models.primitives.by_batch``).
+of the batch and of the parameters), ``tensor`` (parts of the parameters only) and ``sequence``
+(parts of the tokens that attend).  XLA's partitioner inserts the communication; layers only say
+where their examples and tokens lie (``models.primitives.by_batch``, ``by_sequence``).
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
+from diffusion_jax.train import offload as offloading
 from diffusion_jax.train.state import TrainState
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH_AXES = ("data", "fsdp")
 SPLITS = ("all", "optimizer")
 # Elements below which a gather costs more than the memory that sharding frees.
@@ -111,7 +112,9 @@ def where_it_fits(axes: Sequence[str | None]) -> Callable[[tuple[int, ...], Mesh
     return spec
 
 
-def of_state(state: TrainState, mesh: Mesh, rules: Rules = (), split: str = "all") -> Any:
+def of_state(
+    state: TrainState, mesh: Mesh, rules: Rules = (), split: str = "all", offload: str = "none"
+) -> Any:
     """A TrainState of NamedShardings: moments and averages lie where their parameter lies.
 
     A leaf of the optimiser or the average belongs to a parameter if its path ends with that
@@ -124,9 +127,10 @@ def of_state(state: TrainState, mesh: Mesh, rules: Rules = (), split: str = "all
         split: in ``SPLITS``: "all", or "optimizer" for copies of the parameters on each device,
             and moments and averages split: less memory at little more communication than copies of
             everything (ZeRO stage 1; Rajbhandari et al. 2020, section 5.1).
+        offload: what waits in the host's memory between steps: in ``offload.OFFLOADS``.
 
     Raises:
-        ValueError: for an unknown split, or as ``of_params``.
+        ValueError: for an unknown split, or as ``of_params`` and ``offload.placed``.
     """
     if split not in SPLITS:
         raise ValueError(f"config.mesh.split = {split!r}; known are {', '.join(SPLITS)}")
@@ -147,7 +151,7 @@ def of_state(state: TrainState, mesh: Mesh, rules: Rules = (), split: str = "all
         return copied
 
     by_path = lambda tree: jax.tree_util.tree_map_with_path(follow, tree)
-    return TrainState(
+    places = TrainState(
         step=copied,
         params=params if split == "all" else jax.tree.map(lambda leaf: copied, state.params),
         opt_state=by_path(state.opt_state),
@@ -155,6 +159,7 @@ def of_state(state: TrainState, mesh: Mesh, rules: Rules = (), split: str = "all
         carry=jax.tree.map(lambda leaf: copied, state.carry),
         finite=copied,
     )
+    return offloading.placed(places, state, mesh, offload)
 
 
 def of_batch(mesh: Mesh, leading: int = 0) -> NamedSharding:
@@ -197,7 +202,8 @@ def batch_parts(mesh: Mesh) -> int:
 def data_part(mesh: Mesh) -> tuple[int, int]:
     """(index, count): which part of a batch this process makes, and of how many.
 
-    Processes whose devices hold the same examples (a tensor axis spans them) make the same part.
+    Processes whose devices hold the same examples (a tensor or sequence axis spans them) make the
+    same part.
 
     Raises:
         ValueError: for a mesh that gives two processes some examples in common, but not all.
@@ -211,7 +217,7 @@ def data_part(mesh: Mesh) -> tuple[int, int]:
     if sum(map(len, parts)) != len(rows):
         raise ValueError(
             f"config.mesh {dict(mesh.shape)} lets processes share a part of their examples; make "
-            "tensor divide the devices of a process, or a multiple of them"
+            "tensor x sequence divide the devices of a process, or a multiple of them"
         )
     return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
 

@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh
 
 from diffusion_jax.profiling.flops import count
 from diffusion_jax.profiling.topology import slice_of
+from diffusion_jax.train import sharding
 from scripts import compile_for_tpu
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "mnist.py")
@@ -90,7 +91,7 @@ def test_a_wrong_mesh_is_named():
 
 def test_a_config_of_a_mesh_that_is_not_here_is_no_mistake():
     config = compile_for_tpu.load_config(CONFIG, ["--config.mesh.fsdp=4", "--config.mesh.data=4"])
-    mesh = AbstractMesh((4, 4, 1), ("data", "fsdp", "tensor"))
+    mesh = AbstractMesh((4, 4, 1, 1), sharding.AXES)
     step = compile_for_tpu.job(config, "train", mesh)
     state, _, batch = step.arguments
     assert batch["image"].sharding.shard_shape(batch["image"].shape) == (4, 28, 28, 1)
@@ -101,7 +102,7 @@ def test_a_config_of_a_mesh_that_is_not_here_is_no_mistake():
 def test_rematerialisation_is_not_useful_work(mode):
     words = ["--config.model.unet.channel_mults=(1,)", "--config.model.unet.channels=8"]
     words += ["--config.model.unet.head_dim=8", "--config.sampler.steps=3"]
-    mesh = AbstractMesh((4, 1, 1), ("data", "fsdp", "tensor"))
+    mesh = AbstractMesh((4, 1, 1, 1), sharding.AXES)
 
     def counted(*more):
         config = compile_for_tpu.load_config(CONFIG, [*words, *more])

@@ -27,7 +27,7 @@ def test_it_is_the_step_of_the_loop(k):
 
 
 def test_a_batch_that_the_mesh_cannot_share_is_refused():
-    mesh = jax.sharding.AbstractMesh((2, 4, 1), sharding.AXES)
+    mesh = jax.sharding.AbstractMesh((2, 4, 1, 1), sharding.AXES)
     batch = {"x": jax.ShapeDtypeStruct((12, 64), np.float32)}
     with pytest.raises(ValueError, match="a batch of 12 does not divide over the 8 devices"):
         abstract_step(tiny.RECIPE, tiny.optimiser(), tiny.EMA, Plan(steps=1), batch, mesh)

@@ -16,6 +16,7 @@ MESHES = {
     "eight parts": ({"fsdp": 8}, "all"),
     "split channels": ({"tensor": 8}, "all"),
     "all three": ({"data": 2, "fsdp": 2, "tensor": 2}, "all"),
+    "split tokens": ({"data": 2, "sequence": 2}, "all"),
     "split moments": ({"fsdp": 8}, "optimizer"),
 }
 
@@ -35,7 +36,7 @@ def rows():
     return dict(zip(["one", *MESHES], lines, strict=True))
 
 
-pytestmark = pytest.mark.slow  # eight compilations of a training step for up to eight devices
+pytestmark = pytest.mark.slow  # nine compilations of a training step for up to eight devices
 
 
 @pytest.mark.parametrize("name", MESHES)
@@ -65,6 +66,13 @@ def test_parts_are_gathered_one_by_one(rows):
     """No gather is larger than the largest parameter: the whole is never on one device."""
     for name in ("eight parts", "copies and parts", "all three"):
         assert 0 < rows[name]["gathered"] <= rows["one"]["largest"]
+
+
+def test_split_tokens_move_no_pixels(rows):
+    """Convolutions are not split over space along with the tokens."""
+    sent = rows["split tokens"]["collectives"]
+    assert set(sent) == {"all-reduce", "all-gather"}
+    assert rows["split tokens"]["gathered"] <= 16 * 1024
 
 
 def test_activations_stay_where_their_examples_are(rows):

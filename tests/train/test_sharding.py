@@ -11,8 +11,8 @@ from diffusion_jax.train import sharding
 from diffusion_jax.train.checkpoint import restore_params, steps
 from diffusion_jax.train.state import abstract_state
 
-MESH = AbstractMesh((2, 4, 1), sharding.AXES)
-WIDE = AbstractMesh((1, 2, 4), sharding.AXES)
+MESH = AbstractMesh((2, 4, 1, 1), sharding.AXES)
+WIDE = AbstractMesh((1, 2, 4, 1), sharding.AXES)
 
 
 def _shape(*sizes):
@@ -26,17 +26,21 @@ def _specs(tree):
 @pytest.mark.parametrize(
     ("wanted", "n", "shape"),
     [
-        ([-1, 1, 1], 8, (8, 1, 1)),
-        ([2, -1, 2], 8, (2, 2, 2)),
-        ([1, 4, 2], 8, (1, 4, 2)),
-        ([-1, 8, 1], 8, (1, 8, 1)),
+        ([-1, 1, 1, 1], 8, (8, 1, 1, 1)),
+        ([2, -1, 2, 1], 8, (2, 2, 2, 1)),
+        ([1, 4, 2, 1], 8, (1, 4, 2, 1)),
+        ([-1, 8, 1, 1], 8, (1, 8, 1, 1)),
+        ([2, 1, 1, -1], 8, (2, 1, 1, 4)),
     ],
 )
 def test_minus_one_takes_the_rest(wanted, n, shape):
     assert sharding._filled(wanted, n) == shape
 
 
-@pytest.mark.parametrize("wanted", [[3, -1, 1], [2, 2, 1], [-1, -1, 1], [0, 1, 1], [-1, 16, 1]])
+@pytest.mark.parametrize(
+    "wanted",
+    [[3, -1, 1, 1], [2, 2, 1, 1], [-1, -1, 1, 1], [0, 1, 1, 1], [-1, 16, 1, 1], [-1, 1, 1, 3]],
+)
 def test_sizes_that_do_not_fit_the_devices_are_refused(wanted):
     with pytest.raises(ValueError, match=r"config\.mesh \(data=.*\)"):
         sharding._filled(wanted, 8)
@@ -45,7 +49,7 @@ def test_sizes_that_do_not_fit_the_devices_are_refused(wanted):
 def test_axes_have_known_names():
     with pytest.raises(ValueError, match=r"config\.mesh\.model is no axis; known are data, fsdp"):
         sharding.make_mesh({"model": 1})
-    assert dict(sharding.make_mesh({"data": -1}).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(sharding.make_mesh({"data": -1}).shape) == dict.fromkeys(sharding.AXES, 1)
 
 
 def test_the_largest_dimension_that_divides_is_split():

@@ -84,7 +84,7 @@ def test_counters_are_the_newest(tmp_path):
 
 def test_averages_lie_where_their_parameter_lies():
     batch = {"x": jax.ShapeDtypeStruct((16, 64), np.float32)}
-    mesh = AbstractMesh((1, 2, 1), sharding.AXES)
+    mesh = AbstractMesh((1, 2, 1, 1), sharding.AXES)
     state = abstract_state(tiny.RECIPE, tiny.optimiser(), ema.power(), batch)
     places = sharding.of_state(state, mesh)
     specs = lambda tree: jax.tree.map(lambda s: s.spec, tree)

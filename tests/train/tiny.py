@@ -67,11 +67,13 @@ def batches(start, size=16, part=(0, 1)):
 
 
 def run(
-    workdir, steps=40, data=batches, config=None, hooks=(), mesh=None, rules=(), ema=EMA, **plan
-):
+    workdir, steps=40, data=batches, config=None, hooks=(), mesh=None, rules=(), ema=EMA,
+    offload="none", **plan,
+):  # fmt: skip
     plan = Plan(steps, **{"log_every": 5, "checkpoint_every": 10, **plan})
     config = CONFIG if config is None else config
     options = {"mesh": mesh, "rules": rules, "hooks": hooks, "learning_rate": RATE}
+    options["offload"] = offload
     return train(RECIPE, optimiser(), ema, data, plan, workdir, config, **options)
 
 
