@@ -11,7 +11,7 @@ ROOMS = (
     "core", "models", "recipes", "apps", "train", "evaluate", "data", "convert", "profiling"
 )  # fmt: skip
 
-BUILDS = ("build", "build_condition", "build_sampling", "build_evaluation")
+BUILDS = ("build", "build_condition", "build_sampling", "build_evaluation", "build_checkpoint")
 
 # room -> the rooms (or modules) of ours that it may import; itself too, but for configs.
 ALLOWED = {
@@ -42,6 +42,7 @@ ALLOWED = {
     },
     "build": {*ROOMS, "build_condition", "spec", "configs"},
     "build_condition": {*ROOMS, "spec"},
+    "build_checkpoint": set(ROOMS),
     "configs": {"configs.base"},
     "main": {"jobs"},
     "scripts": {*ROOMS, "build", "build_evaluation", "spec", "files", "jobs", "configs", "main"},

@@ -59,57 +59,6 @@ def locate(path: str, rows: tuple[Row, ...]) -> Leaf:
     raise KeyError(f"The name map has no row for the parameter {path}.")
 
 
-def fitted(
-    state: Mapping[str, np.ndarray],
-    shapes: Mapping[str, tuple[int, ...]],
-    rows: tuple[Row, ...],
-    dtype: Any = np.float32,
-) -> dict[str, Any]:
-    """Our parameters from another codebase's tensors, each checked by name and shape.
-
-    Args:
-        state: its tensor name -> array.
-        shapes: our parameter path -> shape.
-        rows: the map.
-        dtype: of the parameters.
-
-    Returns:
-        A nested dict of NumPy arrays; views of the state's where neither type nor layout changes.
-
-    Raises:
-        KeyError: if the map has no row for a path.
-        ValueError: listing every missing, extra and misshapen tensor by name.
-    """
-    leaves = {path: locate(path, rows) for path in shapes}
-    wanted = {leaf.name for leaf in leaves.values()}
-    faults = [f"missing {name}" for name in sorted(wanted - set(state))]
-    faults += [f"extra {name}" for name in sorted(set(state) - wanted)]
-    params = {}
-    for path, leaf in leaves.items():
-        if leaf.name not in state:
-            continue
-        shape = leaf.save(np.empty(shapes[path], np.bool_)).shape
-        theirs = np.asarray(state[leaf.name])
-        if theirs.shape != shape:
-            faults.append(f"misshapen {leaf.name}: {theirs.shape} instead of {shape}")
-            continue
-        params[path] = leaf.load(theirs).astype(dtype, copy=False)
-    if faults:
-        raise ValueError("The weights do not fit the config: " + "; ".join(faults) + ".")
-    return nested(params)
-
-
-def renamed(
-    params: Mapping[str, Any], rows: tuple[Row, ...], dtype: Any = np.float32
-) -> dict[str, np.ndarray]:
-    """The inverse of ``fitted``: its tensor name -> contiguous array of dtype, ready to save."""
-    out = {}
-    for path, array in by_path(params).items():
-        leaf = locate(path, rows)
-        out[leaf.name] = np.ascontiguousarray(leaf.save(np.asarray(array)).astype(dtype))
-    return out
-
-
 def by_path(params: Mapping[str, Any]) -> dict[str, Any]:
     """A nested dict as one level: {"a": {"b": x}} -> {"a/b": x}."""
     flat = {}

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.convert.names import Row, by_path, fitted, renamed
+from diffusion_jax.convert.fitting import load_params, save_params
+from diffusion_jax.convert.names import Row, by_path
 from diffusion_jax.convert.text_rows import (
     BERT_ROWS,
     CLIP_IMAGE_ROWS,
@@ -83,7 +84,7 @@ def from_transformers(
     layout = LAYOUTS[_kind(config)]
     state = layout.modern(state)
     module = module_of(config, set(state))
-    return module, fitted(state, parameter_shapes(module, layout), layout.rows, dtype)
+    return module, load_params(state, parameter_shapes(module, layout), layout.rows, dtype)
 
 
 def to_transformers(params: Mapping[str, Any], kind: str, dtype: Any = np.float32) -> State:
@@ -94,7 +95,8 @@ def to_transformers(params: Mapping[str, Any], kind: str, dtype: Any = np.float3
         kind: name in ``LAYOUTS``.
         dtype: of the arrays.
     """
-    return renamed(params, LAYOUTS[kind].rows, dtype)
+    state = save_params(params, LAYOUTS[kind].rows)
+    return {name: np.ascontiguousarray(array, dtype) for name, array in state.items()}
 
 
 def parameter_shapes(module: Any, layout: Layout) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.models import primitives
-from diffusion_jax.models.text.blocks import Embedding, LayerNorm, Linear, PreNormLayer
+from diffusion_jax.models.layers import LayerNorm
+from diffusion_jax.models.text.blocks import Embedding, Linear, PreNormLayer
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)

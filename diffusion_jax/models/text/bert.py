@@ -11,11 +11,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from diffusion_jax.models.layers import Dense
+from diffusion_jax.models.layers import Dense, LayerNorm
 from diffusion_jax.models.text.blocks import (
     MLP,
     Embedding,
-    LayerNorm,
     SelfAttention,
     check_length,
 )

@@ -8,6 +8,7 @@ and layer_{i}/mlp/{in, gate, up, out}, so one set of split rules serves all (``m
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_jax.models import primitives
-from diffusion_jax.models.layers import Dense
+from diffusion_jax.models.layers import Dense, LayerNorm
 
 _TABLE_INIT = nn.initializers.normal(0.02)
 
@@ -67,19 +68,8 @@ def gelu_tanh(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=True)
 
 
-class Linear(nn.Module):
-    """x @ kernel, without a bias, [..., m] -> [..., features] in ``dtype``."""
-
-    features: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b ... m"]) -> Float[Array, "b ... n"]:
-        """Apply."""
-        shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        return primitives.by_batch(primitives.dense(x, kernel))
+# x @ kernel, without a bias.
+Linear = partial(Dense, use_bias=False)
 
 
 class Embedding(nn.Module):
@@ -97,22 +87,6 @@ class Embedding(nn.Module):
         """[...] -> [..., features]."""
         table = self.param("embedding", _TABLE_INIT, (self.rows, self.features))
         return jnp.take(table, ids, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
-
-
-class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(var + eps)·scale + bias over the last axis, in x's dtype."""
-
-    eps: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b ... d"]) -> Float[Array, "b ... d"]:
-        """Normalise (Ba et al. 2016)."""
-        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
-        h = x.astype(jnp.float32)
-        h = h - h.mean(-1, keepdims=True)
-        h = h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + self.eps)
-        return primitives.by_batch((h * scale + bias).astype(x.dtype))
 
 
 class RMSNorm(nn.Module):

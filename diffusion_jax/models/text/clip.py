@@ -14,9 +14,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from diffusion_jax.models.layers import LayerNorm
 from diffusion_jax.models.text.blocks import (
     Embedding,
-    LayerNorm,
     Linear,
     PreNormLayer,
     check_length,
