@@ -11,7 +11,9 @@ ROOMS = (
     "core", "models", "recipes", "apps", "train", "evaluate", "data", "convert", "profiling"
 )  # fmt: skip
 
-BUILDS = ("build", "build_condition", "build_sampling", "build_evaluation", "build_checkpoint")
+BUILDS = tuple(
+    f"build{part}" for part in ("", "_condition", "_sampling", "_evaluation", "_checkpoint")
+)
 
 # room -> the rooms (or modules) of ours that it may import; itself too, but for configs.
 ALLOWED = {
