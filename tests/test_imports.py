@@ -11,7 +11,7 @@ ROOMS = (
     "core", "models", "recipes", "apps", "train", "evaluate", "data", "convert", "profiling"
 )  # fmt: skip
 
-BUILDS = tuple(
+BUILDS = ("build", "build_condition", "build_sampling", "build_evaluation", "build_checkpoint")
     f"build{part}" for part in ("", "_condition", "_sampling", "_evaluation", "_checkpoint")
 )
 
@@ -32,16 +32,7 @@ ALLOWED = {
     "pictures": {"files"},
     "build_sampling": {*ROOMS, "build", "spec"},
     "build_evaluation": {*ROOMS, "build", "spec"},
-    "jobs": {
-        *ROOMS,
-        "build",
-        "build_condition",
-        "build_sampling",
-        "build_evaluation",
-        "spec",
-        "files",
-        "pictures",
-    },
+    "jobs": {*ROOMS, *BUILDS, "spec", "files", "pictures"},
     "build": {*ROOMS, "build_condition", "spec", "configs"},
     "build_condition": {*ROOMS, "spec"},
     "build_checkpoint": set(ROOMS),
