@@ -12,8 +12,6 @@ ROOMS = (
 )  # fmt: skip
 
 BUILDS = ("build", "build_condition", "build_sampling", "build_evaluation", "build_checkpoint")
-    f"build{part}" for part in ("", "_condition", "_sampling", "_evaluation", "_checkpoint")
-)
 
 # room -> the rooms (or modules) of ours that it may import; itself too, but for configs.
 ALLOWED = {
