@@ -11,7 +11,7 @@ ROOMS = (
     "core", "models", "recipes", "apps", "train", "evaluate", "data", "convert", "profiling"
 )  # fmt: skip
 
-BUILDS = ("build", "build_condition", "build_sampling", "build_evaluation")
+BUILDS = ("build", "build_autoencoder", "build_condition", "build_sampling", "build_evaluation")
 
 # room -> the rooms (or modules) of ours that it may import; itself too, but for configs.
 ALLOWED = {
@@ -33,6 +33,7 @@ ALLOWED = {
     "jobs": {
         *ROOMS,
         "build",
+        "build_autoencoder",
         "build_condition",
         "build_sampling",
         "build_evaluation",
@@ -40,11 +41,22 @@ ALLOWED = {
         "files",
         "pictures",
     },
-    "build": {*ROOMS, "build_condition", "spec", "configs"},
+    "build": {*ROOMS, "build_autoencoder", "build_condition", "spec", "configs"},
+    "build_autoencoder": {*ROOMS, "spec"},
     "build_condition": {*ROOMS, "spec"},
     "configs": {"configs.base"},
     "main": {"jobs"},
-    "scripts": {*ROOMS, "build", "build_evaluation", "spec", "files", "jobs", "configs", "main"},
+    "scripts": {
+        *ROOMS,
+        "build",
+        "build_autoencoder",
+        "build_evaluation",
+        "spec",
+        "files",
+        "jobs",
+        "configs",
+        "main",
+    },
 }
 
 # room -> all that it may import from outside, beside the standard library.
