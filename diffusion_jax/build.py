@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from configs import base
+from diffusion_jax import build_autoencoder
 from diffusion_jax.build_condition import Conditioning, conditioning
 from diffusion_jax.core import network_io, process, schedules, targets, weighting
 from diffusion_jax.core.continuous_bound import DECODERS
@@ -22,11 +23,13 @@ from diffusion_jax.core.ema import EMAS
 from diffusion_jax.core.learned_schedule import LEARNED, LearnedSchedule
 from diffusion_jax.core.process import Process, Schedule
 from diffusion_jax.core.proposals import PROPOSALS
-from diffusion_jax.core.types import Codec, Model, NoiseLevel, Params, Recipe
+from diffusion_jax.core.types import Model, NoiseLevel, Params, Recipe
 from diffusion_jax.data.faults import Faults
 from diffusion_jax.data.pipeline import DataSpec, batches, make_dataset
 from diffusion_jax.models import MODELS
 from diffusion_jax.models.adapter import init_params, net_from_module
+from diffusion_jax.models.autoencoder import AUTOENCODERS
+from diffusion_jax.models.autoencoder_codec import IDENTITY
 from diffusion_jax.models.partition import PARTITIONS
 from diffusion_jax.recipes.diffusion import TERMS, diffusion
 from diffusion_jax.recipes.variational import variational
@@ -34,8 +37,6 @@ from diffusion_jax.spec import Config, build, parse
 from diffusion_jax.train import optimizer
 from diffusion_jax.train.plan import Plan
 from diffusion_jax.train.sharding import AXES, Rules, data_part, make_mesh, where_it_fits
-
-IDENTITY = Codec(encode=lambda frozen, pixels, key: pixels, decode=lambda frozen, x: x)
 
 
 class Experiment(NamedTuple):
@@ -62,8 +63,8 @@ class Experiment(NamedTuple):
         return self.model._replace(process=self.process_of(params))
 
 
-def experiment(config: Config) -> Experiment:
-    """The network, its meaning and its recipe.
+def experiment(config: Config) -> Any:
+    """The network, its meaning and its recipe: an ``Experiment``, or what ``EXPERIMENTS`` makes.
 
     Raises:
         ValueError: for a field that names nothing, or fields that contradict one another.
@@ -72,6 +73,11 @@ def experiment(config: Config) -> Experiment:
         raise ValueError(
             "this config has no config.data: it draws from a checkpoint, with --mode=sample alone"
         )
+    return EXPERIMENTS.get(config.model.name, diffusion_experiment)(config)
+
+
+def diffusion_experiment(config: Config) -> Experiment:
+    """A diffusion model."""
     shape = data_shape(config)
     module = network(config, shape[-1])
     bare = net_from_module(module)
@@ -105,7 +111,8 @@ def network(config: Config, channels: int) -> Any:
     """The flax module that ``config.model.name`` names, with the arguments beside it."""
     name = config.model.name
     if name not in MODELS:
-        raise ValueError(f"config.model.name = {name!r}; known are {', '.join(sorted(MODELS))}")
+        known = ", ".join(sorted({*MODELS, *EXPERIMENTS}))
+        raise ValueError(f"config.model.name = {name!r}; known are {known}")
     out = channels * (2 if config.loss.learned_variance else 1)
     fields = {key: _frozen(value) for key, value in config.model[name].items()}
     return MODELS[name](**fields, out_channels=out, num_classes=config.data.num_classes)
@@ -207,10 +214,13 @@ def training(config: Config) -> dict[str, Any]:
     decay = build(optimizer.SCHEDULES, section.schedule, "optimizer.schedule", steps=steps)
     rate = optimizer.learning_rate(section.learning_rate, decay, section.warmup)
     names = ("b1", "b2", "eps", "weight_decay", "clip")
+    settings = {name: section[name] for name in names}
+    scaled = lambda factor: optimizer.adamw(lambda step: factor * rate(step), **settings)
+    groups = section.get("groups", ())
     every = ("accumulate", "steps_per_call", "log_every", "checkpoint_every", "keep",
              "skip_nonfinite")  # fmt: skip
     return {
-        "tx": optimizer.adamw(rate, **{name: section[name] for name in names}),
+        "tx": optimizer.grouped(scaled, groups) if groups else optimizer.adamw(rate, **settings),
         "ema": build(EMAS, config.ema, "ema"),
         "plan": Plan(steps, **{name: config.train[name] for name in every}, trace=config.profile),
         "mesh": mesh(config),
@@ -288,3 +298,9 @@ def _time_input(config: Config, proc: Process) -> Callable[[NoiseLevel], jax.Arr
 def _frozen(value: Any) -> Any:
     """Lists as tuples: a flax module's fields must be hashable."""
     return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+EXPERIMENTS: dict[str, Callable[[Config], Any]] = dict.fromkeys(
+    AUTOENCODERS, build_autoencoder.experiment
+)
+"""What is trained otherwise than a diffusion model, by ``config.model.name``."""

@@ -11,7 +11,10 @@ ROOMS = (
     "core", "models", "recipes", "apps", "train", "evaluate", "data", "convert", "profiling"
 )  # fmt: skip
 
-BUILDS = ("build", "build_condition", "build_sampling", "build_evaluation", "build_checkpoint")
+BUILDS = tuple(
+    f"build{part}"
+    for part in ("", "_autoencoder", "_checkpoint", "_condition", "_evaluation", "_sampling")
+)
 
 # room -> the rooms (or modules) of ours that it may import; itself too, but for configs.
 ALLOWED = {
@@ -31,12 +34,23 @@ ALLOWED = {
     "build_sampling": {*ROOMS, "build", "spec"},
     "build_evaluation": {*ROOMS, "build", "spec"},
     "jobs": {*ROOMS, *BUILDS, "spec", "files", "pictures"},
-    "build": {*ROOMS, "build_condition", "spec", "configs"},
+    "build": {*ROOMS, "build_autoencoder", "build_condition", "spec", "configs"},
+    "build_autoencoder": {*ROOMS, "spec"},
     "build_condition": {*ROOMS, "spec"},
     "build_checkpoint": set(ROOMS),
     "configs": {"configs.base"},
     "main": {"jobs"},
-    "scripts": {*ROOMS, "build", "build_evaluation", "spec", "files", "jobs", "configs", "main"},
+    "scripts": {
+        *ROOMS,
+        "build",
+        "build_autoencoder",
+        "build_evaluation",
+        "spec",
+        "files",
+        "jobs",
+        "configs",
+        "main",
+    },
 }
 
 # room -> all that it may import from outside, beside the standard library.

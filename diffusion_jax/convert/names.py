@@ -110,6 +110,10 @@ KINDS: dict[str, Mapping[str, Leaf]] = {
         "bias": _BIAS,
     },
     "norm": {"scale": Leaf("weight", _same, _same), "bias": _BIAS},
+    # Weights of channels, a 1x1 convolution to one channel there.
+    "head": {
+        "weight": Leaf("weight", lambda x: x.reshape(-1), lambda x: x.reshape(1, -1, 1, 1)),
+    },
     "table": {"embedding": Leaf("weight", _same, _same)},
     "codebook": {"codebook": Leaf("weight", _same, _same)},
     # A parameter of the network itself, which has no ".weight" there.

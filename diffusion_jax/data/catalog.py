@@ -3,6 +3,7 @@
 mnist5k, fashion_mnist, noto_emoji     sets of our own builders
 image_folder/NAME                      a folder of images, prepared under NAME
 tfds:NAME                              an image set of the TFDS catalogue
+latents/NAME                           codes of a first stage, by scripts/encode_latents.py
 toy2d:NAME                             points in the plane, made on the fly
 """
 
@@ -22,6 +23,7 @@ from diffusion_jax.data.builders import by_name
 
 VERSION = "1.0.0"
 FORMAT = "array_record"
+LATENTS = "latents/"
 
 
 class DataMissing(ValueError, FileNotFoundError):
@@ -42,12 +44,16 @@ def check_name(name: str) -> None:
         ValueError: listing the names there are.
     """
     family, colon, member = name.partition(":")
-    folder = name.startswith("image_folder/") and name.count("/") == 1 and not name.endswith("/")
+    folder = (
+        name.startswith(("image_folder/", LATENTS))
+        and name.count("/") == 1
+        and not name.endswith("/")
+    )
     if name in OWN or folder or (colon and family in ("tfds", "toy2d") and member):
         return
     raise ValueError(
         f"data set {name!r} is unknown; known are {', '.join(sorted(OWN))}, image_folder/NAME, "
-        "tfds:NAME and toy2d:NAME."
+        "latents/NAME, tfds:NAME and toy2d:NAME."
     )
 
 
@@ -110,6 +116,9 @@ def command(name: str, data_dir: str | os.PathLike | None = None) -> str:
     words = ["python scripts/prepare_data.py", name]
     if name.startswith("image_folder/"):
         words[1:] = ["image_folder", f"--set_name={name.split('/')[1]}", "--folder=PATH"]
+    if name.startswith(LATENTS):
+        member = name.removeprefix(LATENTS)
+        words = ["python scripts/encode_latents.py --workdir=W --data=SET", f"--name={member}"]
     if data_dir:
         words.append(f"--data_dir={data_dir}")
     return " ".join(words)

@@ -12,14 +12,15 @@ from diffusion_jax.data.pixels import to_unit
 from diffusion_jax.data.sources import Source
 from diffusion_jax.data.spec import DataSpec
 
-FLIP, PLACE = 0, 1  # streams of random choices
+FLIP, PLACE, DRAW = 0, 1, 2  # streams of random choices
 
 Fetch = Callable[[np.ndarray, np.ndarray], dict[str, Any]]
 """(example indices int64 [b], positions int64 [b]) -> batch."""
 
 
-def toy_fetch(source: Source) -> Fetch:
+def toy_fetch(source: Source, spec: DataSpec) -> Fetch:
     """Points as they are."""
+    del spec
 
     def fetch(indices, where):
         del where
@@ -46,6 +47,21 @@ def image_fetch(source: Source, spec: DataSpec) -> Fetch:
             mirrored = order.uniform(spec.seed, FLIP, where) < 0.5
             batch["image"][mirrored] = batch["image"][mirrored, :, ::-1]
         return batch | {"image": to_unit(batch["image"])}
+
+    return fetch
+
+
+def latent_fetch(source: Source, spec: DataSpec) -> Fetch:
+    """Codes, drawn from their posterior anew each time where its deviation is known."""
+    read = _cached(source.read, lambda code: code, source.info.num_examples, spec.cache_bytes)
+
+    def fetch(indices, where):
+        examples = read(indices)
+        batch = stack(examples)
+        if "deviation" in examples[0]:
+            noise = order.normal(spec.seed, DRAW, where, batch["image"].shape[1:])
+            batch["image"] += np.stack([example["deviation"] for example in examples]) * noise
+        return batch
 
     return fetch
 
@@ -97,3 +113,11 @@ def stack(examples: list[dict[str, Any]]) -> dict[str, Any]:
     if "caption" in examples[0]:
         batch["caption"] = np.array([example["caption"] for example in examples], object)
     return batch
+
+
+# By ``Info.kind``.
+FETCHES: dict[str, Callable[[Source, DataSpec], Fetch]] = {
+    "image": image_fetch,
+    "latents": latent_fetch,
+    "points": toy_fetch,
+}

@@ -58,6 +58,13 @@ def uniform(seed: int, stream: int, where: np.ndarray) -> np.ndarray:
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def normal(seed: int, stream: int, where: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Independent standard normals, float32 [b, *shape], keyed as in ``uniform``."""
+    keys = (uniform(seed, stream, where) * 2.0**53).astype(np.uint64)
+    draw = lambda key: np.random.Generator(np.random.Philox(key=_words(seed, int(key))))
+    return np.stack([draw(key).standard_normal(shape, np.float32) for key in keys])
+
+
 _WEYL = np.uint64(0x9E3779B97F4A7C15)
 
 

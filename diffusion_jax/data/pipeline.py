@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion_jax.data import images, order
 from diffusion_jax.data.faults import Faults, forgiving, watched
-from diffusion_jax.data.fetch import fitter, image_fetch, stack, toy_fetch
+from diffusion_jax.data.fetch import FETCHES, fitter, stack
 from diffusion_jax.data.sources import open_source
 from diffusion_jax.data.spec import DataSpec, check, check_against
 
@@ -25,7 +25,8 @@ def make_dataset(spec: DataSpec, faults: Faults | None = None) -> grain.MapDatas
     """Batches as a grain data set: ``dataset[t]`` is this process's part of the batch at step t.
 
     A batch is ``{"image": float32 [b, h, w, c] in [-1, 1], "label": int32 [b]}``, ``image`` being
-    float32 [b, 2] for toy2d; unlabelled sets have no ``label``.
+    float32 [b, 2] for toy2d and scaled codes [b, h, w, z] for latents; unlabelled sets have no
+    ``label``.
 
     Args:
         spec: see ``DataSpec``.
@@ -40,7 +41,7 @@ def make_dataset(spec: DataSpec, faults: Faults | None = None) -> grain.MapDatas
     source = forgiving(source, Faults() if faults is None else faults)
     check_against(spec, source.info)
     n = source.info.num_examples
-    fetch = toy_fetch(source) if len(source.info.shape) == 1 else image_fetch(source, spec)
+    fetch = FETCHES[source.info.kind](source, spec)
 
     def batch_at(step: int) -> dict[str, np.ndarray]:
         where = order.positions(step, spec.batch_size, spec.process_index, spec.process_count)
@@ -145,6 +146,11 @@ def load_images(
     check(spec)
     source = open_source(name, split, data_dir)
     check_against(spec, source.info)
+    if source.info.kind == "latents":
+        raise ValueError(
+            f"data set {name} holds codes, which are no images; name the set that they were "
+            "encoded from"
+        )
     n = min(limit or source.info.num_examples, source.info.num_examples)
     examples = source.read(np.arange(n))
     if len(source.info.shape) == 3:

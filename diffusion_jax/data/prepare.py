@@ -91,12 +91,32 @@ def prepare(
         if value is not None and field not in way.takes:
             raise ValueError(f"{field} is {value!r}, but {name} has no use for it; leave it out.")
     root = catalog.data_root(data_dir)
+    make = lambda scratch: way.builder(name, scratch, root, options)
+    return place(make, name, data_dir, overwrite=overwrite)
+
+
+def place(
+    make: Callable[[str], Any],
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """What ``prepare`` does with a builder.
+
+    Args:
+        make: scratch folder -> the TFDS builder that will write into it.
+        name: of the set, for messages.
+        data_dir, overwrite: as of ``prepare``.
+    """
+    root = catalog.data_root(data_dir)
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".preparing_", dir=root) as scratch:
-        builder = way.builder(name, scratch, root, options)
+        builder = make(scratch)
         final = root / Path(builder.data_dir).relative_to(scratch)
         if final.exists() and not overwrite:
-            _check_same(final, name, getattr(builder, "source", None))
+            source = builder.info.metadata and builder.info.metadata.get("source")
+            _check_same(final, name, getattr(builder, "source", source))
             return final
         _write(builder, name, root)
         for sentence in getattr(builder, "skipped", ()):

@@ -27,6 +27,7 @@ class Info(NamedTuple):
         num_classes: number of labels, or None if unlabelled.
         class_names: their names, () if unlabelled.
         captions: whether each image has one.
+        kind: "image", "points", or "latents", whose examples are codes.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Info(NamedTuple):
     num_classes: int | None
     class_names: tuple[str, ...]
     captions: bool
+    kind: str = "image"
 
 
 class Source(NamedTuple):
@@ -44,7 +46,8 @@ class Source(NamedTuple):
     Attributes:
         info: what it is.
         read: indices int64 [n] -> n examples, each with ``image`` (uint8 [h, w, c]; float32 [2] for
-            toy2d) and, where the set has them, ``label`` (int) and ``caption`` (str).
+            toy2d; float32 [h, w, z], the scaled mean, for latents, beside the ``deviation`` if that
+            is known) and, where the set has them, ``label`` (int) and ``caption`` (str).
     """
 
     info: Info
@@ -65,14 +68,10 @@ def open_source(name: str, split: str, data_dir: str | os.PathLike | None = None
         log.info("preparing mnist5k in %s", catalog.data_root(data_dir))
         prepare(name, data_dir)
     builder = catalog.open_builder(name, data_dir)
+    if name.startswith(catalog.LATENTS):
+        return _latents(builder, name, split)
     image, label, caption = _features(builder.info.features, name)
-    try:
-        records = builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
-    except (KeyError, ValueError) as error:
-        known = ", ".join(builder.info.splits)
-        raise ValueError(
-            f"split {split!r} of data set {name} cannot be read ({error}); its splits are {known}."
-        ) from error
+    records = _records(builder, name, split, {image: tfds.decode.SkipDecoding()})
     labels = builder.info.features[label] if label else None
     info = Info(
         name=name,
@@ -84,6 +83,16 @@ def open_source(name: str, split: str, data_dir: str | os.PathLike | None = None
         captions=caption is not None,
     )
     return Source(info, _reader(records, image, label, caption))
+
+
+def _records(builder: Any, name: str, split: str, decoders: Any = None) -> Any:
+    try:
+        return builder.as_data_source(split=split, decoders=decoders)
+    except (KeyError, ValueError) as error:
+        known = ", ".join(builder.info.splits)
+        raise ValueError(
+            f"split {split!r} of data set {name} cannot be read ({error}); its splits are {known}."
+        ) from error
 
 
 def info(name: str, split: str = "train", data_dir: str | os.PathLike | None = None) -> Info:
@@ -131,6 +140,41 @@ def _reader(records: Any, image: str, label: str | None, caption: str | None) ->
     return read
 
 
+def latents_scale(name: str, data_dir: str | os.PathLike | None = None) -> tuple[Any, Any, int]:
+    """(scale, shift, step of the checkpoint) that a set of latents was encoded with."""
+    metadata = catalog.open_builder(name, data_dir).info.metadata
+    return metadata["scale"], metadata["shift"], metadata["step"]
+
+
+def _latents(builder: Any, name: str, split: str) -> Source:
+    features, records = builder.info.features, _records(builder, name, split)
+    scale, shift = (np.asarray(builder.info.metadata[k], np.float32) for k in ("scale", "shift"))
+    labels = features.get("label")
+
+    def example(record):
+        out = {"image": scale * (record["mean"].astype(np.float32) - shift)}
+        if "log_var" in record:
+            out["deviation"] = scale * np.exp(0.5 * record["log_var"].astype(np.float32))
+        if labels:
+            out["label"] = int(record["label"])
+        if "caption" in record:
+            out["caption"] = record["caption"].decode("utf-8")
+        return out
+
+    info = Info(
+        name=name,
+        split=split,
+        num_examples=len(records),
+        shape=tuple(features["mean"].shape),
+        num_classes=labels.num_classes if labels else None,
+        class_names=tuple(labels.names) if labels else (),
+        captions="caption" in features,
+        kind="latents",
+    )
+    read = lambda indices: [example(r) for r in records.__getitems__([int(i) for i in indices])]
+    return Source(info, read)
+
+
 def _toy(name: str, split: str) -> Source:
     member = name.removeprefix("toy2d:")
     if member not in toy2d.TOYS:
@@ -148,4 +192,4 @@ def _toy(name: str, split: str) -> Source:
             for point, label in zip(points, labels, strict=True)
         ]
 
-    return Source(Info(name, split, toy2d.LENGTH, (2,), classes, names, False), read)
+    return Source(Info(name, split, toy2d.LENGTH, (2,), classes, names, False, "points"), read)

@@ -16,7 +16,8 @@ class DataSpec(NamedTuple):
         name: of the data set (see ``catalog``).
         split: of it, possibly a slice: ``train``, ``test[:500]``.
         batch_size: over all processes together.
-        image_size: (height, width) to bring images to; None if all have one size already.
+        image_size: (height, width) to bring images to; None if all have one size already; of
+            latents, this and the channels are not looked at.
         channels: 1 or 3; None for the set's own.
         flip: mirror each image left to right with probability 1/2, anew each epoch.
         crop: ``center``, ``random`` or ``stretch`` (see ``images.CROPS``).
@@ -73,6 +74,12 @@ def check(spec: DataSpec) -> None:
 def check_against(spec: DataSpec, info: Info) -> None:
     """Raise ValueError for what is wrong with a spec for this data set."""
     shape, n = info.shape, info.num_examples
+    if info.kind == "latents" and (spec.flip or spec.crop == "random"):
+        field, off = ("flip", "False") if spec.flip else ("crop", "'center'")
+        raise ValueError(
+            f"{field} is {getattr(spec, field)!r}, but {spec.name} holds codes, and the code of a "
+            f"changed image is not the changed code; set data.{field} = {off}."
+        )
     if spec.image_size is None and None in shape:
         raise ValueError(
             f"image_size is None, but images of {spec.name} differ in size; give (height, width)."

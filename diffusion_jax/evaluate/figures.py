@@ -50,6 +50,12 @@ def proportion(hits: np.ndarray) -> Figure:
     return Figure(float(hits.mean()), float(np.sqrt(smoothed * (1 - smoothed) / (n + 4))), n)
 
 
+def mean_of(x: np.ndarray) -> Figure:
+    """The mean of [n] with its standard error, which is NaN for n = 1."""
+    error = x.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else np.nan
+    return Figure(float(x.mean()), float(error), len(x))
+
+
 def table(figures: Mapping[str, Figure]) -> str:
     """Lines of name, value ± spread and n, aligned."""
     width = max(len(name) for name in figures)

@@ -12,16 +12,17 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from diffusion_jax import build, build_evaluation
+from diffusion_jax import build, build_autoencoder, build_evaluation
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import load_images, to_unit
 from diffusion_jax.data.catalog import data_root
 from diffusion_jax.evaluate.features import cached, extract
-from diffusion_jax.evaluate.figures import Figure, table
+from diffusion_jax.evaluate.figures import Figure, mean_of, table
 from diffusion_jax.evaluate.judge import Judge, accuracy
 from diffusion_jax.evaluate.likelihoods import Terms
 from diffusion_jax.evaluate.quality import quality
 from diffusion_jax.files import whole
+from diffusion_jax.jobs import autoencoding
 from diffusion_jax.jobs.drawing import draw_many, drawer
 from diffusion_jax.jobs.placing import jitted, place_batch
 from diffusion_jax.jobs.run import Run, cache_compilations, open_run
@@ -34,7 +35,8 @@ Figures = dict[str, Figure]
 def evaluate(config: Config, workdir: str | os.PathLike) -> Figures:
     """Draw ``config.evaluate.n`` samples and print what they and the likelihood measure.
 
-    Leaves the samples, evaluation.json and, of a likelihood, its table of terms.
+    Leaves the samples, evaluation.json and, of a likelihood, its table of terms.  Of a first stage,
+    as many held-out images are reconstructed instead.
 
     With several processes all measure the same, the network's work shared; the first one writes.
 
@@ -45,26 +47,33 @@ def evaluate(config: Config, workdir: str | os.PathLike) -> Figures:
         ValueError: if the folder holds no run of this model, or nothing to evaluate is chosen.
     """
     cache_compilations()
-    section = config.evaluate
     run = open_run(config, workdir)
-    figures: Figures = {}
-    # Its mistakes come before minutes of sampling.
-    likelihood = build_evaluation.likelihood(config, run.experiment) if section.likelihood else None
-    if section.quality or section.class_accuracy:
-        figures |= of_samples(run, Path(workdir))
-    if likelihood:
-        figures |= of_likelihood(run, Path(workdir), *likelihood)
-    if not figures:
-        raise ValueError(
-            "config.evaluate chooses nothing; set quality=True, class_accuracy=True, or "
-            "likelihood='variational_bound()'"
-        )
+    figures = FIGURES[type(run.experiment)](run, Path(workdir))
     if jax.process_index():
         return figures
     lines = {name: figure._asdict() for name, figure in figures.items()}
     with whole(Path(workdir) / "evaluation.json") as temporary:
         temporary.write_text(json.dumps({"step": run.step, "figures": lines}, indent=2) + "\n")
     print(f"Step {run.step} of {workdir}:\n{table(figures)}")
+    return figures
+
+
+def of_diffusion(run: Run, workdir: Path) -> Figures:
+    """What ``config.evaluate`` chooses to measure of a diffusion model."""
+    section = run.config.evaluate
+    figures: Figures = {}
+    # Its mistakes come before minutes of sampling.
+    told = (run.config, run.experiment)
+    likelihood = build_evaluation.likelihood(*told) if section.likelihood else None
+    if section.quality or section.class_accuracy:
+        figures |= of_samples(run, workdir)
+    if likelihood:
+        figures |= of_likelihood(run, workdir, *likelihood)
+    if not figures:
+        raise ValueError(
+            "config.evaluate chooses nothing; set quality=True, class_accuracy=True, or "
+            "likelihood='variational_bound()'"
+        )
     return figures
 
 
@@ -105,10 +114,10 @@ def of_likelihood(run: Run, workdir: Path, title: str, estimate: Callable[..., T
     save_terms(workdir / "likelihood.json", every)
     of_example = {name: term if term.ndim == 1 else term.sum(0) for name, term in every.items()}
     total = of_example.pop("total")
-    figures = {f"bits/dim ({title})": _mean(total)}
-    figures |= {f"  of which {name}": _mean(term) for name, term in of_example.items()}
+    figures = {f"bits/dim ({title})": mean_of(total)}
+    figures |= {f"  of which {name}": mean_of(term) for name, term in of_example.items()}
     if x0.ndim == 2:
-        figures["nats of a point"] = _mean(total * x0.shape[1] * np.log(2))
+        figures["nats of a point"] = mean_of(total * x0.shape[1] * np.log(2))
     return figures
 
 
@@ -136,16 +145,10 @@ def save_terms(path: Path, terms: Mapping[str, np.ndarray]) -> None:
     """The table of terms: mean and standard error of each, bits/dim; a list of a term of steps."""
     if jax.process_index():
         return
-    row = lambda x: {"mean": _mean(x).value, "error": _mean(x).spread}
+    row = lambda x: {"mean": mean_of(x).value, "error": mean_of(x).spread}
     table = {name: row(x) if x.ndim == 1 else [row(x) for x in x] for name, x in terms.items()}
     with whole(path) as temporary:
         temporary.write_text(json.dumps(table, indent=1) + "\n")
-
-
-def _mean(x: np.ndarray) -> Figure:
-    """With its standard error; of one example there is none."""
-    error = x.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else np.nan
-    return Figure(float(x.mean()), float(error), len(x))
 
 
 def _held_out(config: Config) -> np.ndarray:
@@ -176,3 +179,10 @@ def images_of(
 
 def _cache(config: Config) -> Path:
     return data_root(config.data.dir or None) / "diffusion_jax_cache"
+
+
+# By what an experiment is.
+FIGURES: dict[type, Callable[[Run, Path], Figures]] = {
+    build.Experiment: of_diffusion,
+    build_autoencoder.AutoencoderExperiment: autoencoding.figures,
+}

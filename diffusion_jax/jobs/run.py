@@ -43,10 +43,13 @@ LATER = ("sampler", "evaluate", "text", "mesh")
 
 
 class Run(NamedTuple):
-    """A trained model: config, what its parameters mean, and the parameters (averaged, or not)."""
+    """A trained model: config, what its parameters mean, and the parameters (averaged, or not).
+
+    The experiment is what ``build.experiment`` makes.
+    """
 
     config: Config
-    experiment: build.Experiment
+    experiment: Any
     params: Params
     step: int
 

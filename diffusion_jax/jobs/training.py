@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from diffusion_jax import build
+from diffusion_jax.build_autoencoder import AutoencoderExperiment
+from diffusion_jax.core.types import Params
+from diffusion_jax.jobs import autoencoding
 from diffusion_jax.jobs.drawing import draw_many, drawer
 from diffusion_jax.jobs.run import cache_compilations, plain
 from diffusion_jax.jobs.sampling import save_samples
@@ -34,14 +39,11 @@ def train(config: Config, workdir: str | os.PathLike) -> TrainState:
     cache_compilations()
     experiment = build.experiment(config)
     settings = build.training(config)
-    draw = drawer(config, experiment)
-    data = build.training_data(config)
     folder = Path(workdir) / "samples"
+    view = VIEWS[type(experiment)](config, experiment, folder)
+    data = build.training_data(config)
     average = settings["ema"].params
-
-    def show(step: int, state: TrainState):
-        samples = draw_many(config, experiment, draw, average(state.ema), config.sampler.n)
-        return save_samples(folder / f"step_{step:07d}", samples)
+    show = lambda step, state: view.show(step, average(state.ema))
 
     if config.train.snapshot_every and parse(config.ema, "ema")[0] != "power":
         raise ValueError(
@@ -58,5 +60,38 @@ def train(config: Config, workdir: str | os.PathLike) -> TrainState:
         hooks=[Hook(config.train.sample_every, show), Hook(config.train.snapshot_every, keep)],
         **settings,
     )
-    save_strip(config, experiment, average(state.ema), folder / "strip.png")
+    view.finish(average(state.ema))
     return state
+
+
+class View(NamedTuple):
+    """What is looked at of a run.
+
+    Attributes:
+        show: (step, params) -> name -> image, beside what it writes.
+        finish: (params) -> None, after the last step.
+    """
+
+    show: Callable[[int, Params], Mapping[str, Any]]
+    finish: Callable[[Params], Any] = lambda params: None
+
+
+def _of_diffusion(config: Config, experiment: build.Experiment, folder: Path) -> View:
+    draw = drawer(config, experiment)
+
+    def show(step, params):
+        samples = draw_many(config, experiment, draw, params, config.sampler.n)
+        return save_samples(folder / f"step_{step:07d}", samples)
+
+    return View(show, lambda params: save_strip(config, experiment, params, folder / "strip.png"))
+
+
+def _of_autoencoder(config: Config, experiment: AutoencoderExperiment, folder: Path) -> View:
+    return View(autoencoding.shown(config, experiment, folder))
+
+
+# By what an experiment is.
+VIEWS: dict[type, Callable[[Config, Any, Path], View]] = {
+    build.Experiment: _of_diffusion,
+    AutoencoderExperiment: _of_autoencoder,
+}

@@ -61,6 +61,15 @@ class Quantised(NamedTuple):
     before: Array
     entries: Array
 
+    def mode(self) -> Array:
+        """The entries, as a posterior's mode."""
+        return self.z
+
+    def sample(self, key: Array) -> Array:
+        """The entries, as a posterior's draw: there is nothing to draw."""
+        del key
+        return self.z
+
 
 class AutoencoderKL(nn.Module):
     """Pixels <-> codes, by a Gaussian posterior.
@@ -105,9 +114,16 @@ class AutoencoderKL(nn.Module):
             ValueError: for another size.
         """
         check_pixels(pixels.shape, self.factor)
+        return self.code(self.features(pixels))
+
+    def features(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 z2"]:
+        """What ``code`` makes a posterior of, float32; tiles of it may be blended."""
         h = self.encoder(pixels)
-        h = (self.quant_layer(h) if self.quant else h).astype(jnp.float32)
-        mean, log_var = jnp.split(h, 2, axis=-1)
+        return (self.quant_layer(h) if self.quant else h).astype(jnp.float32)
+
+    def code(self, features: Float[Array, "b h w z2"]) -> Posterior:
+        """The posterior that ``features`` describes."""
+        mean, log_var = jnp.split(features, 2, axis=-1)
         return Posterior(mean, jnp.clip(log_var, *_LOG_VAR))
 
     def decode(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 c"]:
@@ -160,8 +176,15 @@ class AutoencoderVQ(nn.Module):
             ValueError: for another size.
         """
         check_pixels(pixels.shape, self.factor)
-        before = self.quant_layer(self.encoder(pixels)).astype(jnp.float32)
-        return quantise(before, self.codebook)
+        return self.code(self.features(pixels))
+
+    def features(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        """What ``code`` quantises, float32; tiles of it may be blended."""
+        return self.quant_layer(self.encoder(pixels)).astype(jnp.float32)
+
+    def code(self, features: Float[Array, "b h w d"]) -> Quantised:
+        """The entries nearest to ``features``."""
+        return quantise(features, self.codebook)
 
     def decode(self, z: Float[Array, "b h w d"]) -> Float[Array, "b h2 w2 c"]:
         """Codes -> pixels, float32, about [-1, 1]."""

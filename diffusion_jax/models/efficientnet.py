@@ -91,6 +91,26 @@ def features(params: Params, images: Array, size: int = 64) -> dict[str, Array]:
     return {"pooled": pooled, "head": head, "logits": logits}
 
 
+def block_features(
+    params: Params, pixels: Float[Array, "n h w c"], blocks: tuple[int, ...] = (0, 2, 4)
+) -> list[Array]:
+    """What some blocks say of images at their own size, the finest first.
+
+    Args:
+        params: from ``fold``.
+        pixels: in [-1, 1]; c is 1 (repeated) or 3.
+        blocks: numbers in ascending order; 0, 2, 4, 10 and 15 are the last ones before the size,
+            half of the image's, is halved again.
+    """
+    x = (jnp.broadcast_to(pixels, (*pixels.shape[:-1], 3)) * 127.5 + 0.5) / 128
+    x = _relu6(_conv(x, params["_conv_stem"], 2))
+    out = []
+    for i, stride in enumerate(STRIDES[: max(blocks) + 1]):
+        x = _block(x, params, f"_blocks.{i}.", stride)
+        out += [x] if i in blocks else []
+    return out
+
+
 def _block(x: Array, params: Params, name: str, stride: int) -> Array:
     h = x
     if name + "_expand_conv" in params:

@@ -34,6 +34,16 @@ _TEXT_UNET: Partition = (
     (r"/res(_\d)?/conv_1/kernel$", (None, None, _T, None)),
 )
 
+# With the discriminator that it may be trained with.
+_AUTOENCODER: Partition = (
+    (r"/attention/(query|key|value)/kernel$", (None, _T)),
+    (r"/attention/out/kernel$", (_T, None)),
+    (r"/(res_\d|(down|up)_\d+_block_\d+)/conv_0/kernel$", (None, None, None, _T)),
+    (r"/(res_\d|(down|up)_\d+_block_\d+)/conv_1/kernel$", (None, None, _T, None)),
+    (r"discriminator/conv_[02468]/kernel$", (None, None, None, _T)),
+    (r"discriminator/conv_[13579]/kernel$", (None, None, _T, None)),
+)
+
 # Of all networks that are made of ``models.text.blocks``.
 _TRANSFORMER: Partition = (
     (r"(^|/)layer_\d+/attention/(query|key|value)/kernel$", (None, _T)),
@@ -46,6 +56,8 @@ PARTITIONS: dict[str, Partition] = {
     "unet": _UNET,
     "text_unet": _TEXT_UNET,
     "controlnet": _TEXT_UNET,
+    "autoencoder_kl": _AUTOENCODER,
+    "autoencoder_vq": _AUTOENCODER,
     "clip_text": _TRANSFORMER,
     "clip_image": _TRANSFORMER,
     "t5": _TRANSFORMER,

@@ -8,7 +8,7 @@ The rate is a function of its own, so it can be plotted and logged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -101,6 +101,31 @@ def adamw(
             raise ValueError(f"config.optimizer.{name} = {value!r} must be 0 or more")
     adam = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=decayed)
     return optax.chain(optax.clip_by_global_norm(clip), adam) if clip else adam
+
+
+def grouped(
+    make: Callable[[float], optax.GradientTransformation], groups: Sequence[tuple[str, float]]
+) -> optax.GradientTransformation:
+    """One optimiser for each top-level group of parameters, so that players do not meet.
+
+    Args:
+        make: factor of the learning rate -> optimiser.
+        groups: (key of params, factor); all keys of params are there.
+
+    Raises:
+        ValueError: when it is initialised, for params with other keys.
+    """
+    factors = {str(name): float(factor) for name, factor in groups}
+
+    def labels(params):
+        for name in params:
+            if name not in factors:
+                raise ValueError(
+                    f"config.optimizer.groups lacks {name!r}, which is trained; add ({name!r}, 1.0)"
+                )
+        return {name: jax.tree.map(lambda _, name=name: name, params[name]) for name in params}
+
+    return optax.partition({name: make(factor) for name, factor in factors.items()}, labels)
 
 
 def decayed(params: Any) -> Any:

@@ -1,0 +1,121 @@
+"""What a first stage shows while it trains, and what is measured of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax import build_evaluation, pictures
+from diffusion_jax.build_autoencoder import AutoencoderExperiment
+from diffusion_jax.data import load_images, to_uint8, to_unit
+from diffusion_jax.evaluate.distances import frechet_distance
+from diffusion_jax.evaluate.features import extract
+from diffusion_jax.evaluate.figures import Figure, bootstrap, mean_of
+from diffusion_jax.evaluate.reconstruction import psnr, ssim
+from diffusion_jax.jobs.placing import jitted, place_batch
+from diffusion_jax.jobs.run import Run
+from diffusion_jax.spec import Config
+
+_COLUMNS = 8
+_BATCH = 32
+
+
+def shown(config: Config, experiment: AutoencoderExperiment, folder: Path) -> Callable[..., Any]:
+    """(step, params) -> images for TensorBoard: held-out originals over their reconstructions.
+
+    They are written to folder/step_N.png; ``config.sampler.n`` says how many.
+    """
+    originals = _images(config, config.data.test_split, config.sampler.n)
+    rebuild = reconstructor(config, experiment)
+
+    def show(step, params):
+        made, _ = rebuild(params, originals)
+        return save_pairs(folder / f"step_{step:07d}.png", originals, made)
+
+    return show
+
+
+def save_pairs(path: Path, originals: np.ndarray, made: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows of originals, uint8 [n, h, w, c], each over the row of its reconstructions."""
+    if jax.process_index():
+        return {}
+    columns = min(_COLUMNS, len(originals))
+    starts = range(0, len(originals) // columns * columns, columns)
+    rows = [part[i : i + columns] for i in starts for part in (originals, made)]
+    sheet = pictures.grid(np.concatenate(rows), columns)
+    pictures.save_image(path, sheet)
+    return {"reconstructions": sheet}
+
+
+def reconstructor(config: Config, experiment: AutoencoderExperiment) -> Callable[..., Any]:
+    """(params, uint8 [n, h, w, c]) -> (reconstructions uint8, indices [n, h, w] or None).
+
+    Of the posterior's mode, in batches of one size.
+    """
+    module = experiment.module
+
+    def rebuild(params, pixels):
+        run = lambda x, method: module.apply({"params": params["autoencoder"]}, x, method=method)
+        code = run(pixels, "encode")
+        return run(code.mode(), "decode"), getattr(code, "indices", ())
+
+    compiled = jitted(config, rebuild)
+
+    def many(params, images):
+        parts = []
+        for i in range(0, len(images), _BATCH):
+            rows = np.arange(i, i + _BATCH) % len(images)
+            batch = place_batch(config, to_unit(images[rows]))
+            made, indices = jax.device_get(compiled(params, batch))
+            parts.append((to_uint8(made), indices))
+        made = np.concatenate([part[0] for part in parts])[: len(images)]
+        if not experiment.entries:
+            return made, None
+        return made, np.concatenate([part[1] for part in parts])[: len(images)]
+
+    return many
+
+
+def figures(run: Run, workdir: Path) -> dict[str, Figure]:
+    """PSNR, SSIM and Fréchet distance of held-out reconstructions; use of a codebook."""
+    config, experiment = run.config, run.experiment
+    originals = _images(config, config.data.test_split, config.evaluate.n)
+    made, indices = reconstructor(config, experiment)(run.params, originals)
+    save_pairs(workdir / "samples" / f"evaluate_{run.step:07d}.png", originals[:64], made[:64])
+    out = {
+        "PSNR of reconstructions, dB": mean_of(np.asarray(psnr(originals, made))),
+        "SSIM of reconstructions": mean_of(np.asarray(ssim(originals, made))),
+    }
+    if config.evaluate.quality:
+        net = build_evaluation.feature_net(config)
+        a, b = (extract(net, images)["frechet"] for images in (originals, made))
+        spread = bootstrap(frechet_distance, a, b, resamples=10, seed=config.seed)
+        name = f"{net.distance} of reconstructions ({net.name})"
+        out[name] = Figure(frechet_distance(a, b), spread, len(a))
+    if indices is not None:
+        share = np.bincount(indices.reshape(-1), minlength=experiment.entries) / indices.size
+        entropy = -np.sum(share * np.log(np.maximum(share, 1e-20)))
+        out["entries used"] = Figure(float((share > 0).mean()), float("nan"), indices.size)
+        out["perplexity of entries"] = Figure(float(np.exp(entropy)), float("nan"), indices.size)
+    return out
+
+
+def reconstruct(run: Run, workdir: Path) -> np.ndarray:
+    """In place of samples, ``config.sampler.n`` reconstructions of held-out images, uint8."""
+    originals = _images(run.config, run.config.data.test_split, run.config.sampler.n)
+    made, _ = reconstructor(run.config, run.experiment)(run.params, originals)
+    path = workdir / "samples" / f"sample_{run.step:07d}.png"
+    save_pairs(path, originals, made)
+    if jax.process_index() == 0:
+        print(f"{len(made)} reconstructions, below their originals, are in {path}")
+    return made
+
+
+def _images(config: Config, split: str, limit: int) -> np.ndarray:
+    data = config.data
+    size = tuple(data.image_size)
+    return load_images(data.name, split, limit, size, data.channels, data.dir or None)[0]

@@ -1,0 +1,157 @@
+"""The codes of a data set: their scale, kept with the autoencoder, and a set of latents."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from diffusion_jax import build_autoencoder
+from diffusion_jax.data import DataSpec, info, make_dataset
+from diffusion_jax.data.catalog import open_builder
+from diffusion_jax.data.latents import Contents, Scaling, write_latents
+from diffusion_jax.files import whole
+from diffusion_jax.jobs.run import cache_compilations
+from diffusion_jax.models.autoencoder import AutoencoderKL, AutoencoderVQ
+from diffusion_jax.train.workdir import read_config
+
+_BATCH = 32
+
+
+class Kept(NamedTuple):
+    """The codes of a split, in a file while they are not yet in their set.
+
+    Attributes:
+        arrays: name -> float16 [n, h, w, z].
+        told: name -> captions or labels, n of them.
+    """
+
+    arrays: dict[str, np.ndarray]
+    told: dict[str, list[Any]]
+
+    def examples(self) -> Iterator[dict[str, Any]]:
+        """One after the other, as the builder takes them."""
+        for i in range(len(next(iter(self.arrays.values())))):
+            codes = {name: array[i] for name, array in self.arrays.items()}
+            yield {**codes, **{name: values[i] for name, values in self.told.items()}}
+
+
+def encode_latents(
+    workdir: str | os.PathLike,
+    data: str,
+    name: str = "",
+    data_dir: str | os.PathLike | None = None,
+    *,
+    per_channel: bool = False,
+    keep: str = "",
+    overwrite: bool = False,
+) -> Path:
+    """Encode all splits of a set; write ``latents.json`` to workdir, and the set ``latents/NAME``.
+
+    The scale is measured on the training split: 1/deviation of the codes, and their mean is the
+    shift; of all channels together or of each.  Deviations include the posterior's own, if kept.
+
+    Args:
+        workdir: the autoencoder's run.
+        data: name of the set of images.
+        name: of the set of latents; "" for the images' own.
+        data_dir: of prepared sets.
+        per_channel: a scale and a shift for each channel.
+        keep: of ``KEEPS``; "" for what the kind of autoencoder has.
+        overwrite: replace a set of that name.
+
+    Returns:
+        The folder of the set.
+
+    Raises:
+        ValueError: if there is no run of an autoencoder, no such data, or the name is taken.
+    """
+    cache_compilations()
+    config = read_config(workdir)
+    module, params, step = build_autoencoder.open_autoencoder(workdir)
+    keep = keep or KEPT_OF[type(module)]
+    if keep not in KEEPS or (keep != "mean" and not isinstance(module, AutoencoderKL)):
+        raise ValueError(f"keep = {keep!r}; a codebook's codes have a mean only, others {KEEPS}")
+    run = jax.jit(lambda x: KEEPS[keep](module.apply({"params": params}, x, method="encode")))
+    size, channels = tuple(config["data"]["image_size"]), config["data"]["channels"]
+    splits = list(open_builder(data, data_dir).info.splits)
+    if "train" not in splits:
+        raise ValueError(f"data set {data} has no split 'train' to measure a scale on; {splits}")
+    with tempfile.TemporaryDirectory(prefix="latents_") as scratch:
+        kept = {
+            split: _encoded(
+                run, DataSpec(data, split, _BATCH, size, channels, data_dir=data_dir), Path(scratch)
+            )
+            for split in splits
+        }
+        scale, shift, figures = measure(kept["train"].arrays, per_channel)
+        known = info(data, "train", data_dir)
+        contents = Contents(
+            {split: each.examples for split, each in kept.items()},
+            kept["train"].arrays["mean"].shape[1:],
+            "log_var" in kept["train"].arrays,
+            known.captions,
+            known.class_names,
+            f"{data} at {size}, step {step}, {keep}, scale {scale}",
+            Scaling(scale, shift, step),
+        )
+        set_name = name or data.replace("/", "-").replace(":", "-")
+        path = write_latents(set_name, contents, data_dir, overwrite=overwrite)
+    held = {"scale": scale, "shift": shift, "step": step, "data": data, **figures}
+    with whole(Path(workdir) / build_autoencoder.MEASURED) as temporary:
+        temporary.write_text(json.dumps(held, indent=2) + "\n")
+    return path
+
+
+def measure(arrays: dict[str, np.ndarray], per_channel: bool) -> tuple[Any, Any, dict[str, Any]]:
+    """(scale, shift, {"mean", "std" of each channel}) of codes "mean" and perhaps "log_var"."""
+    total, square, n = 0.0, 0.0, 0
+    for start in range(0, len(arrays["mean"]), _BATCH):
+        rows = slice(start, start + _BATCH)
+        mean = arrays["mean"][rows].astype(np.float64)
+        own = np.exp(arrays["log_var"][rows].astype(np.float64)) if "log_var" in arrays else 0.0
+        total = total + mean.sum((0, 1, 2))
+        square = square + (mean**2 + own).sum((0, 1, 2))
+        n += mean[..., 0].size
+    mean, power = np.asarray(total) / n, np.asarray(square) / n
+    std = np.sqrt(power - mean**2)
+    figures = {"mean": mean.tolist(), "std": std.tolist()}
+    if per_channel:
+        return (1 / std).tolist(), mean.tolist(), figures
+    return float(1 / np.sqrt(power.mean() - mean.mean() ** 2)), float(mean.mean()), figures
+
+
+def _encoded(run: Callable[..., Any], spec: DataSpec, scratch: Path) -> Kept:
+    """The codes of a split, in its order."""
+    known = info(spec.name, spec.split, spec.data_dir)
+    spec = spec._replace(
+        shuffle=False, repeat=False, drop_remainder=False, captions=known.captions, cache_bytes=0
+    )
+    dataset, n, arrays, told = make_dataset(spec), known.num_examples, {}, {}
+    for i in tqdm(range(len(dataset)), desc=f"encoding {spec.split}", unit="batch"):
+        batch = dataset[i]
+        rows = np.arange(len(batch["image"]))
+        padded = batch["image"][np.arange(_BATCH) % len(rows)]
+        for name, codes in jax.device_get(run(padded)).items():
+            if name not in arrays:
+                file = scratch / f"{spec.split}-{name}"
+                shape = (n, *codes.shape[1:])
+                arrays[name] = np.memmap(file, np.float16, "w+", shape=shape)
+            arrays[name][i * _BATCH + rows] = codes[rows].astype(np.float16)
+        for name in {"caption", "label"} & batch.keys():
+            told.setdefault(name, []).extend(batch[name].tolist())
+    return Kept(arrays, told)
+
+
+KEEPS: dict[str, Callable[[Any], dict[str, jax.Array]]] = {
+    "mean": lambda code: {"mean": code.mode()},
+    "moments": lambda code: {"mean": code.mean, "log_var": code.log_var},
+}
+KEPT_OF: dict[type, str] = {AutoencoderKL: "moments", AutoencoderVQ: "mean"}

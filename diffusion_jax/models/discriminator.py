@@ -1,0 +1,64 @@
+"""PatchGAN's discriminator (Isola et al. 2017, section 3.2.2): a logit for each patch.
+
+With group norm where theirs has batch norm: an example's logit is then its own, whatever else is in
+the batch or on other devices, and there are no running statistics.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffusion_jax.models import primitives
+from diffusion_jax.models.layers import GroupNorm, Style
+
+_NORMAL = nn.initializers.normal(0.02)
+
+
+class _PatchConv(nn.Module):
+    """A 4x4 convolution padded by one pixel, with bias."""
+
+    features: int
+    stride: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", _NORMAL, (4, 4, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        x, kernel, bias = (z.astype(self.dtype) for z in (x, kernel, bias))
+        y = primitives.conv(x, kernel, bias, self.stride, ((1, 1), (1, 1)))
+        return primitives.by_batch(y)
+
+
+class PatchDiscriminator(nn.Module):
+    """Images -> a logit for each of overlapping patches.
+
+    Attributes:
+        channels: base width; it doubles at each halving, up to eight times.
+        halvings: of the size; 3 gives patches of 70 pixels, 2 of 34.
+        dtype: of the computation; parameters and logits are float32.
+    """
+
+    channels: int = 64
+    halvings: int = 3
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 1"]:
+        """Pixels in [-1, 1], sides of at least 4·2^halvings -> logits, large for what is real."""
+        dtype = jnp.dtype(self.dtype)
+        h = _PatchConv(self.channels, 2, dtype, name="conv_0")(pixels)
+        h = jax.nn.leaky_relu(h, 0.2)
+        for i in range(1, self.halvings + 1):
+            width = self.channels * min(2**i, 8)
+            stride = 2 if i < self.halvings else 1
+            h = _PatchConv(width, stride, dtype, name=f"conv_{i}")(h)
+            h = GroupNorm(Style(dtype=dtype), name=f"norm_{i}")(h)
+            h = jax.nn.leaky_relu(h, 0.2)
+        h = _PatchConv(1, 1, dtype, name="conv_out")(h)
+        return h.astype(jnp.float32)
