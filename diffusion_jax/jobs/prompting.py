@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from diffusion_jax import build, build_sampling, pictures
 from diffusion_jax.apps.generate import prompted
-from diffusion_jax.build_checkpoint import TextToImage, Weights, text_to_image
+from diffusion_jax.build_checkpoint import TextToImage, Weights, text_to_image, with_loras
 from diffusion_jax.convert.stable_diffusion import read_checkpoint
 from diffusion_jax.core.grids import truncate
 from diffusion_jax.core.types import NoiseLevel
@@ -29,7 +29,9 @@ from diffusion_jax.spec import Config
 from diffusion_jax.train import sharding
 
 # What the pixels depend on; the rest of the config says where and how fast.
-TOLD = ("checkpoint", "prompt", "negative_prompt", "seed", "image", "strength", "sampler", "dtype")
+TOLD = (
+    "checkpoint", "lora", "prompt", "negative_prompt", "seed", "image", "strength", "sampler", "dtype"
+)  # fmt: skip
 NETWORKS = ("text_unet", "clip_text", "autoencoder")
 
 
@@ -110,6 +112,7 @@ def load(config: Config) -> TextToImage:
     checkpoint = read_checkpoint(
         config.checkpoint, config.prediction_type or None, config.variant or None
     )
+    checkpoint = with_loras(checkpoint, config.lora)
     return text_to_image(checkpoint, tuple(config.tokenizers), config.dtype)
 
 
