@@ -46,7 +46,7 @@ ALLOWED = {
     "build_condition": {*ROOMS, "spec"},
     "build_checkpoint": {*ROOMS},
     "build_finetune": {*ROOMS, "build", "build_checkpoint", "build_condition", "spec"},
-    "configs": {"configs.base"},
+    "configs": {"configs.base", "configs.stable_diffusion"},
     "main": {"jobs"},
     "scripts": {*ROOMS, "build", "build_evaluation", "spec", "files", "jobs", "configs", "main"},
 }

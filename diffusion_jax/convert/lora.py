@@ -146,7 +146,7 @@ def write_lora(
 
 
 def _modules(checkpoint: Checkpoint) -> Iterator[tuple[str, _Slot]]:
-    """ "unet.mid_block..." -> slot, of each kernel, by the maps of the base weights."""
+    """Name such as unet.mid_block... -> slot, of each kernel, by the maps of the base weights."""
     config = checkpoint.configs["unet"]
     yield from _of_part("unet", checkpoint.unet.params, unet_rows(config))
     for part, encoder in zip(_TEXTS, checkpoint.text_encoders, strict=False):
