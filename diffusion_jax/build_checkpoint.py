@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.convert import sd_autoencoder
+from diffusion_jax.convert.lora import read_lora
 from diffusion_jax.convert.schedulers import Sampling, process_of, sampling_of, target_of
 from diffusion_jax.convert.stable_diffusion import Checkpoint, Part, find_tokenizers
 from diffusion_jax.core import network_io
@@ -22,6 +23,7 @@ from diffusion_jax.models.adapter import net_from_module
 from diffusion_jax.models.autoencoder import AutoencoderKL
 from diffusion_jax.models.text.clip import READS
 from diffusion_jax.models.text.prompts import Reader, read_prompts
+from diffusion_jax.recipes import lora
 
 Rows = dict[str, np.ndarray]
 
@@ -144,6 +146,44 @@ def text_to_image(
         size=int(sample if isinstance(sample, int) else sample[0]) * factor,
         sized=sized,
     )
+
+
+def with_loras(checkpoint: Checkpoint, loras: Sequence[str]) -> Checkpoint:
+    """The checkpoint with LoRA files merged into its weights, their sum rounded once.
+
+    Args:
+        checkpoint: the base.
+        loras: "file.safetensors", or "file.safetensors:0.8" for 0.8 times its change.
+
+    Raises:
+        FileNotFoundError: if a file is absent.
+        ValueError: if one does not fit (see ``convert.lora.read_lora``).
+    """
+    if isinstance(loras, str):
+        raise ValueError(f"config.lora = {loras!r} must be a list of files: ('{loras}',)")
+    adapters: dict[str, list[lora.Adapter]] = {}
+    for spec in loras:
+        path, scale = _file_and_scale(spec)
+        for part, own in read_lora(path, checkpoint).items():
+            adapters.setdefault(part, []).append(lora.Adapter(own.factors, scale, own.alphas))
+    part = lambda name, old: _adapted(old, adapters.get(name, []))
+    names = ("text_encoder", "text_encoder_2")
+    texts = tuple(part(*pair) for pair in zip(names, checkpoint.text_encoders, strict=False))
+    return checkpoint._replace(unet=part("unet", checkpoint.unet), text_encoders=texts)
+
+
+def _adapted(part: Part, adapters: list[lora.Adapter]) -> Part:
+    if not adapters:
+        return part
+    return part._replace(params=jax.device_get(lora.merged_all(part.params, adapters)))
+
+
+def _file_and_scale(spec: str) -> tuple[str, float]:
+    path, _, scale = spec.rpartition(":")
+    try:
+        return (path, float(scale)) if path else (spec, 1.0)
+    except ValueError:  # a colon of the path itself
+        return spec, 1.0
 
 
 def codec(module: AutoencoderKL, scale: float, shift: float) -> Codec:

@@ -11,10 +11,10 @@ ROOMS = (
     "core", "models", "recipes", "apps", "train", "evaluate", "data", "convert", "profiling"
 )  # fmt: skip
 
-BUILDS = tuple(
-    f"build{part}"
-    for part in ("", "_autoencoder", "_checkpoint", "_condition", "_evaluation", "_sampling")
-)
+BUILDS = (
+    "build", "build_autoencoder", "build_checkpoint", "build_condition", "build_evaluation",
+    "build_finetune", "build_sampling",
+)  # fmt: skip
 
 # room -> the rooms (or modules) of ours that it may import; itself too, but for configs.
 ALLOWED = {
@@ -38,19 +38,10 @@ ALLOWED = {
     "build_autoencoder": {*ROOMS, "spec"},
     "build_condition": {*ROOMS, "spec"},
     "build_checkpoint": set(ROOMS),
-    "configs": {"configs.base"},
+    "build_finetune": {*ROOMS, "build", "build_checkpoint", "build_condition", "spec"},
+    "configs": {"configs.base", "configs.stable_diffusion"},
     "main": {"jobs"},
-    "scripts": {
-        *ROOMS,
-        "build",
-        "build_autoencoder",
-        "build_evaluation",
-        "spec",
-        "files",
-        "jobs",
-        "configs",
-        "main",
-    },
+    "scripts": {*ROOMS, *BUILDS, "spec", "files", "jobs", "configs", "main"},
 }
 
 # room -> all that it may import from outside, beside the standard library.

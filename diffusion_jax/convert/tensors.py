@@ -106,6 +106,15 @@ def read_header(path: str | Path) -> tuple[dict[str, Spec], int]:
         raise _damaged(path, str(error) or "its header is too deep") from error
 
 
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The texts that a .safetensors file has beside its tensors; errors as of ``read_header``."""
+    read_header(path)
+    with Path(path).open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    held = header.get("__metadata__") or {}
+    return {str(name): str(value) for name, value in held.items()}
+
+
 def _damaged(path: Path, fault: str) -> ValueError:
     return ValueError(
         f"{path.name} is not a whole safetensors file ({fault}): fetch or export it again."

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from diffusion_jax import build, build_sampling, pictures
 from diffusion_jax.apps.generate import prompted
-from diffusion_jax.build_checkpoint import TextToImage, Weights, text_to_image
-from diffusion_jax.convert.stable_diffusion import read_checkpoint
+from diffusion_jax.build_checkpoint import TextToImage, Weights, text_to_image, with_loras
+from diffusion_jax.convert.stable_diffusion import Checkpoint, read_checkpoint
 from diffusion_jax.core.grids import truncate
 from diffusion_jax.data import to_unit
 from diffusion_jax.jobs.run import cache_compilations, plain
@@ -28,7 +28,10 @@ from diffusion_jax.spec import Config
 from diffusion_jax.train import sharding
 
 # What the pixels depend on; the rest of the config says where and how fast.
-TOLD = ("checkpoint", "prompt", "negative_prompt", "seed", "image", "strength", "sampler", "dtype")
+TOLD = (
+    "checkpoint", "lora", "prompt", "negative_prompt", "seed", "image", "strength", "sampler",
+    "dtype",
+)  # fmt: skip
 NETWORKS = ("text_unet", "clip_text", "autoencoder")
 
 
@@ -60,7 +63,7 @@ def draw_prompts(config: Config, workdir: str | os.PathLike) -> np.ndarray:
     cache_compilations()
     made = load(config)
     size = image_size(config, made)
-    chosen = _with_defaults(config, made)
+    chosen = with_defaults(config, made)
     draw = sampler(chosen, made, size)
     mesh = build.mesh(config)
     weights = place(config, made.weights)
@@ -106,10 +109,15 @@ def load(config: Config) -> TextToImage:
     """The checkpoint that the config names."""
     if config.dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"config.dtype = {config.dtype!r}; known are float32, bfloat16, float16")
-    checkpoint = read_checkpoint(
+    checkpoint = with_loras(read(config), config.lora)
+    return text_to_image(checkpoint, tuple(config.tokenizers), config.dtype)
+
+
+def read(config: Config) -> Checkpoint:
+    """The files that the config names, as they are."""
+    return read_checkpoint(
         config.checkpoint, config.prediction_type or None, config.variant or None
     )
-    return text_to_image(checkpoint, tuple(config.tokenizers), config.dtype)
 
 
 def image_size(config: Config, made: TextToImage) -> tuple[int, int]:
@@ -127,7 +135,7 @@ def image_size(config: Config, made: TextToImage) -> tuple[int, int]:
     return size
 
 
-def _with_defaults(config: Config, made: TextToImage) -> Config:
+def with_defaults(config: Config, made: TextToImage) -> Config:
     """The config with the checkpoint's own sampler where it names none."""
     chosen = config.copy_and_resolve_references()
     own = made.sampling

@@ -12,6 +12,7 @@ from diffusion_jax.build_autoencoder import AutoencoderExperiment
 from diffusion_jax.core.types import Params
 from diffusion_jax.jobs import autoencoding
 from diffusion_jax.jobs.drawing import draw_many, drawer
+from diffusion_jax.jobs.finetuning import finetune_lora
 from diffusion_jax.jobs.run import cache_compilations, plain
 from diffusion_jax.jobs.sampling import save_samples
 from diffusion_jax.jobs.strips import save_strip
@@ -25,6 +26,8 @@ from diffusion_jax.train.state import TrainState
 def train(config: Config, workdir: str | os.PathLike) -> TrainState:
     """Train, or go on training, and leave samples and the strip of both processes.
 
+    A config with an adapter trains a LoRA of its checkpoint instead (``jobs.finetuning``).
+
     Args:
         config: see ``configs/base.py``.
         workdir: the run's folder, made if need be.
@@ -36,6 +39,8 @@ def train(config: Config, workdir: str | os.PathLike) -> TrainState:
         ValueError: for a config, data or folder that does not fit, in one sentence.
         train.log.NonFinite: if the loss is not finite; the last good state is saved.
     """
+    if "adapter" in config:
+        return finetune_lora(config, workdir)
     cache_compilations()
     experiment = build.experiment(config)
     settings = build.training(config)

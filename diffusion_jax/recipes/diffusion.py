@@ -124,6 +124,7 @@ def diffusion(
     proposal: Proposal,
     terms: Sequence[Term],
     condition_dropout: float = 0.0,
+    noise_offset: float = 0.0,
 ) -> Recipe:
     """The recipe of every diffusion and flow-matching model.
 
@@ -133,6 +134,8 @@ def diffusion(
         proposal: how levels are drawn; its state is the recipe's carry.
         terms: summands of the loss.
         condition_dropout: share of examples whose condition is emptied, for guidance.
+        noise_offset: standard deviation of a shift of each channel's noise, the same at all places,
+            which teaches an eps-predicting model to change an image's mean (Guttenberg 2023).
 
     Returns:
         A Recipe over params {"net": ..., "terms": [...]}.
@@ -151,6 +154,10 @@ def diffusion(
         )
         level, importance = proposal.draw(of_level, x0.shape[0], model.process, context.carry)
         eps = jax.random.normal(of_noise, x0.shape, x0.dtype)
+        if noise_offset:
+            per_channel = (x0.shape[0], *(1,) * (x0.ndim - 2), x0.shape[-1])
+            of_shift = jax.random.fold_in(of_noise, 1)
+            eps = eps + noise_offset * jax.random.normal(of_shift, per_channel, x0.dtype)
         x = corrupt(x0, eps, level)
         out = network_output(model, params, x, level, cond, of_net)
         noised = Noised(x0, eps, x, level, out)

@@ -1,0 +1,166 @@
+"""Low-rank adaptation (Hu et al. 2022, section 4.1): train thin factors beside frozen weights.
+
+    W' = W + scale·(alpha/rank)·down·up                                                       (1)
+
+Of a dense kernel [m, n], down is [m, r] and up [r, n].  Of a convolution's [kh, kw, m, n], down is
+a convolution to r channels, [kh, kw, m, r], and up a 1x1 convolution, [r, n]: (1) holds as it is
+written.  Factors are a pytree {path of the kernel: {"down", "up"}}, paths as in "a/b/kernel".
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from diffusion_jax.core.types import Params, Recipe
+
+Factors = dict[str, dict[str, Any]]
+"""Path of a kernel -> {"down": [..., m, r], "up": [r, n]}."""
+
+Alpha = float | Mapping[str, float] | None
+"""Of all kernels, or of each by path; None, or an absent path, for the rank: a factor of 1."""
+
+ATTENTION = r"(self|cross)_attention/(query|key|value|out)/kernel$"
+"""The projections of attention, which most adapters of Stable Diffusion change."""
+
+
+class Adapter(NamedTuple):
+    """One adaptation of a network: scale·(alpha/rank)·down·up for each of its kernels."""
+
+    factors: Factors
+    scale: Any = 1.0
+    alpha: Alpha = None
+
+
+def init(key: Array, params: Params, rank: int, targets: str = ATTENTION) -> Factors:
+    """Factors that change nothing yet: down ~ N(0, 1/m) over its m inputs, up 0; float32.
+
+    Args:
+        key: of down.
+        params: the weights, or their shapes.
+        rank: r, at least 1; above the smaller side of a kernel it adds nothing.
+        targets: regex searched in the paths of params.
+
+    Raises:
+        ValueError: for a rank below 1, targets that no path matches, or that match a leaf which
+            is neither a dense kernel nor a convolution's.
+    """
+    if rank < 1:
+        raise ValueError(f"config.adapter.rank = {rank!r} must be at least 1")
+    chosen = {p: x.shape for p, x in by_path(params).items() if re.search(targets, p)}
+    if not chosen:
+        example = next(iter(by_path(params)), "none")
+        raise ValueError(
+            f"config.adapter.targets = {targets!r} matches no parameter; their paths are such as "
+            f"{example!r}"
+        )
+    if odd := [p for p, shape in chosen.items() if len(shape) not in (2, 4)]:
+        raise ValueError(
+            f"config.adapter.targets = {targets!r} matches {odd[0]!r}, which is no kernel of a "
+            "dense layer or convolution; end the pattern with 'kernel$'"
+        )
+    keys = jax.random.split(key, len(chosen))
+    made = {}
+    for k, (path, (*inputs, n)) in zip(keys, sorted(chosen.items()), strict=True):
+        fan_in = math.prod(inputs)
+        down = jax.random.normal(k, (*inputs, rank), jnp.float32) / fan_in**0.5
+        made[path] = {"down": down, "up": jnp.zeros((rank, n), jnp.float32)}
+    return made
+
+
+def merged(params: Params, factors: Factors, scale: Any = 1.0, alpha: Alpha = None) -> Params:
+    """Equation (1).
+
+    Args:
+        params: the weights; arithmetic is float32, each result in its weight's dtype.
+        factors: for some of them.
+        scale: [], may be traced.
+        alpha: see ``Alpha``.
+
+    Raises:
+        ValueError: for factors of a path that params lack, or of another shape.
+    """
+    return merged_all(params, [Adapter(factors, scale, alpha)])
+
+
+def unmerged(params: Params, factors: Factors, scale: Any = 1.0, alpha: Alpha = None) -> Params:
+    """The inverse of ``merged``, up to rounding in the weights' dtype."""
+    return merged_all(params, [Adapter(factors, -scale, alpha)])
+
+
+def merged_all(params: Params, adapters: Sequence[Adapter]) -> Params:
+    """``merged`` for the sum of several adapters, rounded to the weights' dtype once."""
+    known = by_path(params)
+    for path in sorted({path for adapter in adapters for path in adapter.factors}):
+        if path not in known:
+            raise ValueError(f"the LoRA adapts {path!r}, which the network has not")
+
+    def one(path, weight):
+        name = path_name(path)
+        changes = [(a, a.factors[name]) for a in adapters if name in a.factors]
+        if not changes:
+            return weight
+        total = jnp.asarray(weight, jnp.float32)
+        for adapter, pair in changes:
+            change = _product(pair)
+            if change.shape != weight.shape:
+                raise ValueError(
+                    f"the LoRA of {name!r} has the shape {change.shape}, the weight {weight.shape}"
+                )
+            total = total + adapter.scale * _ratio(adapter.alpha, name, pair) * change
+        return total.astype(weight.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def adapted(
+    recipe: Recipe, rank: int, targets: str = ATTENTION, alpha: float | None = None
+) -> Recipe:
+    """Any recipe, but only LoRA factors are trained.
+
+    Its params are {"lora": Factors}; the weights that they adapt, which are the params of the given
+    recipe, are read from ``Context.frozen["base"]``, and get no gradient.
+
+    Args:
+        recipe: over the whole weights.
+        rank, targets: as for ``init``.
+        alpha: see ``Alpha``.
+    """
+
+    def start(key, batch):
+        return {"lora": init(key, jax.eval_shape(recipe.init, key, batch), rank, targets)}
+
+    def loss(params, context, batch, key):
+        base = jax.lax.stop_gradient(context.frozen["base"])
+        whole = lambda own: merged(base, own["lora"], 1.0, alpha)
+        ema = context.ema if context.ema is None else whole(context.ema)
+        return recipe.loss(whole(params), context._replace(ema=ema), batch, key)
+
+    return Recipe(start, loss, recipe.carry)
+
+
+def by_path(params: Params) -> dict[str, Any]:
+    """Path -> leaf of a pytree of dicts and lists, such as "mid/res_0/conv_0/kernel"."""
+    return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def path_name(path: Any) -> str:
+    """A key path of ``jax.tree_util`` as text."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _product(pair: Mapping[str, Any]) -> Array:
+    down, up = (jnp.asarray(pair[side], jnp.float32) for side in ("down", "up"))
+    return jnp.matmul(down, up, precision=jax.lax.Precision.HIGHEST)
+
+
+def _ratio(alpha: Alpha, path: str, pair: Mapping[str, Any]) -> float:
+    rank = pair["up"].shape[0]
+    own = alpha.get(path) if isinstance(alpha, Mapping) else alpha
+    return 1.0 if own is None else own / rank

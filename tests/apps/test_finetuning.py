@@ -1,0 +1,125 @@
+"""Fine-tuning a tiny checkpoint from pictures: a LoRA, with or without DreamBooth's prior."""
+
+import json
+import os
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import stable_diffusion as sampling_config
+from configs import stable_diffusion_lora
+from diffusion_jax import build_finetune, jobs
+from diffusion_jax.build_checkpoint import text_to_image, with_loras
+from diffusion_jax.convert.lora import read_lora
+from diffusion_jax.convert.stable_diffusion import read_checkpoint
+from diffusion_jax.core.types import Context
+from diffusion_jax.data.prepare import Options, prepare
+
+pytestmark = pytest.mark.parity
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+if os.environ.get("REQUIRE_PARITY") == "1":
+    import stable_diffusion
+else:
+    for needed in ("torch", "diffusers", "transformers"):
+        pytest.importorskip(needed)
+    import stable_diffusion
+
+PROMPT = "a photo of the cat"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """(checkpoint's folder, folder of the data sets "pets" and "kind")."""
+    root = tmp_path_factory.mktemp("finetuning")
+    _, checkpoint = stable_diffusion.pipeline("sd1", root)
+    rng = np.random.default_rng(0)
+    for name in ("pets", "kind"):
+        (root / name).mkdir()
+        for i in range(4):
+            picture = rng.integers(0, 255, (40, 40, 3), np.uint8)
+            Image.fromarray(picture).save(root / name / f"{i}.png")
+        prepare("image_folder", root / "sets", Options(folder=str(root / name), test_fraction=0.0))
+    return checkpoint, root / "sets"
+
+
+def config_of(place, steps=3):
+    config = stable_diffusion_lora.get_config()
+    config.checkpoint, config.data.dir = str(place[0]), str(place[1])
+    config.data.name, config.prompt = "image_folder/pets", PROMPT
+    config.image_size, config.adapter.rank = (32, 32), 2
+    config.train.update(steps=steps, batch_size=2, log_every=1, checkpoint_every=2, sample_every=3)
+    config.optimizer.learning_rate = 1e-2
+    config.sampler.steps = 2
+    return config
+
+
+def test_a_lora_is_trained_saved_and_used(place, tmp_path):
+    config = config_of(place)
+    state = jobs.train(config, tmp_path)
+    assert int(state.step) == 3 and list(state.params) == ["lora"]
+    assert all(np.any(pair["up"]) for pair in jax.device_get(state.params["lora"]).values())
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert all(np.isfinite(json.loads(line)["loss"]) for line in lines) and len(lines) == 3
+    assert Image.open(tmp_path / "samples" / "step_0000003.png").size == (32, 32)
+    file = tmp_path / "lora.safetensors"
+    checkpoint = read_checkpoint(place[0])
+    factors = read_lora(file, checkpoint)["unet"].factors
+    for name, pair in jax.device_get(state.ema["lora"] if "lora" in state.ema else {}).items():
+        jax.tree.map(np.testing.assert_array_equal, pair, factors[name.removeprefix("net/")])
+    assert len(factors) == len(state.params["lora"]) == 24
+
+    sampling = sampling_config.get_config()
+    sampling.update(checkpoint=str(place[0]), prompt=PROMPT, image_size=(32, 32))
+    sampling.sampler.steps = 2
+    plain = jobs.sample(sampling, tmp_path / "plain").images
+    sampling.lora = (f"{file}:1.0",)
+    changed = jobs.sample(sampling, tmp_path / "changed").images
+    shown = np.asarray(Image.open(tmp_path / "samples" / "step_0000003.png"))
+    assert np.any(plain != changed) and shown.shape == changed[0].shape
+    # The same command again has nothing left to do, and leaves the same file.
+    before = file.read_bytes()
+    jobs.train(config, tmp_path)
+    assert file.read_bytes() == before
+
+
+def test_the_loss_starts_as_the_checkpoints_and_dreambooth_adds_its_kind(place):
+    config = config_of(place)
+    config.prior.update(data="image_folder/kind", prompt="a photo of a dog", weight=0.5)
+    made = text_to_image(with_loras(read_checkpoint(place[0]), ()))
+    experiment = build_finetune.finetune(config, made)
+    batch = next(iter(build_finetune.training_data(config, made)(0)))
+    assert batch["image"].shape == batch["prior_image"].shape == (2, 32, 32, 3)
+    assert np.any(batch["ids_0"] != batch["prior_ids_0"]) and np.all(batch["weights_0"] == 1)
+    frozen = experiment.frozen()
+    params = experiment.recipe.init(jax.random.key(0), batch)
+
+    def of(params, base):
+        context = Context(jnp.int32(0), params, {**frozen, "base": base}, ())
+        loss, report = experiment.recipe.loss(params, context, batch, jax.random.key(1))
+        return loss, report.metrics
+
+    (loss, metrics), grads = jax.jit(jax.value_and_grad(of, has_aux=True))(params, frozen["base"])
+    parts = metrics["instance_loss"], metrics["prior_loss"]
+    assert float(loss) == pytest.approx(float(parts[0] + 0.5 * parts[1]), rel=1e-5)
+    assert parts[0] != parts[1]
+    assert all(np.any(pair["up"]) for pair in jax.device_get(grads["lora"]).values())
+
+
+def test_wrong_fields_are_sentences(place, tmp_path):
+    config = config_of(place)
+    config.adapter.targets = "atention"
+    with pytest.raises(ValueError, match=r"config\.adapter\.targets = 'atention' matches no"):
+        jobs.train(config, tmp_path)
+    config = config_of(place)
+    config.prior.data = "image_folder/kind"
+    with pytest.raises(ValueError, match=r"config\.prior\.prompt is empty"):
+        jobs.train(config, tmp_path)
+    config.checkpoint = ""
+    with pytest.raises(ValueError, match=r"config\.checkpoint is empty"):
+        jobs.train(config, tmp_path)
