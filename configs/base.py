@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.name = "unet"  # models.MODELS; the fields below are its arguments
+    config.model.autoencoder = ""  # folder of a first stage's run: diffusion in its codes
     config.model.target = "v()"  # what the network predicts: well conditioned at every level
     config.model.scale_input = "unit()"  # EDM's c_in: "edm(sigma_data=0.5)"
     config.model.time_input = "log_snr()"  # independent of the schedule, so samplers may change it

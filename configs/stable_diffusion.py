@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     config.image = ""  # a picture to start from: image to image
     config.strength = 0.8  # how far that picture is noised: 1 leaves nothing of it
     config.batch_size = 4
+    config.tile = 0  # decode in tiles of this many pixels, for large images; 0 for the whole
     config.dtype = "float32"  # of the U-Net and the text encoders; "bfloat16" on accelerators
 
     config.mesh = ConfigDict()  # as in configs/base.py

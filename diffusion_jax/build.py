@@ -29,7 +29,6 @@ from diffusion_jax.data.pipeline import DataSpec, batches, make_dataset
 from diffusion_jax.models import MODELS
 from diffusion_jax.models.adapter import init_params, net_from_module
 from diffusion_jax.models.autoencoder import AUTOENCODERS
-from diffusion_jax.models.autoencoder_codec import IDENTITY
 from diffusion_jax.models.partition import PARTITIONS
 from diffusion_jax.recipes.diffusion import TERMS, diffusion
 from diffusion_jax.recipes.variational import variational
@@ -78,7 +77,7 @@ def experiment(config: Config) -> Any:
 
 def diffusion_experiment(config: Config) -> Experiment:
     """A diffusion model."""
-    shape = data_shape(config)
+    stage, shape = build_autoencoder.first_stage(config), data_shape(config)
     module = network(config, shape[-1])
     bare = net_from_module(module)
     proc, told = noise_process(config), conditioning(config)
@@ -88,7 +87,7 @@ def diffusion_experiment(config: Config) -> Experiment:
         target=build(targets.TARGETS, config.model.target, "model.target"),
         scale_in=build(network_io.SCALE_INPUTS, config.model.scale_input, "model.scale_input"),
         time_in=_time_input(config, proc),
-        codec=IDENTITY,
+        codec=stage.codec,
         condition=told.condition,
         null=told.null,
     )
@@ -97,11 +96,14 @@ def diffusion_experiment(config: Config) -> Experiment:
     process_of = lambda params: noise_process(config, params["schedule"])
     fixed = learned_schedule(config) is None
     made = recipe(config, model, init)
-    return Experiment(model, made, shape, (lambda params: proc) if fixed else process_of, told)
+    of_params = (lambda params: proc) if fixed else process_of
+    return Experiment(model, made, shape, of_params, told, stage.frozen)
 
 
 def data_shape(config: Config) -> tuple[int, ...]:
-    """Of one example: (h, w, c) of images, (2,) of points in the plane."""
+    """Of what is diffused: (h, w, c) of images, (h, w, z) of codes, (2,) of points."""
+    if config.model.get("autoencoder", ""):
+        return build_autoencoder.code_shape(config)
     if config.data.name.startswith("toy2d:"):
         return (2,)
     return (*config.data.image_size, config.data.channels)

@@ -16,11 +16,11 @@ from diffusion_jax.convert.lora import read_lora
 from diffusion_jax.convert.schedulers import Sampling, process_of, sampling_of, target_of
 from diffusion_jax.convert.stable_diffusion import Checkpoint, Part, find_tokenizers
 from diffusion_jax.core import network_io
-from diffusion_jax.core.types import Codec, Model, Params
+from diffusion_jax.core.types import Model, Params
 from diffusion_jax.data.prompts import Window, tokens
 from diffusion_jax.data.tokenizers import Tokenizer, load_tokenizer
 from diffusion_jax.models.adapter import net_from_module
-from diffusion_jax.models.autoencoder import AutoencoderKL
+from diffusion_jax.models.autoencoder_codec import Tiling, codec
 from diffusion_jax.models.text.clip import READS
 from diffusion_jax.models.text.prompts import Reader, read_prompts
 from diffusion_jax.recipes import lora
@@ -102,6 +102,7 @@ def text_to_image(
     tokenizers: Sequence[str | Path] = (),
     dtype: Any = jnp.float32,
     decode_dtype: Any = jnp.float32,
+    tiling: Tiling | None = None,
 ) -> TextToImage:
     """What a checkpoint means.
 
@@ -110,6 +111,7 @@ def text_to_image(
         tokenizers: folders, where the checkpoint has none.
         dtype: of the U-Net's and the text encoders' computation.
         decode_dtype: of the autoencoder's, whose float16 overflows in SDXL.
+        tiling: of large images, see ``models.autoencoder_codec``; None for none.
 
     Raises:
         ValueError: for settings that are not known here.
@@ -129,7 +131,7 @@ def text_to_image(
         target=target_of(checkpoint.scheduler),
         scale_in=network_io.SCALE_INPUTS["unit"](),
         time_in=network_io.discrete(process.schedule.steps or 1000),
-        codec=codec(coder, *sd_autoencoder.scale_of(vae_config)),
+        codec=codec(coder, *sd_autoencoder.scale_of(vae_config), tiling=tiling),
         condition=partial(_condition, readers, sized),
         null=partial(_null, readers, _empty(loaded), sized and _zeros(checkpoint)),
     )
@@ -184,21 +186,6 @@ def _file_and_scale(spec: str) -> tuple[str, float]:
         return (path, float(scale)) if path else (spec, 1.0)
     except ValueError:  # a colon of the path itself
         return spec, 1.0
-
-
-def codec(module: AutoencoderKL, scale: float, shift: float) -> Codec:
-    """Pixels <-> scale·(code - shift), by frozen["autoencoder"]."""
-
-    def encode(frozen, pixels, key):
-        variables = {"params": frozen["autoencoder"]}
-        posterior: Any = module.apply(variables, pixels, method="encode")
-        return scale * (posterior.sample(key) - shift)
-
-    def decode(frozen, x):
-        variables = {"params": frozen["autoencoder"]}
-        return jnp.asarray(module.apply(variables, x / scale + shift, method="decode"))
-
-    return Codec(encode, decode)
 
 
 def _reader(part: Part, dtype: Any, read: Any) -> Reader:

@@ -39,7 +39,16 @@ class Likelihood(NamedTuple):
 
 
 def likelihood(config: Config, experiment: build.Experiment) -> Likelihood:
-    """What ``config.evaluate.likelihood`` says."""
+    """What ``config.evaluate.likelihood`` says.
+
+    Raises:
+        ValueError: for a diffusion in codes, whose density is not one of pixels.
+    """
+    if config.model.get("autoencoder", ""):
+        raise ValueError(
+            f"config.evaluate.likelihood = {config.evaluate.likelihood!r} is of pixels, and this "
+            f"model diffuses codes of {config.model.autoencoder!r}; set it to ''"
+        )
     estimate = spec.build(LIKELIHOODS, config.evaluate.likelihood, "evaluate.likelihood")
 
     def terms(key, params, request, x0):

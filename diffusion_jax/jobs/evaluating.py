@@ -15,7 +15,7 @@ from tqdm import tqdm
 from diffusion_jax import build, build_autoencoder, build_evaluation
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import load_images, to_unit
-from diffusion_jax.data.catalog import data_root
+from diffusion_jax.data.catalog import LATENTS, data_root
 from diffusion_jax.evaluate.features import cached, extract
 from diffusion_jax.evaluate.figures import Figure, mean_of, table
 from diffusion_jax.evaluate.judge import Judge, accuracy
@@ -173,8 +173,8 @@ def images_of(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Images of the config's data set at its size, with their labels."""
     data = config.data
-    size = tuple(data.image_size)
-    return load_images(data.name, split, limit, size, data.channels, data.dir or None)
+    size, name = tuple(data.image_size), data.name.removeprefix(LATENTS)
+    return load_images(name, split, limit, size, data.channels, data.dir or None)
 
 
 def _cache(config: Config) -> Path:

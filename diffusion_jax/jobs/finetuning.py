@@ -86,7 +86,7 @@ def _shower(config: Config, made: TextToImage, frozen: Params, folder: Path) -> 
     prompts = list(config.prompts) or [config.prompt]
     chosen, size = prompting.with_defaults(config, made), size_of(config, made)
     mesh = build.mesh(config)
-    _, draw = prompting.sampler(chosen, made, size)
+    draw = prompting.sampler(chosen, made, size)
 
     @jax.jit
     def merge(frozen, params):

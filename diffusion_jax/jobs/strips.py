@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from diffusion_jax import build, pictures
 from diffusion_jax.apps.generate import generate_trajectory
 from diffusion_jax.core.process import corrupt
 from diffusion_jax.core.types import Params
-from diffusion_jax.data import load_images, to_uint8, to_unit
+from diffusion_jax.data import load_images, make_dataset, to_uint8
 from diffusion_jax.files import whole
 from diffusion_jax.jobs.drawing import sampling_function
 from diffusion_jax.jobs.placing import jitted, place_params
@@ -32,22 +34,20 @@ def save_strip(config: Config, experiment: build.Experiment, params: Params, pat
     if len(experiment.shape) == 1:
         save_clouds(config, experiment, params, path)
         return
-    data, _ = load_images(
-        config.data.name, config.data.split, 1, tuple(config.data.image_size), config.data.channels,
-        config.data.dir or None,
-    )  # fmt: skip
     xs, x0s, times = _reverse(config, experiment, params, 1)
     process = experiment.process_of(params)
     if jax.process_index():
         return
     columns = np.linspace(0, len(times) - 1, min(STRIP_COLUMNS, len(times))).round().astype(int)
     levels = process.at(jnp.asarray(times[columns]))
-    x0 = jnp.repeat(jnp.asarray(to_unit(data)), len(columns), 0)
+    x0 = jnp.repeat(_first_example(config), len(columns), 0)
     eps = jax.random.normal(jax.random.key(config.sampler.seed), x0[:1].shape)
     noised = corrupt(x0, jnp.repeat(eps, len(columns), 0), levels)
     # On the variance exploding path x_t leaves [-1, 1]: show it on the variance preserving scale.
     visible = lambda x: x / jnp.sqrt(levels.alpha**2 + levels.sigma**2)[:, None, None, None]
-    shown = lambda x: np.asarray(to_uint8(x))
+    frozen = place_params(config, experiment.frozen())
+    decode = jitted(config, experiment.model.codec.decode)
+    shown = lambda x: np.asarray(to_uint8(decode(frozen, x)))
     rows = [  # data to noise, then noise to data
         ("forward\nx_t", shown(visible(noised))[::-1], times[columns][::-1]),
         ("reverse\nx_t", shown(visible(xs[columns, 0])), times[columns]),
@@ -57,9 +57,18 @@ def save_strip(config: Config, experiment: build.Experiment, params: Params, pat
     every = process.at(jnp.asarray(times))
     way = xs[:, 0] / np.sqrt(np.asarray(every.alpha**2 + every.sigma**2))[:, None, None, None]
     frames = np.concatenate([shown(way), shown(x0s[:, 0])], 2)
-    pictures.save_animation(path.with_suffix(".gif"), list(frames), zoom=max(1, 112 // x0.shape[1]))
+    zoom = max(1, 112 // frames.shape[1])
+    pictures.save_animation(path.with_suffix(".gif"), list(frames), zoom=zoom)
     with whole(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, x_t=xs[:, 0], x0=x0s[:, 0], t=times)
+
+
+def _first_example(config: Config) -> Array:
+    """One data point as the training sees it, [1, ...]: an image in [-1, 1], or its code."""
+    spec = build.data_spec(config, config.data.split)
+    one = spec._replace(batch_size=1, shuffle=False, process_index=0, process_count=1)
+    batch: Any = make_dataset(one)[0]
+    return jnp.asarray(batch["image"])
 
 
 def save_clouds(config: Config, experiment: build.Experiment, params: Params, path: Path) -> None:
