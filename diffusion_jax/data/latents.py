@@ -64,6 +64,7 @@ class Latents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def __init__(self, *, config: LatentsConfig, data_dir: str):
         self.contents = config.contents
+        self.BUILDER_CONFIGS = [config]  # else TFDS prints it as unknown
         super().__init__(config=config, data_dir=data_dir, file_format=catalog.FORMAT)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -80,6 +81,7 @@ class Latents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             builder=self,
             description=self.__doc__ or "",
             features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,  # in the order of the images
             metadata=tfds.core.MetadataDict(source=held.source, **held.scaling._asdict()),
         )
 

@@ -149,7 +149,7 @@ def latents_scale(name: str, data_dir: str | os.PathLike | None = None) -> tuple
 def _latents(builder: Any, name: str, split: str) -> Source:
     features, records = builder.info.features, _records(builder, name, split)
     scale, shift = (np.asarray(builder.info.metadata[k], np.float32) for k in ("scale", "shift"))
-    labels = features.get("label")
+    labels = dict(features.items()).get("label")
 
     def example(record):
         out = {"image": scale * (record["mean"].astype(np.float32) - shift)}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import build_evaluation, pictures
@@ -86,9 +87,10 @@ def figures(run: Run, workdir: Path) -> dict[str, Figure]:
     originals = _images(config, config.data.test_split, config.evaluate.n)
     made, indices = reconstructor(config, experiment)(run.params, originals)
     save_pairs(workdir / "samples" / f"evaluate_{run.step:07d}.png", originals[:64], made[:64])
+    pair = (jnp.asarray(originals), jnp.asarray(made))
     out = {
-        "PSNR of reconstructions, dB": mean_of(np.asarray(psnr(originals, made))),
-        "SSIM of reconstructions": mean_of(np.asarray(ssim(originals, made))),
+        "PSNR of reconstructions, dB": mean_of(np.asarray(psnr(*pair))),
+        "SSIM of reconstructions": mean_of(np.asarray(ssim(*pair))),
     }
     if config.evaluate.quality:
         net = build_evaluation.feature_net(config)

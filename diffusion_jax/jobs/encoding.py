@@ -136,7 +136,7 @@ def _encoded(run: Callable[..., Any], spec: DataSpec, scratch: Path) -> Kept:
     )
     dataset, n, arrays, told = make_dataset(spec), known.num_examples, {}, {}
     for i in tqdm(range(len(dataset)), desc=f"encoding {spec.split}", unit="batch"):
-        batch = dataset[i]
+        batch: dict[str, np.ndarray] = dataset[i] or {}
         rows = np.arange(len(batch["image"]))
         padded = batch["image"][np.arange(_BATCH) % len(rows)]
         for name, codes in jax.device_get(run(padded)).items():

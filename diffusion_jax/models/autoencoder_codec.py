@@ -60,9 +60,9 @@ def codec(
         )
     scale, shift = np.asarray(scale, np.float32), np.asarray(shift, np.float32)
     factor = module.factor
-    run = lambda frozen, x, method: module.apply(
-        {"params": frozen["autoencoder"]}, x, method=method
-    )
+
+    def run(frozen: Params, x: Array, method: str) -> Any:
+        return module.apply({"params": frozen["autoencoder"]}, x, method=method)
 
     def encode(frozen: Params, pixels: Array, key: Array) -> Array:
         check_pixels(pixels.shape, factor)
