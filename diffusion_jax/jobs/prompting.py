@@ -20,6 +20,7 @@ from diffusion_jax import build, build_sampling, pictures
 from diffusion_jax.apps.generate import prompted
 from diffusion_jax.build_checkpoint import TextToImage, Weights, text_to_image, with_loras
 from diffusion_jax.convert.stable_diffusion import Checkpoint, read_checkpoint
+from diffusion_jax.convert.textual_inversion import Word, read_word
 from diffusion_jax.core.grids import truncate
 from diffusion_jax.core.types import NoiseLevel
 from diffusion_jax.data import to_unit
@@ -30,8 +31,8 @@ from diffusion_jax.train import sharding
 
 # What the pixels depend on; the rest of the config says where and how fast.
 TOLD = (
-    "checkpoint", "lora", "prompt", "negative_prompt", "seed", "image", "strength", "sampler",
-    "dtype",
+    "checkpoint", "lora", "embeddings", "prompt", "negative_prompt", "seed", "image", "strength",
+    "sampler", "dtype",
 )  # fmt: skip
 NETWORKS = ("text_unet", "clip_text", "autoencoder")
 
@@ -111,7 +112,15 @@ def load(config: Config) -> TextToImage:
     if config.dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"config.dtype = {config.dtype!r}; known are float32, bfloat16, float16")
     checkpoint = with_loras(read(config), config.lora)
-    return text_to_image(checkpoint, tuple(config.tokenizers), config.dtype)
+    words = [_word(spec) for spec in config.embeddings]
+    return text_to_image(checkpoint, tuple(config.tokenizers), config.dtype, words=words)
+
+
+def _word(spec: str) -> Word:
+    """The word of "file", or of "<word>=file" where the file does not say its word."""
+    name, equals, path = spec.rpartition("=")
+    word = read_word(path)
+    return word._replace(name=name) if equals else word
 
 
 def read(config: Config) -> Checkpoint:
