@@ -67,8 +67,28 @@ def draw_prompts(config: Config, workdir: str | os.PathLike) -> np.ndarray:
     size = image_size(config, made)
     chosen = with_defaults(config, made)
     _, draw = sampler(chosen, made, size)
-    mesh = build.mesh(config)
-    weights = place(config, made.weights)
+    drawn = draw_requests(config, made, draw, place(config, made.weights), requests)
+    save(chosen, Path(workdir) / "samples", requests, drawn)
+    return drawn
+
+
+def draw_requests(
+    config: Config,
+    made: TextToImage,
+    draw: Callable[..., Any],
+    weights: Weights,
+    requests: list[Request],
+) -> np.ndarray:
+    """Images of requests, in batches of one size, with progress: uint8 [n, h, w, 3].
+
+    Args:
+        config: says how many at once, and the negative prompt and the guidance scale of all.
+        made: the checkpoint.
+        draw: of ``sampler``.
+        weights: on the devices.
+        requests: at least one.
+    """
+    mesh, size = build.mesh(config), image_size(config, made)
     start = _start(config, made, size)
     images = []
     count = min(config.batch_size, len(requests))
@@ -82,9 +102,7 @@ def draw_prompts(config: Config, workdir: str | os.PathLike) -> np.ndarray:
             scale = jnp.float32(config.sampler.guidance_scale)
             images.append(jax.device_get(draw(weights, key, *arguments[:2], scale, arguments[2])))
             bar.update(min(count, len(requests) - i))
-    drawn = np.concatenate(images)[: len(requests)]
-    save(chosen, Path(workdir) / "samples", requests, drawn)
-    return drawn
+    return np.concatenate(images)[: len(requests)]
 
 
 def requests_of(config: Config) -> list[Request]:
