@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
     config.checkpoint = ""  # a folder with model_index.json, or a .safetensors file
     config.tokenizers = ()  # folders with tokenizers, which a single file lacks
     config.lora = ()  # files merged into the weights: ("a.safetensors", "b.safetensors:0.8")
+    config.embeddings = ()  # files of new words: ("cat.safetensors", "<dog>=other.safetensors")
     config.prediction_type = ""  # of a single file of 2.x: "v_prediction" or "epsilon"
     config.variant = ""  # of the weights' files, such as "fp16"
     config.workdir = "runs/stable_diffusion"  # where pictures go, unless --workdir says

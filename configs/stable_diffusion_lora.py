@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
         config[section] = defaults[section]
     config.workdir = "runs/lora"
     config.prompt = ""  # of every picture; "" reads the captions of the data
-    config.prompts = ()  # of the samples on the way; () is the prompt
+    config.prompts = ()  # of the samples on the way; () is the prompt, captions need some
     config.model = ConfigDict({"name": "text_unet"})  # whose rules split the weights
 
     config.adapter = ConfigDict()

@@ -15,10 +15,13 @@ from diffusion_jax.convert import sd_autoencoder
 from diffusion_jax.convert.lora import read_lora
 from diffusion_jax.convert.schedulers import Sampling, process_of, sampling_of, target_of
 from diffusion_jax.convert.stable_diffusion import Checkpoint, Part, find_tokenizers
+from diffusion_jax.convert.textual_inversion import Word
 from diffusion_jax.core import network_io
 from diffusion_jax.core.types import Model, Params
 from diffusion_jax.data.prompts import Window, tokens
 from diffusion_jax.data.tokenizers import Tokenizer, load_tokenizer
+from diffusion_jax.data.words import ids_of as ids_of_word
+from diffusion_jax.data.words import spelled, with_word
 from diffusion_jax.models.adapter import net_from_module
 from diffusion_jax.models.autoencoder_codec import Tiling, codec
 from diffusion_jax.models.text.clip import READS
@@ -48,6 +51,7 @@ class TextToImage(NamedTuple):
         channels: of a latent.
         size: height and width that the model was trained on, in pixels.
         sized: whether it is told sizes ("time_ids").
+        words: that were added to the tokenizers, each with its number of tokens.
     """
 
     model: Model
@@ -59,6 +63,7 @@ class TextToImage(NamedTuple):
     channels: int
     size: int
     sized: bool
+    words: tuple[tuple[str, int], ...] = ()
 
     def rows(
         self,
@@ -76,7 +81,8 @@ class TextToImage(NamedTuple):
         found: Rows = {}
         for i, tokenizer in enumerate(self.tokenizers):
             ids_of = lambda text, tokenizer=tokenizer: tokenizer.raw([text])[0]
-            part = tokens(prompts, ids_of, _window(tokenizer), chunks)
+            texts = [spelled(prompt, self.words) for prompt in prompts]
+            part = tokens(texts, ids_of, _window(tokenizer), chunks)
             found |= {f"ids_{i}": part.ids, f"weights_{i}": part.weights}
         if self.sized:
             height, width = size or (self.size, self.size)
@@ -103,6 +109,7 @@ def text_to_image(
     dtype: Any = jnp.float32,
     decode_dtype: Any = jnp.float32,
     tiling: Tiling | None = None,
+    words: Sequence[Word] = (),
 ) -> TextToImage:
     """What a checkpoint means.
 
@@ -112,12 +119,14 @@ def text_to_image(
         dtype: of the U-Net's and the text encoders' computation.
         decode_dtype: of the autoencoder's, whose float16 overflows in SDXL.
         tiling: of large images, see ``models.autoencoder_codec``; None for none.
+        words: new ones of prompts, with their embeddings (``with_words``).
 
     Raises:
         ValueError: for settings that are not known here.
     """
-    unet, vae = checkpoint.unet, checkpoint.autoencoder
     loaded = tuple(load_tokenizer(f) for f in find_tokenizers(tokenizers, checkpoint))
+    checkpoint, loaded = with_words(checkpoint, loaded, words)
+    unet, vae = checkpoint.unet, checkpoint.autoencoder
     sized = unet.module.added_features > 0
     read = READS["penultimate" if sized else "last"]
     readers = tuple(_reader(part, dtype, read) for part in checkpoint.text_encoders)
@@ -147,7 +156,49 @@ def text_to_image(
         channels=vae.module.latent_channels,
         size=int(sample if isinstance(sample, int) else sample[0]) * factor,
         sized=sized,
+        words=tuple((word.name, len(word.vectors[0])) for word in words),
     )
+
+
+def with_words(
+    checkpoint: Checkpoint, tokenizers: tuple[Tokenizer, ...], words: Sequence[Word]
+) -> tuple[Checkpoint, tuple[Tokenizer, ...]]:
+    """Token tables and tokenizers with words added after all others, in order.
+
+    Raises:
+        ValueError: for a word without a name, or one that is a token already, or for vectors that
+            do not fit the text encoders.
+    """
+    texts = list(checkpoint.text_encoders)
+    for word in words:
+        widths = [part.params["token"]["embedding"].shape[1] for part in texts]
+        given = [v.shape[1] for v in word.vectors]
+        if not word.name or given != widths:
+            raise ValueError(
+                f"the embedding of {word.name!r} has vectors of {given}, and the text encoders' "
+                f"are of {widths}; name a word, and take one that was taught to this kind of model"
+            )
+        count = len(word.vectors[0])
+        tokenizers = tuple(with_word(tokenizer, word.name, count) for tokenizer in tokenizers)
+        for i, vectors in enumerate(word.vectors):
+            texts[i] = _longer(texts[i], vectors, tokenizers[i], word.name)
+    return checkpoint._replace(text_encoders=tuple(texts)), tokenizers
+
+
+def _longer(part: Part, vectors: np.ndarray, tokenizer: Tokenizer, word: str) -> Part:
+    """A text encoder with vectors at the end of its token table."""
+    table = np.asarray(part.params["token"]["embedding"])
+    first = ids_of_word(tokenizer, word)[0]
+    if first != len(table):
+        raise ValueError(
+            f"the tokenizer has {first} tokens and the text encoder {len(table)}: a word cannot be "
+            "added to tables that differ"
+        )
+    longer = np.concatenate([table, vectors.astype(table.dtype)])
+    # A new word has the largest id, so the end of a text must be told by its own.
+    eos = tokenizer.suffix[0] if part.module.eos is None else part.module.eos
+    module = part.module.clone(vocab=len(longer), eos=eos)
+    return Part(module, {**part.params, "token": {"embedding": longer}})
 
 
 def with_loras(checkpoint: Checkpoint, loras: Sequence[str]) -> Checkpoint:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import build, pictures
@@ -82,24 +81,20 @@ def save(config: Config, checkpoint: Checkpoint, params: Params, path: Path) -> 
 
 
 def _shower(config: Config, made: TextToImage, frozen: Params, folder: Path) -> Any:
-    """(step, params) -> the images of ``config.prompts``, or of the prompt, as one sheet."""
-    prompts = list(config.prompts) or [config.prompt]
+    """(step, params) -> the images that the sampling command would draw, as one sheet."""
     chosen, size = prompting.with_defaults(config, made), size_of(config, made)
     mesh = build.mesh(config)
     draw = prompting.sampler(chosen, made, size)
+    requests = prompting.requests_of(config) if config.train.sample_every else []
 
-    @jax.jit
     def merge(frozen, params):
         rest = {name: frozen[name] for name in ("autoencoder", "text")}
         return Weights(adapted_params(config, frozen, params), rest)
 
+    merge = jax.jit(sharding.on_mesh(merge, mesh))
+
     def show(step: int, params: Params) -> dict[str, np.ndarray]:
-        rows = made.rows([p for p in prompts for _ in range(config.n)], size, config.chunks or None)
-        count = len(next(iter(rows.values())))
-        place = lambda x: sharding.from_host(np.asarray(x), sharding.of_rows(mesh, count))
-        key, scale = jax.random.key(config.seed), jnp.float32(config.sampler.guidance_scale)
-        with_lora = sharding.on_mesh(merge, mesh)(frozen, params)
-        images = jax.device_get(draw(with_lora, key, jax.tree.map(place, rows), None, scale))
+        images = prompting.draw_requests(config, made, draw, merge(frozen, params), requests)
         if jax.process_index():
             return {}
         sheet = pictures.grid(images)

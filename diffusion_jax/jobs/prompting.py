@@ -20,17 +20,19 @@ from diffusion_jax import build, build_sampling, pictures
 from diffusion_jax.apps.generate import prompted
 from diffusion_jax.build_checkpoint import TextToImage, Weights, text_to_image, with_loras
 from diffusion_jax.convert.stable_diffusion import Checkpoint, read_checkpoint
+from diffusion_jax.convert.textual_inversion import Word, read_word
 from diffusion_jax.core.grids import truncate
 from diffusion_jax.data import to_unit
 from diffusion_jax.jobs.run import cache_compilations, plain
+from diffusion_jax.models.autoencoder_codec import Tiling
 from diffusion_jax.models.partition import PARTITIONS
 from diffusion_jax.spec import Config
 from diffusion_jax.train import sharding
 
 # What the pixels depend on; the rest of the config says where and how fast.
 TOLD = (
-    "checkpoint", "lora", "prompt", "negative_prompt", "seed", "image", "strength", "sampler",
-    "dtype",
+    "checkpoint", "lora", "embeddings", "prompt", "negative_prompt", "seed", "image", "strength",
+    "sampler", "dtype",
 )  # fmt: skip
 NETWORKS = ("text_unet", "clip_text", "autoencoder")
 
@@ -65,8 +67,28 @@ def draw_prompts(config: Config, workdir: str | os.PathLike) -> np.ndarray:
     size = image_size(config, made)
     chosen = with_defaults(config, made)
     draw = sampler(chosen, made, size)
-    mesh = build.mesh(config)
-    weights = place(config, made.weights)
+    drawn = draw_requests(config, made, draw, place(config, made.weights), requests)
+    save(chosen, Path(workdir) / "samples", requests, drawn)
+    return drawn
+
+
+def draw_requests(
+    config: Config,
+    made: TextToImage,
+    draw: Callable[..., Any],
+    weights: Weights,
+    requests: list[Request],
+) -> np.ndarray:
+    """Images of requests, in batches of one size, with progress: uint8 [n, h, w, 3].
+
+    Args:
+        config: says how many at once, and the negative prompt and the guidance scale of all.
+        made: the checkpoint.
+        draw: of ``sampler``.
+        weights: on the devices.
+        requests: at least one.
+    """
+    mesh, size = build.mesh(config), image_size(config, made)
     start = _start(config, made, size)
     images = []
     count = min(config.batch_size, len(requests))
@@ -80,9 +102,7 @@ def draw_prompts(config: Config, workdir: str | os.PathLike) -> np.ndarray:
             scale = jnp.float32(config.sampler.guidance_scale)
             images.append(jax.device_get(draw(weights, key, *arguments[:2], scale, arguments[2])))
             bar.update(min(count, len(requests) - i))
-    drawn = np.concatenate(images)[: len(requests)]
-    save(chosen, Path(workdir) / "samples", requests, drawn)
-    return drawn
+    return np.concatenate(images)[: len(requests)]
 
 
 def requests_of(config: Config) -> list[Request]:
@@ -110,7 +130,22 @@ def load(config: Config) -> TextToImage:
     if config.dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"config.dtype = {config.dtype!r}; known are float32, bfloat16, float16")
     checkpoint = with_loras(read(config), config.lora)
-    return text_to_image(checkpoint, tuple(config.tokenizers), config.dtype)
+    words = [_word(spec) for spec in config.embeddings]
+    factor = checkpoint.autoencoder.module.factor
+    if config.tile and config.tile < 4 * factor:
+        raise ValueError(f"config.tile = {config.tile} must be 0, or at least {4 * factor} pixels")
+    side = config.tile // factor
+    tiling = Tiling(side, side // 4) if config.tile else None
+    return text_to_image(
+        checkpoint, tuple(config.tokenizers), config.dtype, tiling=tiling, words=words
+    )
+
+
+def _word(spec: str) -> Word:
+    """The word of "file", or of "<word>=file" where the file does not say its word."""
+    name, equals, path = spec.rpartition("=")
+    word = read_word(path)
+    return word._replace(name=name) if equals else word
 
 
 def read(config: Config) -> Checkpoint:

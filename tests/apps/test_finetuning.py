@@ -66,13 +66,12 @@ def test_a_lora_is_trained_saved_and_used(place, tmp_path):
     assert all(np.any(pair["up"]) for pair in jax.device_get(state.params["lora"]).values())
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert all(np.isfinite(json.loads(line)["loss"]) for line in lines) and len(lines) == 3
-    assert Image.open(tmp_path / "samples" / "step_0000003.png").size == (32, 32)
     file = tmp_path / "lora.safetensors"
     checkpoint = read_checkpoint(place[0])
     factors = read_lora(file, checkpoint)["unet"].factors
-    for name, pair in jax.device_get(state.ema["lora"] if "lora" in state.ema else {}).items():
+    for name, pair in jax.device_get(state.ema["lora"]).items():
         jax.tree.map(np.testing.assert_array_equal, pair, factors[name.removeprefix("net/")])
-    assert len(factors) == len(state.params["lora"]) == 24
+    assert len(factors) == len(state.params["lora"]) == 32
 
     sampling = sampling_config.get_config()
     sampling.update(checkpoint=str(place[0]), prompt=PROMPT, image_size=(32, 32))
@@ -80,8 +79,10 @@ def test_a_lora_is_trained_saved_and_used(place, tmp_path):
     plain = jobs.sample(sampling, tmp_path / "plain").images
     sampling.lora = (f"{file}:1.0",)
     changed = jobs.sample(sampling, tmp_path / "changed").images
-    shown = np.asarray(Image.open(tmp_path / "samples" / "step_0000003.png"))
-    assert np.any(plain != changed) and shown.shape == changed[0].shape
+    shown = np.asarray(Image.open(tmp_path / "samples" / "step_0000003.png"), np.int32)
+    # The picture on the way, in its frame, is what the file gives.
+    assert np.abs(shown[2:-2, 2:-2] - changed[0]).max() <= 1
+    assert np.abs(plain.astype(np.int32) - changed).max() > 5
     # The same command again has nothing left to do, and leaves the same file.
     before = file.read_bytes()
     jobs.train(config, tmp_path)

@@ -114,3 +114,18 @@ def test_loss_aware_draws_carry_their_history():
     assert float(report.carry.count.sum()) == B
     # E[(mean of D squares)²] of standard normals is 1 + 2/D
     np.testing.assert_allclose(report.carry.mean_square.mean(), 1 + 2 / D, rtol=0.1)
+
+
+def test_the_noise_offset_is_one_shift_of_each_channel():
+    silent = lambda params, x, time, cond, key=None: jnp.zeros_like(x)
+    # E[(mean over 4x4 places of eps)²] = 1/16, and offset² more for what all places share.
+    shared = recipe.Term(lambda params, model, noised: jnp.mean(noised.eps.mean((1, 2)) ** 2, -1))
+    batch = {"image": jnp.zeros((2048, 4, 4, 2)), "label": jnp.zeros(2048, jnp.int32)}
+    for offset, want in ((0.0, 1 / 16), (0.5, 1 / 16 + 0.25)):
+        made = recipe.diffusion(
+            model_of(silent), lambda key, x, cond: {}, proposals.uniform(), [shared], 0.0, offset
+        )
+        context = Context(jnp.int32(0), {}, {}, made.carry())
+        params = {"net": {}, "terms": [{}]}
+        loss, _ = made.loss(params, context, batch, jax.random.key(2))
+        assert abs(float(loss) / want - 1) < 4 * np.sqrt(2 / (2048 * 2))
