@@ -26,7 +26,6 @@ import numpy as np
 from absl import app, flags
 
 from diffusion_jax.apps.generate import generate
-from diffusion_jax.build import IDENTITY
 from diffusion_jax.convert.diffusers_unet import from_diffusers_unet, unet_config
 from diffusion_jax.core import grids, network_io, process, proposals, schedules, targets, weighting
 from diffusion_jax.core.ema import EMAS
@@ -34,6 +33,7 @@ from diffusion_jax.core.sampling import sample
 from diffusion_jax.core.solvers.ddim import ddim
 from diffusion_jax.core.types import Model
 from diffusion_jax.models.adapter import init_params, net_from_module
+from diffusion_jax.models.autoencoder_codec import IDENTITY
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.recipes.diffusion import diffusion, regression
 from diffusion_jax.train import optimizer

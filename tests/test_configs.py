@@ -1,6 +1,7 @@
 """Every config builds, and its training step has consistent shapes: a typo fails in seconds."""
 
 import importlib
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,12 @@ CONFIGS = [
     "cifar10:edm",
     "toy2d",
     "toy2d:checkerboard",
+    "emoji_text_pixel",
+    "emoji_autoencoder",
 ]
+
+
+EMPTY = SimpleNamespace(example={})  # the condition of a first stage
 
 
 def load(name):
@@ -43,18 +49,19 @@ def test_the_step_of_every_config_has_consistent_shapes(name, small):
     config = small(load(name))
     experiment, settings = build.experiment(config), build.training(config)
     batch = {"image": jax.ShapeDtypeStruct((2, *experiment.shape), jnp.float32)}
-    if config.data.num_classes:
-        batch["label"] = jax.ShapeDtypeStruct((2,), jnp.int32)
+    for name, one in getattr(experiment, "conditioning", EMPTY).example.items():
+        batch[name] = jax.ShapeDtypeStruct((2, *one.shape[1:]), one.dtype)
     state = abstract_state(experiment.recipe, settings["tx"], settings["ema"], batch)
     step = make_step(experiment.recipe, settings["tx"], settings["ema"], seed=0)
-    after, metrics = jax.eval_shape(step, state, {}, batch)
+    frozen = jax.eval_shape(experiment.frozen)
+    after, metrics = jax.eval_shape(step, state, frozen, batch)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(
         lambda a: (a.shape, a.dtype), state
     )
     assert metrics["loss"].shape == ()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "emoji_autoencoder"])
 def test_the_sampler_of_every_config_can_be_built(name):
     config = load(name)
     _, levels = build_sampling.sampler(config, build.experiment(config).model)

@@ -39,7 +39,7 @@ ALLOWED = {
     "build_condition": {*ROOMS, "spec"},
     "build_checkpoint": set(ROOMS),
     "build_finetune": {*ROOMS, "build", "build_checkpoint", "build_condition", "spec"},
-    "configs": {"configs"},
+    "configs": {"configs.base", "configs.emoji_text_pixel", "configs.stable_diffusion"},
     "main": {"jobs"},
     "scripts": {*ROOMS, *BUILDS, "spec", "files", "jobs", "configs", "main"},
 }
