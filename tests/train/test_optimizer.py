@@ -87,3 +87,15 @@ def test_decay_spares_biases_and_scales_even_when_stacked():
 def test_values_out_of_range_name_their_field(make, field):
     with pytest.raises(ValueError, match=rf"config\.optimizer\.{field}"):
         make()
+
+
+def test_groups_are_clipped_and_stepped_by_themselves():
+    make = lambda factor: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(factor))
+    tx = o.grouped(make, (("one", 1.0), ("two", 0.5)))
+    params = {"one": {"w": jnp.zeros(2)}, "two": [jnp.zeros(2)]}
+    grads = {"one": {"w": jnp.array([300.0, 400.0])}, "two": [jnp.array([0.3, 0.4])]}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(updates["one"]["w"], [-0.6, -0.8], rtol=1e-6)
+    np.testing.assert_allclose(updates["two"][0], [-0.15, -0.2], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"optimizer.groups lacks 'three'"):
+        tx.init({"three": jnp.zeros(1)})
