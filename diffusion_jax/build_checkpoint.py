@@ -228,7 +228,7 @@ def with_loras(checkpoint: Checkpoint, loras: Sequence[str]) -> Checkpoint:
 def _adapted(part: Part, adapters: list[lora.Adapter]) -> Part:
     if not adapters:
         return part
-    return part._replace(params=jax.device_get(lora.merged_all(part.params, adapters)))
+    return part._replace(params=lora.merged_all(part.params, adapters))
 
 
 def _file_and_scale(spec: str) -> tuple[str, float]:

@@ -92,7 +92,7 @@ def read_lora(path: str | Path, checkpoint: Checkpoint) -> dict[str, Lora]:
     if not pairs:
         raise ValueError(f"{path.name} holds no tensor: fetch or export it again.")
     finite(state)
-    told, made = _told_alphas(path, slots), {}
+    told, made = _told_alphas(path, dict(_modules(checkpoint))), {}
     for pair in pairs:
         slot = slots[pair.module]
         own = made.setdefault(slot.part, Lora({}, {}))
@@ -223,7 +223,7 @@ def _shapes(
     return {name: shape[:2] if flat(name) else shape for name, shape in wanted.items()}
 
 
-def _told_alphas(path: Path, slots: Mapping[str, _Slot]) -> dict[tuple[str, str], float]:
+def _told_alphas(path: Path, modules: Mapping[str, _Slot]) -> dict[tuple[str, str], float]:
     """Slot -> alpha, from the settings that recent releases of diffusers write into the file."""
     try:
         told = json.loads(read_metadata(path).get("lora_adapter_metadata", "{}"))
@@ -232,12 +232,12 @@ def _told_alphas(path: Path, slots: Mapping[str, _Slot]) -> dict[tuple[str, str]
     if scaled := [name for name, value in told.items() if name.endswith("use_rslora") and value]:
         raise ValueError(f"{path.name}: {scaled[0]} = true cannot be converted: only false can.")
     alphas = {}
-    for name, slot in slots.items():
+    for name, slot in modules.items():
         alpha = told.get(f"{slot.part}.lora_alpha")
         for pattern, own in (told.get(f"{slot.part}.alpha_pattern") or {}).items():
             if f".{name}".endswith("." + pattern.removeprefix("^")):
                 alpha = own
-        if alpha is not None and name.startswith(f"{slot.part}."):
+        if alpha is not None:
             alphas[slot.part, slot.path] = float(alpha)
     return alphas
 

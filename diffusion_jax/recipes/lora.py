@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.core.types import Params, Recipe
@@ -95,7 +96,10 @@ def unmerged(params: Params, factors: Factors, scale: Any = 1.0, alpha: Alpha = 
 
 
 def merged_all(params: Params, adapters: Sequence[Adapter]) -> Params:
-    """``merged`` for the sum of several adapters, rounded to the weights' dtype once."""
+    """``merged`` for the sum of several adapters, rounded to the weights' dtype once.
+
+    NumPy weights and factors are merged by NumPy, and stay on the host.
+    """
     known = by_path(params)
     for path in sorted({path for adapter in adapters for path in adapter.factors}):
         if path not in known:
@@ -106,7 +110,7 @@ def merged_all(params: Params, adapters: Sequence[Adapter]) -> Params:
         changes = [(a, a.factors[name]) for a in adapters if name in a.factors]
         if not changes:
             return weight
-        total = jnp.asarray(weight, jnp.float32)
+        total = weight.astype(np.float32)
         for adapter, pair in changes:
             change = _product(pair)
             if change.shape != weight.shape:
@@ -155,8 +159,10 @@ def path_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _product(pair: Mapping[str, Any]) -> Array:
-    down, up = (jnp.asarray(pair[side], jnp.float32) for side in ("down", "up"))
+def _product(pair: Mapping[str, Any]) -> Any:
+    down, up = (pair[side].astype(np.float32) for side in ("down", "up"))
+    if isinstance(down, np.ndarray):  # of a file: its weights wait on the host too
+        return np.matmul(down, up)
     return jnp.matmul(down, up, precision=jax.lax.Precision.HIGHEST)
 
 

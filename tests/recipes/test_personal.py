@@ -15,7 +15,7 @@ from diffusion_jax.train.state import init_state
 from diffusion_jax.train.step import make_step
 
 RNG = np.random.default_rng(0)
-BASE = {"net": {"out": {"kernel": RNG.normal(size=(4, 3)).astype(np.float32)}}}
+BASE = {"net": {"out": {"kernel": jnp.asarray(RNG.normal(size=(4, 3)), jnp.float32)}}}
 TABLE = RNG.normal(size=(6, 4)).astype(np.float32)
 ROWS = {"image": np.ones((2, 3), np.float32), "ids": np.array([[1, 6], [6, 2]])}
 
