@@ -18,7 +18,6 @@ from diffusion_jax.data import DataSpec, Info, info, make_dataset
 from diffusion_jax.data.catalog import open_builder
 from diffusion_jax.data.latents import Contents, Scaling, write_latents
 from diffusion_jax.files import whole
-from diffusion_jax.jobs.run import cache_compilations
 from diffusion_jax.models.autoencoder import AutoencoderKL, AutoencoderVQ
 from diffusion_jax.train.workdir import read_config
 
@@ -55,8 +54,8 @@ def encode_latents(
 ) -> Path:
     """Encode all splits of a set; write ``latents.json`` to workdir, and the set ``latents/NAME``.
 
-    The scale is measured on the training split: 1/deviation of the codes, and their mean is the
-    shift; of all channels together or of each.  Deviations include the posterior's own, if kept.
+    The scale is 1/deviation of the training split's codes (with the posterior's own, if kept), the
+    shift is their mean; of all channels or each.
 
     Args:
         workdir: the autoencoder's run.
@@ -72,13 +71,12 @@ def encode_latents(
     Raises:
         ValueError: if there is no run of an autoencoder, no such data, or the name is taken.
     """
-    cache_compilations()
     config = read_config(workdir)
     module, params, step = build_autoencoder.open_autoencoder(workdir)
     keep = _kept(keep, type(module))
     run = jax.jit(lambda x: KEEPS[keep](module.apply({"params": params}, x, method="encode")))
-    size, channels = tuple(config["data"]["image_size"]), config["data"]["channels"]
-    spec = DataSpec(data, "train", _BATCH, size, channels, data_dir=data_dir)
+    size = tuple(config["data"]["image_size"])
+    spec = DataSpec(data, "train", _BATCH, size, config["data"]["channels"], data_dir=data_dir)
     with tempfile.TemporaryDirectory(prefix="latents_") as scratch:
         kept = {
             split: _encoded(run, spec._replace(split=split), Path(scratch))
