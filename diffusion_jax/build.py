@@ -65,8 +65,7 @@ class Experiment(NamedTuple):
 def experiment(config: Config) -> Any:
     """The network, its meaning and its recipe: an ``Experiment``, or what ``EXPERIMENTS`` makes.
 
-    Raises:
-        ValueError: for a field that names nothing, or fields that contradict one another.
+    Raises a ValueError for a field that names nothing, or fields that contradict one another.
     """
     if "data" not in config:
         raise ValueError(
@@ -113,8 +112,8 @@ def network(config: Config, channels: int) -> Any:
     """The flax module that ``config.model.name`` names, with the arguments beside it."""
     name = config.model.name
     if name not in MODELS:
-        known = ", ".join(sorted({*MODELS, *EXPERIMENTS}))
-        raise ValueError(f"config.model.name = {name!r}; known are {known}")
+        known = sorted({*MODELS, *EXPERIMENTS})
+        raise ValueError(f"config.model.name = {name!r}; known are {', '.join(known)}")
     out = channels * (2 if config.loss.learned_variance else 1)
     fields = {key: _frozen(value) for key, value in config.model[name].items()}
     return MODELS[name](**fields, out_channels=out, num_classes=config.data.num_classes)
@@ -215,8 +214,7 @@ def training(config: Config) -> dict[str, Any]:
         raise ValueError(f"config.train.steps = {steps} must be at least 1")
     decay = build(optimizer.SCHEDULES, section.schedule, "optimizer.schedule", steps=steps)
     rate = optimizer.learning_rate(section.learning_rate, decay, section.warmup)
-    names = ("b1", "b2", "eps", "weight_decay", "clip")
-    settings = {name: section[name] for name in names}
+    settings = {name: section[name] for name in ("b1", "b2", "eps", "weight_decay", "clip")}
     scaled = lambda factor: optimizer.adamw(lambda step: factor * rate(step), **settings)
     groups = section.get("groups", ())
     every = ("accumulate", "steps_per_call", "log_every", "checkpoint_every", "keep",

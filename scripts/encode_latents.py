@@ -28,9 +28,11 @@ flags.DEFINE_bool("overwrite", False, "Replace the set if it is there already.")
 def main(argv: list[str]) -> None:
     """Encode; a bad request is one sentence, code 2."""
     from diffusion_jax.jobs.encoding import encode_latents  # here, so that --help is quick
+    from diffusion_jax.jobs.run import cache_compilations
 
     del argv
     logging.set_verbosity(logging.WARNING)
+    cache_compilations()
     try:
         path = encode_latents(
             FLAGS.workdir,

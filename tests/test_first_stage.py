@@ -14,6 +14,8 @@ from diffusion_jax.build_autoencoder import code_shape, first_stage, load_autoen
 from diffusion_jax.data import DataSpec, load_images, make_dataset, to_unit
 from diffusion_jax.data.prepare import Options, prepare
 from diffusion_jax.jobs.encoding import encode_latents
+from diffusion_jax.jobs.evaluating import FIGURES
+from diffusion_jax.jobs.run import Run
 from diffusion_jax.train.state import abstract_state
 from diffusion_jax.train.step import make_step
 
@@ -124,6 +126,25 @@ def test_the_next_stage_takes_codec_and_parameters(run, root):
         first_stage(config)
 
 
+def test_the_use_of_a_codebook_is_counted(root, tmp_path):
+    config = tiny(root)
+    config.model.name = "autoencoder_vq"
+    config.model.autoencoder_vq = {**config.model.autoencoder_kl, "entries": 8}
+    config.first_stage.update(bottleneck="vq()", adversary="")
+    experiment = build.experiment(config)
+    params = experiment.recipe.init(jax.random.key(0), {"image": jnp.zeros((1, 16, 16, 3))})
+    figures = FIGURES[type(experiment)](Run(config, experiment, params, 3), tmp_path)
+    images = to_unit(load_images(NAME, "test", 8, (16, 16), 3, root)[0])
+    encode = lambda x: experiment.module.apply(
+        {"params": params["autoencoder"]}, x, method="encode"
+    )
+    share = np.bincount(np.asarray(jax.jit(encode)(images).indices).reshape(-1), minlength=8)
+    share = share[share > 0] / share.sum()
+    np.testing.assert_allclose(figures["entries used"].value, len(share) / 8)
+    entropy = -(share * np.log(share)).sum()
+    np.testing.assert_allclose(figures["perplexity of entries"].value, np.exp(entropy), rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_the_step_of_the_config_has_consistent_shapes(kind):
     config = emoji_autoencoder.get_config()
@@ -169,5 +190,7 @@ def test_a_folder_without_a_first_stage_is_named(run, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model": {"name": "unet"}}))
     with pytest.raises(ValueError, match=r"config.model.name = 'unet'; give one of autoencoder_kl"):
         encode_latents(tmp_path, NAME)
+    with pytest.raises(ValueError, match=r"one keeps moments, mean"):
+        encode_latents(run[0], NAME, keep="variance")
     with pytest.raises(ValueError, match=r"latents.json is missing"):
         load_autoencoder(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion_jax import build_autoencoder
-from diffusion_jax.data import DataSpec, info, make_dataset
+from diffusion_jax.data import DataSpec, Info, info, make_dataset
 from diffusion_jax.data.catalog import open_builder
 from diffusion_jax.data.latents import Contents, Scaling, write_latents
 from diffusion_jax.files import whole
-from diffusion_jax.jobs.run import cache_compilations
 from diffusion_jax.models.autoencoder import AutoencoderKL, AutoencoderVQ
 from diffusion_jax.train.workdir import read_config
 
@@ -55,8 +54,8 @@ def encode_latents(
 ) -> Path:
     """Encode all splits of a set; write ``latents.json`` to workdir, and the set ``latents/NAME``.
 
-    The scale is measured on the training split: 1/deviation of the codes, and their mean is the
-    shift; of all channels together or of each.  Deviations include the posterior's own, if kept.
+    The scale is 1/deviation of the training split's codes (with the posterior's own, if kept), the
+    shift is their mean; of all channels or each.
 
     Args:
         workdir: the autoencoder's run.
@@ -67,43 +66,27 @@ def encode_latents(
         keep: of ``KEEPS``; "" for what the kind of autoencoder has.
         overwrite: replace a set of that name.
 
-    Returns:
-        The folder of the set.
+    Returns the folder of the set.
 
     Raises:
         ValueError: if there is no run of an autoencoder, no such data, or the name is taken.
     """
-    cache_compilations()
     config = read_config(workdir)
     module, params, step = build_autoencoder.open_autoencoder(workdir)
-    keep = keep or KEPT_OF[type(module)]
-    if keep not in KEEPS or (keep != "mean" and not isinstance(module, AutoencoderKL)):
-        raise ValueError(f"keep = {keep!r}; a codebook's codes have a mean only, others {KEEPS}")
+    keep = _kept(keep, type(module))
     run = jax.jit(lambda x: KEEPS[keep](module.apply({"params": params}, x, method="encode")))
-    size, channels = tuple(config["data"]["image_size"]), config["data"]["channels"]
-    splits = list(open_builder(data, data_dir).info.splits)
-    if "train" not in splits:
-        raise ValueError(f"data set {data} has no split 'train' to measure a scale on; {splits}")
+    size = tuple(config["data"]["image_size"])
+    spec = DataSpec(data, "train", _BATCH, size, config["data"]["channels"], data_dir=data_dir)
     with tempfile.TemporaryDirectory(prefix="latents_") as scratch:
         kept = {
-            split: _encoded(
-                run, DataSpec(data, split, _BATCH, size, channels, data_dir=data_dir), Path(scratch)
-            )
-            for split in splits
+            split: _encoded(run, spec._replace(split=split), Path(scratch))
+            for split in _splits(data, data_dir)
         }
         scale, shift, figures = measure(kept["train"].arrays, per_channel)
-        known = info(data, "train", data_dir)
-        contents = Contents(
-            {split: each.examples for split, each in kept.items()},
-            kept["train"].arrays["mean"].shape[1:],
-            "log_var" in kept["train"].arrays,
-            known.captions,
-            known.class_names,
-            f"{data} at {size}, step {step}, {keep}, scale {scale}",
-            Scaling(scale, shift, step),
-        )
-        set_name = name or data.replace("/", "-").replace(":", "-")
-        path = write_latents(set_name, contents, data_dir, overwrite=overwrite)
+        source = f"{data} at {size}, step {step}, {keep}, scale {scale}"
+        contents = _contents(kept, info(data, "train", data_dir), source, (scale, shift, step))
+        name = name or data.replace("/", "-").replace(":", "-")
+        path = write_latents(name, contents, data_dir, overwrite=overwrite)
     held = {"scale": scale, "shift": shift, "step": step, "data": data, **figures}
     with whole(Path(workdir) / build_autoencoder.MEASURED) as temporary:
         temporary.write_text(json.dumps(held, indent=2) + "\n")
@@ -126,6 +109,41 @@ def measure(arrays: dict[str, np.ndarray], per_channel: bool) -> tuple[Any, Any,
     if per_channel:
         return (1 / std).tolist(), mean.tolist(), figures
     return float(1 / np.sqrt(power.mean() - mean.mean() ** 2)), float(mean.mean()), figures
+
+
+def _kept(keep: str, kind: type) -> str:
+    """The name in ``KEEPS`` that is meant for a kind of autoencoder."""
+    known = KEPT_OF[kind]
+    if keep and keep not in known:
+        raise ValueError(
+            f"keep = {keep!r}; of codes of {kind.__name__} one keeps {', '.join(known)}"
+        )
+    return keep or known[0]
+
+
+def _contents(
+    kept: Mapping[str, Kept], known: Info, source: str, scaling: tuple[Any, Any, int]
+) -> Contents:
+    arrays = kept["train"].arrays
+    return Contents(
+        {split: each.examples for split, each in kept.items()},
+        arrays["mean"].shape[1:],
+        "log_var" in arrays,
+        known.captions,
+        known.class_names,
+        source,
+        Scaling(*scaling),
+    )
+
+
+def _splits(data: str, data_dir: str | os.PathLike | None) -> list[str]:
+    splits = list(open_builder(data, data_dir).info.splits)
+    if "train" not in splits:
+        raise ValueError(
+            f"data set {data} has the splits {', '.join(splits)}, and the scale is measured on "
+            "'train'; prepare it with one"
+        )
+    return splits
 
 
 def _encoded(run: Callable[..., Any], spec: DataSpec, scratch: Path) -> Kept:
@@ -154,4 +172,8 @@ KEEPS: dict[str, Callable[[Any], dict[str, jax.Array]]] = {
     "mean": lambda code: {"mean": code.mode()},
     "moments": lambda code: {"mean": code.mean, "log_var": code.log_var},
 }
-KEPT_OF: dict[type, str] = {AutoencoderKL: "moments", AutoencoderVQ: "mean"}
+# What may be kept of whose codes, the usual first.
+KEPT_OF: dict[type, tuple[str, ...]] = {
+    AutoencoderKL: ("moments", "mean"),
+    AutoencoderVQ: ("mean",),
+}
