@@ -142,11 +142,18 @@ def adapted(
 
     def loss(params, context, batch, key):
         base = jax.lax.stop_gradient(context.frozen["base"])
+        base = _widened(base, params["lora"])
         whole = lambda own: merged(base, own["lora"], 1.0, alpha)
         ema = context.ema if context.ema is None else whole(context.ema)
         return recipe.loss(whole(params), context._replace(ema=ema), batch, key)
 
     return Recipe(start, loss, recipe.carry)
+
+
+def _widened(params: Params, factors: Factors) -> Params:
+    """Adapted kernels as float32: half precision would round small changes of them away."""
+    wide = lambda path, x: x.astype(np.float32) if path_name(path) in factors else x
+    return jax.tree_util.tree_map_with_path(wide, params)
 
 
 def by_path(params: Params) -> dict[str, Any]:

@@ -83,6 +83,8 @@ def test_a_lora_is_trained_saved_and_used(place, tmp_path):
     # The picture on the way, in its frame, is what the file gives.
     assert np.abs(shown[2:-2, 2:-2] - changed[0]).max() <= 1
     assert np.abs(plain.astype(np.int32) - changed).max() > 5
+    own = jobs.sample(jobs.run_config(tmp_path), tmp_path).images  # --mode=sample --workdir alone
+    np.testing.assert_array_equal(own, changed)
     # The same command again has nothing left to do, and leaves the same file.
     before = file.read_bytes()
     jobs.train(config, tmp_path)

@@ -127,6 +127,23 @@ def test_only_the_factors_are_trained():
     assert all(np.any(leaf) for leaf in jax.tree.leaves(to_lora))
 
 
+def test_half_precision_weights_do_not_swallow_small_changes():
+    base = weights(0)
+    base["net"]["dense"] = weights(0, jnp.bfloat16)["net"]["dense"]
+    recipe = lora.adapted(WHOLE, 2, "dense/kernel")
+    params = recipe.init(jax.random.key(0), BATCH)
+    small = jax.tree.map(lambda x: 1e-4 * jnp.ones_like(x), params)
+
+    def of(params):
+        context = Context(jnp.int32(0), params, {"base": base}, ())
+        return recipe.loss(params, context, BATCH, jax.random.key(0))[0]
+
+    assert of(small) != of(params)
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32), base)
+    want = _loss(lora.merged(exact, small["lora"]), Context(0, exact, {}, ()), BATCH, None)[0]
+    np.testing.assert_allclose(of(small), want, rtol=1e-6)
+
+
 def test_wrong_targets_are_sentences():
     params = weights(0)
     for rank, targets, words in (
