@@ -204,8 +204,13 @@ def measured(workdir: str | os.PathLike) -> Measured:
             f"{path} is missing, so the scale of its codes is unknown; run "
             f"`python scripts/encode_latents.py --workdir={workdir} --data=NAME`"
         )
-    held = json.loads(path.read_text())
-    return Measured(held["scale"], held["shift"], held["step"])
+    try:
+        held = json.loads(path.read_text())
+        return Measured(held["scale"], held["shift"], held["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error!r}); make it again by scripts/encode_latents.py"
+        ) from None
 
 
 def load_autoencoder(workdir: str | os.PathLike) -> tuple[Any, Params, Codec]:

@@ -137,17 +137,21 @@ class _Played(NamedTuple):
 
 
 def _play(adversary, params, x, made, grad, of_kernel, step) -> _Played:
-    """Both players' parts, none of it before the start."""
-    fool = lambda y: adversary.game.generator(adversary.logits(_fixed(params), y))
-    fooled, towards = jax.value_and_grad(fool)(_fixed(made))
-    ratio = adaptive_weight(of_kernel(grad), of_kernel(towards))
-    on = (step >= adversary.start).astype(jnp.float32)
-    weight = on * adversary.weight * ratio
-    of_real, of_made = (adversary.logits(params, y) for y in (x, _fixed(made)))
-    own = on * 0.5 * adversary.game.discriminator(of_real, of_made)
-    metrics = {"adaptive_weight": ratio, "generator": fooled, "discriminator": own}
-    metrics |= {"logit_real": of_real.mean(), "logit_made": of_made.mean()}
-    return _Played(weight * fooled, weight * towards, own, metrics)
+    """Both players' parts; before the start nothing is computed, and all is 0."""
+
+    def game():
+        fool = lambda y: adversary.game.generator(adversary.logits(_fixed(params), y))
+        fooled, towards = jax.value_and_grad(fool)(_fixed(made))
+        ratio = adaptive_weight(of_kernel(grad), of_kernel(towards))
+        weight = adversary.weight * ratio
+        of_real, of_made = (adversary.logits(params, y) for y in (x, _fixed(made)))
+        own = 0.5 * adversary.game.discriminator(of_real, of_made)
+        metrics = {"adaptive_weight": ratio, "generator": fooled, "discriminator": own}
+        metrics |= {"logit_real": of_real.mean(), "logit_made": of_made.mean()}
+        return _Played(weight * fooled, weight * towards, own, metrics)
+
+    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(game))
+    return jax.lax.cond(step >= adversary.start, game, lambda: nothing)
 
 
 def adaptive_weight(reconstruction: Array, generator: Array) -> Float[Array, ""]:
