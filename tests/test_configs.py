@@ -21,6 +21,7 @@ CONFIGS = [
     "toy2d:checkerboard",
     "emoji_text_pixel",
     "emoji_autoencoder",
+    "imagenet256_dit",
 ]
 
 

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.models import primitives
-from diffusion_jax.models.layers import LayerNorm
+from diffusion_jax.models.layers import LayerNorm, PatchEmbedding
 from diffusion_jax.models.text.blocks import Embedding, Linear, PreNormLayer
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -35,23 +34,6 @@ class ImageStates(NamedTuple):
     def last(self) -> Array:
         """[b, 1 + patches, d] after the last layer, without a norm."""
         return self.hidden[-1]
-
-
-class PatchEmbedding(nn.Module):
-    """Each patch x patch square through one linear map, without a bias."""
-
-    features: int
-    patch: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
-        """[b, h, w, c] -> [b, (h / patch)·(w / patch), features], row by row."""
-        shape = (self.patch, self.patch, pixels.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
-        x = pixels.astype(self.dtype)
-        x = primitives.conv(x, kernel, stride=self.patch, padding="VALID")
-        return primitives.by_batch(x.reshape(x.shape[0], -1, self.features))
 
 
 class ClipImage(nn.Module):

@@ -76,6 +76,32 @@ class Dense(nn.Module):
         return primitives.by_batch(primitives.dense(x, kernel, bias))
 
 
+class PatchEmbedding(nn.Module):
+    """Each patch x patch square through one linear map, a token each.
+
+    Attributes:
+        features: channels of a token.
+        patch: side of the square.
+        dtype: of the computation.
+        use_bias: whether the map has a bias.
+    """
+
+    features: int
+    patch: int
+    dtype: Any = jnp.float32
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
+        """[b, h, w, c] -> [b, (h / patch)·(w / patch), features], row by row."""
+        shape = (self.patch, self.patch, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
+        bias = self.param("bias", _ZEROS, (self.features,)) if self.use_bias else None
+        bias = None if bias is None else bias.astype(self.dtype)
+        x = primitives.conv(x.astype(self.dtype), kernel, bias, self.patch, "VALID")
+        return primitives.by_batch(x.reshape(x.shape[0], -1, self.features))
+
+
 class Conv(nn.Module):
     """A 3x3 convolution with bias, [b, h, w, m] -> [b, h / stride, w / stride, features]."""
 

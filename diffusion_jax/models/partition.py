@@ -58,6 +58,7 @@ PARTITIONS: dict[str, Partition] = {
     "controlnet": _TEXT_UNET,
     "autoencoder_kl": _AUTOENCODER,
     "autoencoder_vq": _AUTOENCODER,
+    "dit": _TRANSFORMER,
     "clip_text": _TRANSFORMER,
     "clip_image": _TRANSFORMER,
     "t5": _TRANSFORMER,

@@ -23,7 +23,11 @@ LOCK = ".lock"
 # Fields of the model that change how it is computed, not what its parameters mean.
 NEUTRAL = (
     "model.autoencoder",  # a folder, which may move; its codes' scale is held to the data's
-    *(f"model.{net}.{field}" for net in ("unet", "text_unet") for field in ("dtype", "remat")),
+    *(
+        f"model.{net}.{field}"
+        for net in ("unet", "text_unet", "dit")
+        for field in ("dtype", "remat")
+    ),
 )
 
 # Fields, or sections, that a resumed run may change: they alter no step that was taken, nor what
