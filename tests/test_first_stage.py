@@ -16,6 +16,7 @@ from diffusion_jax.data.prepare import Options, prepare
 from diffusion_jax.jobs.encoding import encode_latents
 from diffusion_jax.jobs.evaluating import FIGURES
 from diffusion_jax.jobs.run import Run
+from diffusion_jax.models.autoencoder_codec import IDENTITY
 from diffusion_jax.train.state import abstract_state
 from diffusion_jax.train.step import make_step
 
@@ -110,7 +111,7 @@ def test_the_next_stage_takes_codec_and_parameters(run, root):
     np.testing.assert_allclose(np.asarray(held["scale"]) * held["std"], 1, rtol=1e-6)
     config = base.get_config()
     config.data.update(name=NAME, image_size=(16, 16), channels=3, dir=str(root))
-    assert first_stage(config).codec is build.IDENTITY and first_stage(config).frozen() == {}
+    assert first_stage(config).codec is IDENTITY and first_stage(config).frozen() == {}
     config.model.autoencoder = str(folder)
     codec, frozen = first_stage(config)
     assert code_shape(config) == (8, 8, 2)
