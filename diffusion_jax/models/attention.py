@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.models import primitives
+from diffusion_jax.models.attention_memory import ATTENTIONS
 from diffusion_jax.models.layers import Dense, GroupNorm, Style
 
 _ZEROS = nn.initializers.zeros_init()
@@ -49,7 +50,8 @@ class SelfAttention(nn.Module):
         heads = c // head_dim
         h = GroupNorm(style, name="norm")(x) if self.normalise else x
         h = h.reshape(x.shape[0], -1, c)
-        h = _attend(h, h, (heads, head_dim), style.dtype, identity=identity)
+        attention = style.attention
+        h = _attend(h, h, (heads, head_dim), style.dtype, identity=identity, attention=attention)
         h = Dense(c, style.dtype, kernel_init=_ZEROS, name="out")(h)
         out = (x + h.reshape(x.shape)) * style.skip_scale
         return out if skip is None else primitives.gated(skip, out, x)
@@ -62,11 +64,13 @@ class CrossAttention(nn.Module):
         heads: number of heads; each has c // heads channels.
         dtype: of the computation.
         use_bias: whether queries, keys and values have a bias; the output always has.
+        attention: name in ``attention_memory.ATTENTIONS``.
     """
 
     heads: int
     dtype: Any = jnp.float32
     use_bias: bool = False
+    attention: str = "full"
 
     @nn.compact
     def __call__(
@@ -92,7 +96,8 @@ class CrossAttention(nn.Module):
             raise ValueError(f"heads={self.heads} does not divide the {c} channels: choose others.")
         shape = (self.heads, c // self.heads)
         context = x if context is None else context
-        h = _attend(x, context, shape, self.dtype, self.use_bias, mask, identity)
+        kind = self.attention
+        h = _attend(x, context, shape, self.dtype, self.use_bias, mask, identity, kind)
         return Dense(c, self.dtype, name="out")(h)
 
 
@@ -104,6 +109,7 @@ def _attend(
     use_bias: bool = True,
     mask: Array | None = None,
     identity: Array | None = None,
+    attention: str = "full",
 ) -> Array:
     """The heads side by side, [b, m, heads·dim]; makes query, key and value of the module."""
     width = shape[0] * shape[1]
@@ -111,7 +117,7 @@ def _attend(
         Dense(width, dtype, use_bias=use_bias, name=name)(z).reshape(*z.shape[:2], *shape)
         for name, z in (("query", x), ("key", context), ("value", context))
     )
-    h = primitives.attention(query, key, value, *(() if mask is None else (mask,)))
+    h = ATTENTIONS[attention](query, key, value, *(() if mask is None else (mask,)))
     if identity is not None:
         h = primitives.gated(identity, h, value)
     return h.reshape(*h.shape[:2], width)
