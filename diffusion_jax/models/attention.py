@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.models import primitives
+from diffusion_jax.models.attention_memory import ATTENTIONS
 from diffusion_jax.models.layers import Dense, GroupNorm, Style
 
 _ZEROS = nn.initializers.zeros_init()
@@ -64,11 +65,13 @@ class CrossAttention(nn.Module):
         heads: number of heads; each has c // heads channels.
         dtype: of the computation.
         use_bias: whether queries, keys and values have a bias; the output always has.
+        attention: name in ``attention_memory.ATTENTIONS``.
     """
 
     heads: int
     dtype: Any = jnp.float32
     use_bias: bool = False
+    attention: str = "full"
 
     @nn.compact
     def __call__(
@@ -94,7 +97,8 @@ class CrossAttention(nn.Module):
             raise ValueError(f"heads={self.heads} does not divide the {c} channels: choose others.")
         shape = (self.heads, c // self.heads)
         context = x if context is None else context
-        h = _attend(x, context, shape, self.dtype, self.use_bias, mask, identity)
+        kind = self.attention
+        h = _attend(x, context, shape, self.dtype, self.use_bias, mask, identity, kind)
         return Dense(c, self.dtype, name="out")(h)
 
 
@@ -106,6 +110,7 @@ def _attend(
     use_bias: bool = True,
     mask: Array | None = None,
     identity: Array | None = None,
+    attention: str = "full",
 ) -> Array:
     """The heads side by side, [b, m, heads·dim]; makes query, key and value of the module."""
     width = shape[0] * shape[1]
@@ -113,7 +118,7 @@ def _attend(
         Dense(width, dtype, use_bias=use_bias, name=name)(z).reshape(*z.shape[:2], *shape)
         for name, z in (("query", x), ("key", context), ("value", context))
     )
-    h = primitives.attention(query, key, value, *(() if mask is None else (mask,)))
+    h = ATTENTIONS[attention](query, key, value, *(() if mask is None else (mask,)))
     if identity is not None:
         h = primitives.gated(identity, h, value)
     return h.reshape(*h.shape[:2], width)

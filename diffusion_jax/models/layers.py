@@ -35,6 +35,7 @@ class Style:
         head_dim: channels of an attention head; None for one head.
         skip_scale: factor on each residual sum.
         downsample_padding: pixels before and after each axis of a strided convolution.
+        attention: name in ``attention_memory.ATTENTIONS``.
     """
 
     dtype: Any = jnp.float32
@@ -46,6 +47,7 @@ class Style:
     head_dim: int | None = 64
     skip_scale: float = 1.0
     downsample_padding: tuple[int, int] = (1, 1)
+    attention: str = "full"
 
 
 def num_groups(channels: int, most: int = 32, group_channels: int = 4) -> int:

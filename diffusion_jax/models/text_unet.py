@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion_jax.models.attention_memory import ATTENTIONS
 from diffusion_jax.models.embeddings import TIME_FEATURES, ConditionEmbedding
 from diffusion_jax.models.layers import CONDITIONINGS, Conv, ConvDown, ConvUp, GroupNormSilu, Style
 from diffusion_jax.models.primitives import depth_to_space, silu, space_to_depth
@@ -68,6 +69,7 @@ class TextEncoderSide(nn.Module):
         dtype: of the computation; parameters, norm statistics, softmax, the embedding of time and
             the output are float32 whatever it is.
         remat: name in ``REMATS``: what the backward pass of a block recomputes.
+        attention: name in ``attention_memory.ATTENTIONS``; "chunked" saves memory.
     """
 
     channels: int = 320
@@ -90,6 +92,7 @@ class TextEncoderSide(nn.Module):
     time_dim: int | None = None
     dtype: Any = jnp.float32
     remat: str = "none"
+    attention: str = "full"
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -120,6 +123,7 @@ class TextEncoderSide(nn.Module):
             group_channels=self.group_channels,
             eps=self.eps,
             downsample_padding=self.downsample_padding,
+            attention=self.attention,
         )
 
     def _embed(self, time: Array, cond: Mapping[str, Any]) -> Array:
@@ -162,6 +166,7 @@ class TextEncoderSide(nn.Module):
         """Refuse a size, a name or a cond that the net has no use for."""
         check_size(x.shape[1], x.shape[2], 1, len(self.channel_mults) - 1)
         check_name("remat", self.remat, REMATS)
+        check_name("attention", self.attention, ATTENTIONS)
         check_name("conditioning", self.conditioning, CONDITIONINGS)
         check_name("time_features", self.time_features, TIME_FEATURES)
         needed = {"context"} | ({"label"} if self.num_classes else set())

@@ -49,7 +49,7 @@ class TransformerLayer(nn.Module):
 
     Attributes:
         heads: of both attentions.
-        style: what all blocks share; of it dtype and dropout count here.
+        style: what all blocks share; of it dtype, dropout and attention count here.
     """
 
     heads: int
@@ -64,11 +64,13 @@ class TransformerLayer(nn.Module):
         identity: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b m c"]:
         """Apply; ``mask`` is of the context, ``identity`` of the self-attention."""
-        dtype = self.style.dtype
+        dtype, kind = self.style.dtype, self.style.attention
         h = LayerNorm(name="norm_0")(x)
-        x = x + CrossAttention(self.heads, dtype, name="self_attention")(h, identity=identity)
+        attend = CrossAttention(self.heads, dtype, attention=kind, name="self_attention")
+        x = x + attend(h, identity=identity)
         h = LayerNorm(name="norm_1")(x)
-        x = x + CrossAttention(self.heads, dtype, name="cross_attention")(h, context, mask)
+        attend = CrossAttention(self.heads, dtype, attention=kind, name="cross_attention")
+        x = x + attend(h, context, mask)
         h = LayerNorm(name="norm_2")(x)
         return x + GatedMLP(dtype, self.style.dropout, name="mlp")(h)
 

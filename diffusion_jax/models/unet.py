@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.core.types import Params
+from diffusion_jax.models.attention_memory import ATTENTIONS
 from diffusion_jax.models.embeddings import TIME_FEATURES, ConditionEmbedding
 from diffusion_jax.models.layers import (
     CONDITIONINGS,
@@ -77,6 +78,7 @@ class UNet(nn.Module):
             output are float32 whatever it is.
         remat: name in ``REMATS``: what the backward pass of a block recomputes.
         scan_blocks: scan runs of equal blocks within a level (faster compilation of deep levels).
+        attention: name in ``attention_memory.ATTENTIONS``; "chunked" saves memory.
     """
 
     channels: int = 64
@@ -104,6 +106,7 @@ class UNet(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
     scan_blocks: bool = False
+    attention: str = "full"
 
     @nn.compact
     def __call__(
@@ -193,6 +196,7 @@ class UNet(nn.Module):
             head_dim=self.head_dim,
             skip_scale=self.skip_scale,
             downsample_padding=self.downsample_padding,
+            attention=self.attention,
         )
 
     def _embedding(self) -> ConditionEmbedding:
@@ -230,6 +234,7 @@ class UNet(nn.Module):
         check_name("conditioning", self.conditioning, CONDITIONINGS)
         check_name("time_features", self.time_features, TIME_FEATURES)
         check_name("remat", self.remat, REMATS)
+        check_name("attention", self.attention, ATTENTIONS)
         for field, table in _SIDES.values():
             for name in per_level(getattr(self, field), halvings, field):
                 check_name(field, name, table)
