@@ -51,7 +51,8 @@ class SelfAttention(nn.Module):
         h = GroupNorm(style, name="norm")(x) if self.normalise else x
         # Split here and not before or after, where convolutions would be split over space with it.
         h = primitives.by_sequence(primitives.whole_sequence(h.reshape(x.shape[0], -1, c)))
-        h = _attend(h, h, (heads, head_dim), style.dtype, identity=identity)
+        shape, kind = (heads, head_dim), style.attention
+        h = _attend(h, h, shape, style.dtype, identity=identity, attention=kind)
         h = Dense(c, style.dtype, kernel_init=_ZEROS, name="out")(h)
         h = primitives.whole_sequence(h)
         out = (x + h.reshape(x.shape)) * style.skip_scale

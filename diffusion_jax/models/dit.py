@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.models import primitives
 from diffusion_jax.models.attention import CrossAttention
+from diffusion_jax.models.attention_memory import ATTENTIONS
 from diffusion_jax.models.embeddings import TIME_FEATURES, ConditionEmbedding
 from diffusion_jax.models.layers import Dense, PatchEmbedding
 from diffusion_jax.models.unet_blocks import HOOKS, OPEN, REMATS, Gates, read_gates
@@ -62,6 +63,7 @@ class DiTLayer(nn.Module):
         mlp_eps: of the norm before the MLP.
         dropout: rate inside of the MLP; 0 outside training.
         dtype: of the computation.
+        kind: name in ``attention_memory.ATTENTIONS``.
     """
 
     heads: int
@@ -69,6 +71,7 @@ class DiTLayer(nn.Module):
     mlp_eps: float = 1e-6
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    kind: str = "full"
 
     @nn.compact
     def __call__(
@@ -79,7 +82,9 @@ class DiTLayer(nn.Module):
         parts = Dense(6 * c, kernel_init=_ZEROS, name="modulation")(emb)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(parts, 6, axis=-1)
         h = modulated(x, shift, scale, 1e-6)
-        attention = CrossAttention(self.heads, self.dtype, use_bias=True, name="attention")
+        attention = CrossAttention(
+            self.heads, self.dtype, use_bias=True, attention=self.kind, name="attention"
+        )
         h = attention(h, identity=gates.identity)
         x = x + (gate[:, None] * h).astype(x.dtype)
         h = modulated(x, mlp_shift, mlp_scale, self.mlp_eps)
@@ -119,6 +124,7 @@ class DiT(nn.Module):
         dtype: of the computation; parameters, norms, softmax, the embedding of time and class and
             the output are float32 whatever it is.
         remat: name in ``REMATS``: what the backward pass of a layer recomputes.
+        attention: name in ``attention_memory.ATTENTIONS``; "chunked" saves memory.
     """
 
     width: int = 384
@@ -133,6 +139,7 @@ class DiT(nn.Module):
     time_options: Mapping[str, Any] | None = None
     dtype: Any = jnp.float32
     remat: str = "none"
+    attention: str = "full"
 
     @nn.compact
     def __call__(
@@ -161,6 +168,7 @@ class DiT(nn.Module):
         """
         check_size(x.shape[1], x.shape[2], self.patch, 0)
         check_name("remat", self.remat, REMATS)
+        check_name("attention", self.attention, ATTENTIONS)
         gates = read_gates(cond, x.shape[0], self.attention_layers, self.blocks)
         told = {key: value for key, value in cond.items() if key not in HOOKS}
         features = partial(TIME_FEATURES["sinusoidal"], **(self.time_options or {}))
@@ -174,7 +182,7 @@ class DiT(nn.Module):
         for name in self.blocks:
             layer = REMATS[self.remat](DiTLayer)(
                 self.heads, self.mlp_ratio, self.mlp_eps, self.dropout if train else 0.0,
-                jnp.dtype(self.dtype), name=name,
+                jnp.dtype(self.dtype), self.attention, name=name,
             )  # fmt: skip
             tokens = layer(tokens, emb, gates[name])
         parts = Dense(2 * self.width, kernel_init=_ZEROS, name="modulation_out")(emb)

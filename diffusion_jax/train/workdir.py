@@ -26,7 +26,7 @@ NEUTRAL = (
     *(
         f"model.{net}.{field}"
         for net in ("unet", "text_unet", "dit")
-        for field in ("dtype", "remat")
+        for field in ("dtype", "remat", "attention")
     ),
 )
 

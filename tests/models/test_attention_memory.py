@@ -15,7 +15,7 @@ from diffusion_jax.models.attention_memory import ATTENTIONS, chunked, flash
 from diffusion_jax.models.layers import Style
 from diffusion_jax.models.transformer_2d import SpatialTransformer
 
-SMALL = tiny_unet.quick(partial(chunked, queries=4, keys=6))
+SMALL = jax.jit(partial(chunked, queries=4, keys=6))
 
 
 def draw(m, n, b=2, heads=3, dim=5, seed=0):
@@ -24,7 +24,7 @@ def draw(m, n, b=2, heads=3, dim=5, seed=0):
     return tuple(jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes)
 
 
-@tiny_unet.quick
+@jax.jit
 def full(q, k, v, mask=None):
     """Written out, with no help from the package."""
     logits = jnp.einsum("bmhd,bnhd->bhmn", q, k) / np.sqrt(q.shape[-1])

@@ -70,11 +70,12 @@ def test_gates_skip_layers_and_open_attention(params):
         run(params, cond={"label": LABEL, "skip_blocks": np.ones((2, 3), np.float32)})
 
 
-def test_bfloat16_is_near_and_remat_is_the_same(params):
+def test_bfloat16_is_near_and_remat_and_chunks_are_the_same(params):
     plain = np.asarray(run(params))
     low = np.asarray(run(params, dtype="bfloat16"))
     assert low.dtype == np.float32 and np.abs(low - plain).max() < 0.1 * np.abs(plain).max()
     np.testing.assert_allclose(run(params, remat="full"), plain, atol=1e-6)
+    np.testing.assert_allclose(run(params, attention="chunked"), plain, atol=1e-5)
 
 
 def test_forward_mode_is_the_finite_difference(params):
