@@ -80,7 +80,17 @@ def test_prompts_and_what_is_not_wanted_matter(drawn, folder, tmp_path):
         assert np.abs(other[0].astype(int) - images[0]).max() > 2, what
 
 
-@pytest.mark.parametrize("mesh", ["data=4", "data=2,tensor=2", "data=1,fsdp=4"])
+ALONE = pytest.mark.slow  # a process each, which compiles for four devices
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param("data=4", marks=ALONE),
+        "data=2,tensor=2",
+        pytest.param("data=1,fsdp=4", marks=ALONE),
+    ],
+)
 def test_more_devices_draw_the_same(drawn, folder, tmp_path, mesh):
     images, _ = drawn
     sizes = dict(part.split("=") for part in mesh.split(","))
