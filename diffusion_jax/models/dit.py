@@ -186,7 +186,8 @@ class DiT(nn.Module):
             )  # fmt: skip
             tokens = layer(tokens, emb, gates[name])
         parts = Dense(2 * self.width, kernel_init=_ZEROS, name="modulation_out")(emb)
-        tokens = modulated(tokens, *jnp.split(parts, 2, axis=-1), 1e-6)
+        shift, scale = jnp.split(parts, 2, axis=-1)
+        tokens = modulated(tokens, shift, scale, 1e-6)
         out = Dense(
             self.patch**2 * self.out_channels, self.dtype, kernel_init=_ZEROS, name="proj_out"
         )(tokens)
