@@ -65,6 +65,7 @@ def get_config() -> ConfigDict:
     config.loss.weight = "simple()"  # core.weighting.WEIGHTS
     config.loss.proposal = "stratified()"  # how t is drawn: core.proposals.PROPOSALS
     config.loss.condition_dropout = 0.1  # share of examples trained without condition, for guidance
+    config.loss.noise_offset = 0.0  # noise common to all pixels of a channel: darker and lighter
     config.loss.learned_variance = False  # network also predicts a variance; add "variational()"
 
     config.train = ConfigDict()

@@ -17,11 +17,12 @@ from jax.sharding import Mesh
 from configs import base
 from diffusion_jax import build_autoencoder
 from diffusion_jax.build_condition import Conditioning, conditioning
-from diffusion_jax.core import network_io, process, schedules, targets, weighting
+from diffusion_jax.build_process import learned_schedule, noise_process
+from diffusion_jax.core import network_io, targets, weighting
 from diffusion_jax.core.continuous_bound import DECODERS
 from diffusion_jax.core.ema import EMAS
-from diffusion_jax.core.learned_schedule import LEARNED, LearnedSchedule
-from diffusion_jax.core.process import Process, Schedule
+from diffusion_jax.core.learned_schedule import LearnedSchedule
+from diffusion_jax.core.process import Process
 from diffusion_jax.core.proposals import PROPOSALS
 from diffusion_jax.core.types import Model, NoiseLevel, Params, Recipe
 from diffusion_jax.data.faults import Faults
@@ -119,57 +120,28 @@ def network(config: Config, channels: int) -> Any:
     return MODELS[name](**fields, out_channels=out, num_classes=config.data.num_classes)
 
 
-def learned_schedule(config: Config) -> LearnedSchedule | None:
-    """What ``config.process.schedule`` names, if it has parameters."""
-    made = _schedule(config)
-    return made if isinstance(made, LearnedSchedule) else None
-
-
-def _schedule(config: Config) -> Schedule | LearnedSchedule:
-    known = {**schedules.SCHEDULES, **LEARNED}
-    return build(known, config.process.schedule, "process.schedule")
-
-
-def noise_process(config: Config, params: Params | None = None) -> Process:
-    """Schedule, shift, terminal SNR and path.
-
-    Args:
-        config: the experiment.
-        params: of a learned schedule; None for those before training.
-    """
-    section = config.process
-    schedule = _schedule(config)
-    if isinstance(schedule, LearnedSchedule):
-        if section.zero_terminal_snr:
-            raise ValueError(
-                "config.process.zero_terminal_snr = True has no meaning for a learned schedule, "
-                "whose ends are trained; set it to False"
-            )
-        schedule = schedule.schedule(schedule.init() if params is None else params)
-    if section.shift:
-        schedule = schedules.shifted(schedule, section.shift)
-    if section.zero_terminal_snr:
-        schedule = schedules.zero_terminal_snr(schedule)
-    if section.path not in process.PATHS:
-        known = ", ".join(sorted(process.PATHS))
-        raise ValueError(f"config.process.path = {section.path!r}; known are {known}")
-    return Process(schedule, process.PATHS[section.path])
-
-
 def recipe(config: Config, model: Model, init: Callable) -> Recipe:
     """How ``config.loss`` says to train."""
-    section = config.loss
     learned = learned_schedule(config)
     if learned is not None:
         return _learned_recipe(config, model, init, learned)
-    context = {"process": model.process}
-    weight = build(weighting.WEIGHTS, section.weight, "loss.weight", **context)
-    build_term = lambda spec: build(TERMS, spec, "loss.terms", weight=weight)
+    return regression_recipe(config, model, init)
+
+
+def regression_recipe(config: Config, model: Model, init: Callable) -> Recipe:
+    """``recipe`` where the process is given: terms, weight, proposal and what is dropped.
+
+    Raises:
+        ValueError: for a field that names nothing.
+    """
+    section = config.loss
     if not section.terms:
         raise ValueError(f"config.loss.terms is empty; known are {', '.join(sorted(TERMS))}")
+    weight = build(weighting.WEIGHTS, section.weight, "loss.weight", process=model.process)
+    terms = [build(TERMS, spec, "loss.terms", weight=weight) for spec in section.terms]
     proposal = build(PROPOSALS, section.proposal, "loss.proposal")
-    terms = [build_term(spec) for spec in section.terms]
-    return diffusion(model, init, proposal, terms, section.condition_dropout)
+    dropped, offset = section.condition_dropout, section.get("noise_offset", 0.0)
+    return diffusion(model, init, proposal, terms, dropped, offset)
 
 
 def _learned_recipe(

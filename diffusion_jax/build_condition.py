@@ -68,6 +68,10 @@ def _labels(config: Config) -> Conditioning:
     classes = config.data.num_classes
     empty = lambda frozen, cond: jax.tree.map(lambda c: jnp.full_like(c, classes), cond)
 
+    def request(n):
+        labels = _wanted_labels(config, n)
+        return {"label": labels}, labels
+
     def held_out(split, n):
         data = config.data
         size = tuple(data.image_size) if not data.name.startswith("toy2d:") else None
@@ -79,7 +83,7 @@ def _labels(config: Config) -> Conditioning:
         null=empty,
         captions=False,
         attach=dict,
-        request=lambda n: ({"label": _wanted_labels(config, n)}, _wanted_labels(config, n)),
+        request=request,
         held_out=held_out,
         example={"label": jax.ShapeDtypeStruct((1,), jnp.int32)},
     )

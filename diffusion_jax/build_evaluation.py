@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import build, spec
+from diffusion_jax.build_process import learned_schedule
 from diffusion_jax.convert.tensors import read_safetensors
 from diffusion_jax.convert.torch_pickle import read_state_dict
 from diffusion_jax.core.guidance import condition
@@ -57,7 +58,7 @@ def likelihood(config: Config, experiment: build.Experiment) -> Likelihood:
             condition(denoiser(model, params), model.condition({}, request)),
             model.process,
             learned_range if config.loss.learned_variance else fixed_small,
-            learned=build.learned_schedule(config) is not None,
+            learned=learned_schedule(config) is not None,
             discrete=len(experiment.shape) == 3,
         )
         return estimate.terms(key, subject, x0)

@@ -11,15 +11,11 @@ import numpy as np
 from diffusion_jax import build
 from diffusion_jax.build_checkpoint import TextToImage
 from diffusion_jax.build_condition import Conditioning
-from diffusion_jax.core import weighting
-from diffusion_jax.core.proposals import PROPOSALS
 from diffusion_jax.core.types import Params, Recipe
 from diffusion_jax.data.pipeline import batches, make_dataset
 from diffusion_jax.recipes import lora
-from diffusion_jax.recipes.diffusion import TERMS, diffusion
 from diffusion_jax.recipes.dreambooth import PRIOR, dreambooth
 from diffusion_jax.spec import Config
-from diffusion_jax.spec import build as build_from
 
 
 def finetune(config: Config, made: TextToImage) -> build.Experiment:
@@ -32,15 +28,9 @@ def finetune(config: Config, made: TextToImage) -> build.Experiment:
     Raises:
         ValueError: for a field that names nothing.
     """
-    section, frozen = config.loss, frozen_weights(made)
-    context = {"process": made.model.process}
-    weight = build_from(weighting.WEIGHTS, section.weight, "loss.weight", **context)
-    terms = [build_from(TERMS, spec, "loss.terms", weight=weight) for spec in section.terms]
-    proposal = build_from(PROPOSALS, section.proposal, "loss.proposal")
+    frozen = frozen_weights(made)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), frozen["base"])
-    whole = diffusion(
-        made.model, _no_init, proposal, terms, section.condition_dropout, section.noise_offset
-    )
+    whole = build.regression_recipe(config, made.model, _no_init)
     # Only its shapes are asked for: the weights are the checkpoint's.
     whole = whole._replace(init=lambda key, batch: jax.tree.map(_zeros, shapes))
     recipe = lora.adapted(whole, config.adapter.rank, config.adapter.targets, alpha(config))

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.build import Experiment, data_shape, learned_schedule, network
+from diffusion_jax.build import Experiment, data_shape, network
+from diffusion_jax.build_process import learned_schedule
 from diffusion_jax.core import grids
 from diffusion_jax.core.guidance import GUIDANCES, POSTS, Guidance
 from diffusion_jax.core.solvers import SOLVERS

@@ -13,7 +13,7 @@ ROOMS = (
 
 BUILDS = (
     "build", "build_autoencoder", "build_checkpoint", "build_condition", "build_evaluation",
-    "build_finetune", "build_sampling",
+    "build_finetune", "build_process", "build_sampling",
 )  # fmt: skip
 
 # room -> the rooms (or modules) of ours that it may import; itself too, but for configs.
@@ -31,10 +31,11 @@ ALLOWED = {
     "backend": set(),
     "files": set(),
     "pictures": {"files"},
-    "build_sampling": {*ROOMS, "build", "spec"},
-    "build_evaluation": {*ROOMS, "build", "spec"},
+    "build_sampling": {*ROOMS, "build", "build_process", "spec"},
+    "build_evaluation": {*ROOMS, "build", "build_process", "spec"},
     "jobs": {*ROOMS, *BUILDS, "spec", "files", "pictures"},
-    "build": {*ROOMS, "build_autoencoder", "build_condition", "spec", "configs"},
+    "build": {*ROOMS, "build_autoencoder", "build_condition", "build_process", "spec", "configs"},
+    "build_process": {"core", "spec"},
     "build_autoencoder": {*ROOMS, "spec"},
     "build_condition": {*ROOMS, "spec"},
     "build_checkpoint": set(ROOMS),

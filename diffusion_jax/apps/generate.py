@@ -111,10 +111,11 @@ def prompted(
     Returns:
         (weights, key, request, negative, scale, start={}) -> uint8 [b, h, w, c].  weights has
         ``params`` and ``frozen``; request and negative are what ``model.condition`` reads, negative
-        None for the empty prompt; scale is the guidance's, traced.  start may have "noise",
-        N(0, 1) [b, *shape], in place of drawn noise, and "pixels", [b, h, w, c] in [-1, 1], which
-        that noise is then added to at levels[0]: image to image, where levels are the last part
-        of a grid (SDEdit, Meng et al. 2022; ``grids.truncate``).
+        None for the empty prompt; scale is the guidance's, traced, or None for no guidance, at half
+        the cost.  start may have "noise", N(0, 1) [b, *shape], in place of drawn noise, and
+        "pixels", [b, h, w, c] in [-1, 1], which that noise is then added to at levels[0]: image to
+        image, where levels are the last part of a grid (SDEdit, Meng et al. 2022;
+        ``grids.truncate``).
     """
 
     def draw(

@@ -23,6 +23,7 @@ from diffusion_jax.convert.stable_diffusion import Checkpoint, read_checkpoint
 from diffusion_jax.convert.textual_inversion import Word, read_word
 from diffusion_jax.core.grids import truncate
 from diffusion_jax.data import to_unit
+from diffusion_jax.jobs.drawing import is_guided
 from diffusion_jax.jobs.run import cache_compilations, plain
 from diffusion_jax.models.autoencoder_codec import Tiling
 from diffusion_jax.models.partition import PARTITIONS
@@ -31,8 +32,8 @@ from diffusion_jax.train import sharding
 
 # What the pixels depend on; the rest of the config says where and how fast.
 TOLD = (
-    "checkpoint", "lora", "embeddings", "prompt", "negative_prompt", "seed", "image", "strength",
-    "sampler", "dtype",
+    "checkpoint", "variant", "prediction_type", "tokenizers", "lora", "embeddings", "prompt",
+    "negative_prompt", "chunks", "seed", "image", "strength", "sampler", "dtype", "tile",
 )  # fmt: skip
 NETWORKS = ("text_unet", "clip_text", "autoencoder")
 
@@ -99,7 +100,7 @@ def draw_requests(
             where = lambda x: sharding.from_host(np.asarray(x), sharding.of_rows(mesh, len(x)))
             arguments = jax.tree.map(where, (rows, avoid, start(part)))
             key = jax.random.key(part[0].seed)
-            scale = jnp.float32(config.sampler.guidance_scale)
+            scale = jnp.float32(config.sampler.guidance_scale) if is_guided(config) else None
             images.append(jax.device_get(draw(weights, key, *arguments[:2], scale, arguments[2])))
             bar.update(min(count, len(requests) - i))
     return np.concatenate(images)[: len(requests)]
