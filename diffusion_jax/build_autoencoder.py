@@ -34,7 +34,7 @@ from diffusion_jax.recipes.autoencoder import (
 )
 from diffusion_jax.recipes.bottleneck import BOTTLENECKS
 from diffusion_jax.spec import Config, build, parse
-from diffusion_jax.train.checkpoint import restore_params, steps
+from diffusion_jax.train.checkpoint import restore_params_at
 from diffusion_jax.train.workdir import read_config
 
 MEASURED = "latents.json"
@@ -187,9 +187,9 @@ def open_autoencoder(workdir: str | os.PathLike, step: int = 0) -> tuple[Any, Pa
             f"{workdir} holds a run of config.model.name = {config.model.name!r}; give one of "
             f"{', '.join(sorted(AUTOENCODERS))}"
         )
-    state = restore_params(workdir, "ema", step or None)
+    state, held = restore_params_at(workdir, "ema", step or None)
     params = build(EMAS, config.ema, "ema").params(state)["autoencoder"]
-    return network(config), params, step or max(steps(workdir))
+    return network(config), params, held
 
 
 def measured(workdir: str | os.PathLike) -> Measured:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.convert.fitting import load_params, parameter_shapes, save_params
-from diffusion_jax.convert.names import Row
+from diffusion_jax.convert.names import Row, scoped
 from diffusion_jax.models.unet import UNet
 
 
@@ -160,19 +160,16 @@ _SCOPES = (
     (r"mid/res_(\d+)", "mid_block.resnets.{0}", RES_PARTS),
     (r"mid/attention", "mid_block.attentions.0", _ATTENTION_PARTS),
 )
-ROWS: tuple[Row, ...] = (
+# What any of diffusers' U-Nets has before its levels and after.
+ENDS: tuple[Row, ...] = (
     Row("embed/time_0", "time_embedding.linear_1", "dense"),
     Row("embed/time_1", "time_embedding.linear_2", "dense"),
     Row("embed/label", "class_embedding", "table"),
     Row("conv_in", "conv_in", "conv"),
     Row("norm_out", "conv_norm_out", "norm"),
     Row("conv_out", "conv_out", "conv"),
-    *(
-        Row(f"{ours}/{part}", f"{theirs}.{name}", kind)
-        for ours, theirs, parts in _SCOPES
-        for part, name, kind in parts
-    ),
 )
+ROWS: tuple[Row, ...] = (*ENDS, *scoped(_SCOPES))
 
 # The resampler of each block type; None where downsample_type or upsample_type says.
 _DOWN = {"DownBlock2D": "conv", "AttnDownBlock2D": None, "ResnetDownsampleBlock2D": "resnet"}

@@ -44,6 +44,19 @@ class Row(NamedTuple):
     kind: str
 
 
+Scope = tuple[str, str, tuple[tuple[str, str, str], ...]]
+"""(our module, theirs, the parts of both as (ours, theirs, kind)), as in a ``Row``."""
+
+
+def scoped(scopes: tuple[Scope, ...]) -> tuple[Row, ...]:
+    """A row for each part of each scope."""
+    return tuple(
+        Row(f"{ours}/{part}", f"{theirs}.{name}", kind)
+        for ours, theirs, parts in scopes
+        for part, name, kind in parts
+    )
+
+
 def locate(path: str, rows: tuple[Row, ...]) -> Leaf:
     """The other codebase's full name for a parameter path, with the transforms of its array.
 

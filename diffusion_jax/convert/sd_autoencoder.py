@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from diffusion_jax.convert.fitting import load_params, save_params
-from diffusion_jax.convert.names import Row, by_path
+from diffusion_jax.convert.names import Row, by_path, scoped
 from diffusion_jax.convert.sd_unet import check_supported
 from diffusion_jax.models.autoencoder import AutoencoderKL, AutoencoderVQ
 
@@ -146,11 +146,7 @@ ROWS: tuple[Row, ...] = (
     Row("quant", "quant_conv", "pointwise"),
     Row("post_quant", "post_quant_conv", "pointwise"),
     Row("", "quantize.embedding", "codebook"),
-    *(
-        Row(f"{ours}/{part}", f"{theirs}.{name}", kind)
-        for ours, theirs, parts in _SCOPES
-        for part, name, kind in parts
-    ),
+    *scoped(_SCOPES),
 )
 
 DEFAULTS: dict[str, Any] = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_jax.convert.diffusers_unet import RES_PARTS
-from diffusion_jax.convert.names import Row
+from diffusion_jax.convert.diffusers_unet import ENDS, RES_PARTS
+from diffusion_jax.convert.names import Row, scoped
 
 
 def rows(config: Mapping[str, Any]) -> tuple[Row, ...]:
@@ -45,19 +45,10 @@ _SCOPES = (
     ),
 )
 _SHARED: tuple[Row, ...] = (
-    Row("embed/time_0", "time_embedding.linear_1", "dense"),
-    Row("embed/time_1", "time_embedding.linear_2", "dense"),
-    Row("embed/label", "class_embedding", "table"),
+    *ENDS,
     Row("added/dense_0", "add_embedding.linear_1", "dense"),
     Row("added/dense_1", "add_embedding.linear_2", "dense"),
-    Row("conv_in", "conv_in", "conv"),
-    Row("norm_out", "conv_norm_out", "norm"),
-    Row("conv_out", "conv_out", "conv"),
-    *(
-        Row(f"{ours}/{part}", f"{theirs}.{name}", kind)
-        for ours, theirs, parts in _SCOPES
-        for part, name, kind in parts
-    ),
+    *scoped(_SCOPES),
     Row(
         r"(down|up)_(\d+)/block_(\d+)/transformer/norm",
         "{0}_blocks.{1}.attentions.{2}.norm",

@@ -19,6 +19,7 @@ from diffusion_jax.evaluate.figures import Figure, bootstrap, mean_of
 from diffusion_jax.evaluate.reconstruction import psnr, ssim
 from diffusion_jax.jobs.placing import jitted, place_batch
 from diffusion_jax.jobs.run import Run
+from diffusion_jax.recipes.bottleneck import perplexity, shares
 from diffusion_jax.spec import Config
 
 _COLUMNS = 8
@@ -99,10 +100,10 @@ def figures(run: Run, workdir: Path) -> dict[str, Figure]:
         name = f"{net.distance} of reconstructions ({net.name})"
         out[name] = Figure(frechet_distance(a, b), spread, len(a))
     if indices is not None:
-        share = np.bincount(indices.reshape(-1), minlength=experiment.entries) / indices.size
-        entropy = -np.sum(share * np.log(np.maximum(share, 1e-20)))
-        out["entries used"] = Figure(float((share > 0).mean()), float("nan"), indices.size)
-        out["perplexity of entries"] = Figure(float(np.exp(entropy)), float("nan"), indices.size)
+        share = shares(jnp.asarray(indices), experiment.entries)
+        used, varied = float((share > 0).mean()), float(perplexity(share))
+        out["entries used"] = Figure(used, float("nan"), indices.size)
+        out["perplexity of entries"] = Figure(varied, float("nan"), indices.size)
     return out
 
 

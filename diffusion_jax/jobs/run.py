@@ -20,7 +20,7 @@ from diffusion_jax.jobs.placing import place_params
 from diffusion_jax.spec import Config
 from diffusion_jax.spec import build as build_from
 from diffusion_jax.train import snapshots
-from diffusion_jax.train.checkpoint import restore_params, steps
+from diffusion_jax.train.checkpoint import restore_params_at
 from diffusion_jax.train.workdir import NEUTRAL, differences, flat, read_config
 
 # What the parameters mean; sampling and evaluation may choose everything else anew.
@@ -135,13 +135,13 @@ def open_reference(config: Config) -> Run | None:
 
 def average(workdir: str | os.PathLike, ema: str, step: int = 0) -> tuple[Params, int]:
     """The average of a checkpoint, 0 for the newest (of ``power``, its first), and its step."""
-    state = restore_params(workdir, "ema", step or None)
-    return build_from(EMAS, ema, "ema").params(state), step or max(steps(workdir))
+    state, held = restore_params_at(workdir, "ema", step or None)
+    return build_from(EMAS, ema, "ema").params(state), held
 
 
 def last(workdir: str | os.PathLike, step: int = 0) -> tuple[Params, int]:
     """The parameters of a checkpoint themselves, 0 for the newest, and its step."""
-    return restore_params(workdir, "params", step or None), step or max(steps(workdir))
+    return restore_params_at(workdir, "params", step or None)
 
 
 def posthoc(

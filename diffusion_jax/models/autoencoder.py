@@ -71,8 +71,8 @@ class Quantised(NamedTuple):
         return self.z
 
 
-class AutoencoderKL(nn.Module):
-    """Pixels <-> codes, by a Gaussian posterior.
+class _Autoencoder(nn.Module):
+    """What both kinds have: an encoder, a decoder, and 1x1 layers between them and a code.
 
     Attributes:
         channels: base width.
@@ -82,7 +82,6 @@ class AutoencoderKL(nn.Module):
         out_channels: of pixels.
         groups: most groups of a norm.
         attention: whether the middles attend.
-        quant: whether 1x1 layers stand after the encoder and before the decoder.
         dtype: of the computation; parameters, norm statistics, softmax and results are float32.
     """
 
@@ -93,28 +92,41 @@ class AutoencoderKL(nn.Module):
     out_channels: int = 3
     groups: int = 32
     attention: bool = True
-    quant: bool = True
     dtype: Any = jnp.float32
-
-    def setup(self):
-        self.encoder, self.decoder = _coders(self, 2 * self.latent_channels)
-        if self.quant:
-            self.quant_layer = Dense(2 * self.latent_channels, self.dtype, name="quant")
-            self.post_quant_layer = Dense(self.latent_channels, self.dtype, name="post_quant")
 
     @property
     def factor(self) -> int:
         """How many times smaller than pixels a code is, each way."""
         return 2 ** (len(self.channel_mults) - 1)
 
-    def encode(self, pixels: Float[Array, "b h w c"]) -> Posterior:
-        """Pixels in [-1, 1], h and w multiples of ``factor`` -> the posterior of their codes.
+    def encode(self, pixels: Float[Array, "b h w c"]) -> Any:
+        """Pixels in [-1, 1], h and w multiples of ``factor`` -> their code.
 
         Raises:
             ValueError: for another size.
         """
         check_pixels(pixels.shape, self.factor)
         return self.code(self.features(pixels))
+
+    def __call__(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """The reconstruction from the code's mode."""
+        return self.decode(self.encode(pixels).mode())
+
+
+class AutoencoderKL(_Autoencoder):
+    """Pixels <-> codes, by a Gaussian posterior: ``encode`` gives a ``Posterior``.
+
+    Attributes beside the shared ones:
+        quant: whether 1x1 layers stand after the encoder and before the decoder.
+    """
+
+    quant: bool = True
+
+    def setup(self):
+        self.encoder, self.decoder = _coders(self, 2 * self.latent_channels)
+        if self.quant:
+            self.quant_layer = Dense(2 * self.latent_channels, self.dtype, name="quant")
+            self.post_quant_layer = Dense(self.latent_channels, self.dtype, name="post_quant")
 
     def features(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 z2"]:
         """What ``code`` makes a posterior of, float32; tiles of it may be blended."""
@@ -131,29 +143,17 @@ class AutoencoderKL(nn.Module):
         h = self.post_quant_layer(z) if self.quant else z
         return self.decoder(h).astype(jnp.float32)
 
-    def __call__(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """The reconstruction from the posterior's mode."""
-        return self.decode(self.encode(pixels).mode())
 
+class AutoencoderVQ(_Autoencoder):
+    """Pixels <-> entries of a codebook (van den Oord et al. 2017); a code is ``Quantised``.
 
-class AutoencoderVQ(nn.Module):
-    """Pixels <-> entries of a codebook (van den Oord et al. 2017); attributes as above, and:
-
-    Attributes:
+    Attributes beside the shared ones:
         entries: K, size of the codebook.
         entry_channels: d, channels of an entry; 0 for ``latent_channels``.
     """
 
-    channels: int = 128
-    channel_mults: tuple[float, ...] = (1, 2, 4, 4)
-    blocks: int = 2
-    latent_channels: int = 4
-    out_channels: int = 3
-    groups: int = 32
-    attention: bool = True
     entries: int = 1024
     entry_channels: int = 0
-    dtype: Any = jnp.float32
 
     def setup(self):
         self.encoder, self.decoder = _coders(self, self.latent_channels)
@@ -163,20 +163,6 @@ class AutoencoderVQ(nn.Module):
         bound = 1 / self.entries
         init = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
         self.codebook = self.param("codebook", init, (self.entries, width))
-
-    @property
-    def factor(self) -> int:
-        """How many times smaller than pixels a code is, each way."""
-        return 2 ** (len(self.channel_mults) - 1)
-
-    def encode(self, pixels: Float[Array, "b h w c"]) -> Quantised:
-        """Pixels in [-1, 1], h and w multiples of ``factor`` -> the nearest entries.
-
-        Raises:
-            ValueError: for another size.
-        """
-        check_pixels(pixels.shape, self.factor)
-        return self.code(self.features(pixels))
 
     def features(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         """What ``code`` quantises, float32; tiles of it may be blended."""
@@ -189,10 +175,6 @@ class AutoencoderVQ(nn.Module):
     def decode(self, z: Float[Array, "b h w d"]) -> Float[Array, "b h2 w2 c"]:
         """Codes -> pixels, float32, about [-1, 1]."""
         return self.decoder(self.post_quant_layer(z)).astype(jnp.float32)
-
-    def __call__(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """The reconstruction."""
-        return self.decode(self.encode(pixels).z)
 
 
 def quantise(before: Float[Array, "b h w d"], codebook: Float[Array, "k d"]) -> Quantised:

@@ -188,6 +188,13 @@ def steps(workdir: str | os.PathLike) -> list[int]:
 
 
 def restore_params(workdir: str | os.PathLike, which: str = "ema", step: int | None = None) -> Any:
+    """``restore_params_at`` without the step."""
+    return restore_params_at(workdir, which, step)[0]
+
+
+def restore_params_at(
+    workdir: str | os.PathLike, which: str = "ema", step: int | None = None
+) -> tuple[Any, int]:
     """Parameters alone, for sampling: no optimiser, recipe or mesh is needed, nor any write.
 
     Args:
@@ -196,8 +203,9 @@ def restore_params(workdir: str | os.PathLike, which: str = "ema", step: int | N
         step: of the checkpoint; None for the newest that is whole.
 
     Returns:
-        Nested dicts and lists of numpy arrays (a tuple comes back as a list).  For "ema", the
-        state of the average, which for the averages of one profile is the parameters.
+        Nested dicts and lists of numpy arrays (a tuple comes back as a list), and the step that
+        they are of, which need not be the newest.  For "ema", the state of the average, which for
+        the averages of one profile is the parameters.
 
     Raises:
         ValueError: if there is no such checkpoint, or none that is whole.
@@ -213,7 +221,7 @@ def restore_params(workdir: str | os.PathLike, which: str = "ema", step: int | N
     for one in tried:
         loaded = attempt(_directory(workdir) / str(one), {which: None}, last=one == tried[-1])
         if loaded is not None:
-            return loaded[which]
+            return loaded[which], one
     raise ValueError(f"no checkpoint tried in {_directory(workdir)} ({tried}) can be read")
 
 

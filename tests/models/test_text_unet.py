@@ -1,7 +1,5 @@
 """The text-conditional U-Net and ControlNet: parameters, derivatives, types, gates, refusals."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +12,6 @@ from diffusion_jax.models import MODELS, primitives
 from diffusion_jax.models.adapter import init_params, net_from_module
 from diffusion_jax.models.attention import CrossAttention
 from diffusion_jax.models.control import ControlNet, control_from_module, copy_encoder, with_control
-from diffusion_jax.models.partition import PARTITIONS
 from diffusion_jax.models.text_unet import TextUNet
 
 FIELDS = {
@@ -273,26 +270,6 @@ def test_text_time_and_label_reach_the_output():
 def test_what_does_not_fit_is_refused(module, cond, words):
     with pytest.raises(ValueError, match=words):
         jax.eval_shape(lambda: module.init(jax.random.key(0), X, TIME, cond))
-
-
-@pytest.mark.parametrize(("name", "module", "cond"), [
-    ("text_unet", UNET, TEXT),
-    ("controlnet", CONTROL, TEXT | HINT),
-])  # fmt: skip
-def test_split_rules_name_pairs_of_layers(name, module, cond):
-    split = {}
-    for path, leaf in flatten_dict(random_params(module, cond), sep="/").items():
-        fits = [axes for pattern, axes in PARTITIONS[name] if re.search(pattern, path)]
-        assert len(fits) <= 1 and all(len(axes) == leaf.ndim for axes in fits), path
-        if fits:
-            split[path] = fits[0].index("tensor")
-    layer = "mid/transformer/layer_0"
-    assert [split[f"{layer}/cross_attention/{n}/kernel"] for n in ("key", "out")] == [1, 0]
-    assert [split[f"{layer}/self_attention/{n}/kernel"] for n in ("value", "out")] == [1, 0]
-    assert [split[f"{layer}/mlp/{n}/kernel"] for n in ("in", "out")] == [1, 0]
-    assert [split[f"mid/res_1/conv_{i}/kernel"] for i in (0, 1)] == [3, 2]
-    assert [split[f"down_0/block_0/res/conv_{i}/kernel"] for i in (0, 1)] == [3, 2]
-    assert not [path for path in split if "proj" in path or "zero" in path]
 
 
 def test_dropout_is_on_with_a_key_alone():

@@ -6,7 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion_jax.train.checkpoint import Checkpoints, NotSaved, restore_params, steps
+from diffusion_jax.train.checkpoint import (
+    Checkpoints,
+    NotSaved,
+    restore_params,
+    restore_params_at,
+    steps,
+)
 from diffusion_jax.train.checksum import checksums
 from diffusion_jax.train.state import TrainState
 
@@ -197,8 +203,8 @@ def test_a_damaged_newest_gives_way_to_the_one_before(copy, damage, capfd):
 def test_a_sampler_falls_back_too_but_touches_nothing(copy):
     _flip(copy / "checkpoints" / "30")
     with pytest.warns(UserWarning, match="the checksum of params/net/.* is wrong"):
-        loaded = restore_params(copy, "params")
-    assert loaded["net"]["half"][0] == 20
+        loaded, step = restore_params_at(copy, "params")
+    assert loaded["net"]["half"][0] == 20 and step == 20  # what was read, not what is newest
     assert steps(copy) == [10, 20, 30]
     assert restore_params(copy, "ema")["net"]["half"][0] == 31  # that tree is whole
 
