@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from diffusion_jax.build_weights import averaged
 from diffusion_jax.convert.tensors import read_safetensors
 from diffusion_jax.convert.torch_pickle import read_state_dict
 from diffusion_jax.convert.vgg import from_lpips
-from diffusion_jax.core.ema import EMAS
 from diffusion_jax.core.types import Codec, Params, Recipe
 from diffusion_jax.data.catalog import LATENTS
 from diffusion_jax.data.sources import latents_scale
@@ -34,7 +34,6 @@ from diffusion_jax.recipes.autoencoder import (
 )
 from diffusion_jax.recipes.bottleneck import BOTTLENECKS
 from diffusion_jax.spec import Config, build, parse
-from diffusion_jax.train.checkpoint import restore_params_at
 from diffusion_jax.train.workdir import read_config
 
 MEASURED = "latents.json"
@@ -187,9 +186,8 @@ def open_autoencoder(workdir: str | os.PathLike, step: int = 0) -> tuple[Any, Pa
             f"{workdir} holds a run of config.model.name = {config.model.name!r}; give one of "
             f"{', '.join(sorted(AUTOENCODERS))}"
         )
-    state, held = restore_params_at(workdir, "ema", step or None)
-    params = build(EMAS, config.ema, "ema").params(state)["autoencoder"]
-    return network(config), params, held
+    params, held = averaged(workdir, config.ema, step)
+    return network(config), params["autoencoder"], held
 
 
 def measured(workdir: str | os.PathLike) -> Measured:

@@ -15,6 +15,7 @@ from diffusion_jax.data import DataSpec, load_images, make_dataset, to_unit
 from diffusion_jax.data.prepare import Options, prepare
 from diffusion_jax.jobs.encoding import encode_latents
 from diffusion_jax.jobs.evaluating import FIGURES
+from diffusion_jax.jobs.releasing import release
 from diffusion_jax.jobs.run import Run
 from diffusion_jax.models.autoencoder_codec import IDENTITY
 from diffusion_jax.train.state import abstract_state
@@ -125,6 +126,33 @@ def test_the_next_stage_takes_codec_and_parameters(run, root):
     config.data.name = "latents/toys"  # of one scale for all channels
     with pytest.raises(ValueError, match="encode it again"):
         first_stage(config)
+
+
+def test_a_release_draws_without_the_data_or_the_checkpoints(run, root, tmp_path):
+    first, _ = run
+    encode_latents(first, NAME, "given", root)
+    config = base.get_config()
+    config.data.update(name="latents/given", image_size=(16, 16), channels=3, dir=str(root))
+    config.data.num_classes = 2
+    config.model.autoencoder = str(first)
+    config.model.unet.update(channels=8, channel_mults=(1,), head_dim=8)
+    config.train.update(steps=2, batch_size=4, checkpoint_every=2, sample_every=0)
+    config.sampler.update(n=4, batch_size=4, steps=2)
+    jobs.train(config, tmp_path / "run")
+    wanted = jobs.sample(jobs.run_config(tmp_path / "run"), tmp_path / "run")
+    given = release(tmp_path / "run", tmp_path / "given")
+    moved = given.rename(tmp_path / "moved")
+    alone = {"data.dir": str(tmp_path / "no sets")}
+    drawn = jobs.sample(jobs.run_config(moved, alone), moved)
+    # Weights of half precision: a few of 255 grey levels.
+    assert np.abs(drawn.images.astype(int) - wanted.images).max() <= 3
+    again = release(moved, tmp_path / "again")  # of a release: the same files
+    for name in ("weights.safetensors", "autoencoder/weights.safetensors"):
+        assert (again / name).read_bytes() == (moved / name).read_bytes()
+    with pytest.raises(ValueError, match="exists"):
+        release(moved, again)
+    with pytest.raises(ValueError, match="is a release"):
+        jobs.sample(jobs.run_config(moved, {"sampler.params": "params", **alone}), moved)
 
 
 def test_the_use_of_a_codebook_is_counted(root, tmp_path):

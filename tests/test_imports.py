@@ -13,7 +13,7 @@ ROOMS = (
 
 BUILDS = (
     "build", "build_autoencoder", "build_checkpoint", "build_condition", "build_evaluation",
-    "build_finetune", "build_process", "build_sampling",
+    "build_finetune", "build_process", "build_sampling", "build_weights",
 )  # fmt: skip
 
 # room -> the rooms (or modules) of ours that it may import; itself too, but for configs.
@@ -36,7 +36,8 @@ ALLOWED = {
     "jobs": {*ROOMS, *BUILDS, "spec", "files", "pictures"},
     "build": {*ROOMS, "build_autoencoder", "build_condition", "build_process", "spec", "configs"},
     "build_process": {"core", "spec"},
-    "build_autoencoder": {*ROOMS, "spec"},
+    "build_autoencoder": {*ROOMS, "build_weights", "spec"},
+    "build_weights": {"core", "convert", "train", "spec"},
     "build_condition": {*ROOMS, "spec"},
     "build_checkpoint": set(ROOMS),
     "build_finetune": {*ROOMS, "build", "build_checkpoint", "build_condition", "spec"},

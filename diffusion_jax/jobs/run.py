@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax import build
-from diffusion_jax.core.ema import EMAS
+from diffusion_jax.build_weights import FIRST_STAGE, averaged, is_release
 from diffusion_jax.core.types import Params
 from diffusion_jax.jobs.placing import place_params
 from diffusion_jax.spec import Config
@@ -71,6 +71,8 @@ def run_config(workdir: str | os.PathLike, overrides: dict[str, Any] | None = No
         for name, value in build.defaults()[section].items():
             if name not in config[section]:
                 config[section][name] = value
+    if (Path(workdir) / FIRST_STAGE).is_dir():  # of a release, wherever that lies now
+        config.model.autoencoder = str(Path(workdir) / FIRST_STAGE)
     for field, value in (overrides or {}).items():
         if _is_fixed(field):
             held = read_config(workdir)
@@ -108,6 +110,11 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Run:
             "leave --config away to use the run's own"
         )
     experiment = build.experiment(config)
+    if is_release(workdir) and not config.sampler.params.startswith("ema"):
+        raise ValueError(
+            f"config.sampler.params = {config.sampler.params!r} needs checkpoints, and {workdir} "
+            "is a release with its average alone; leave it at 'ema'"
+        )
     context = {"workdir": workdir, "ema": held["ema"]}
     loaded, step = build_from(PARAMS, config.sampler.params, "sampler.params", **context)
     return Run(config, experiment, place_params(config, loaded), step)
@@ -131,12 +138,6 @@ def open_reference(config: Config) -> Run | None:
                 f"this one has {here!r}; name a run on the same data"
             )
     return open_run(theirs, folder)
-
-
-def average(workdir: str | os.PathLike, ema: str, step: int = 0) -> tuple[Params, int]:
-    """The average of a checkpoint, 0 for the newest (of ``power``, its first), and its step."""
-    state, held = restore_params_at(workdir, "ema", step or None)
-    return build_from(EMAS, ema, "ema").params(state), held
 
 
 def last(workdir: str | os.PathLike, step: int = 0) -> tuple[Params, int]:
@@ -195,7 +196,7 @@ def _at(config: dict[str, Any], field: str) -> Any:
 
 # What config.sampler.params chooses from.
 PARAMS: dict[str, Callable[..., tuple[Params, int]]] = {
-    "ema": average,
+    "ema": averaged,
     "params": last,
     "posthoc": posthoc,
 }

@@ -14,7 +14,7 @@ from diffusion_jax import build, pictures
 from diffusion_jax.apps.generate import generate_trajectory
 from diffusion_jax.core.process import corrupt
 from diffusion_jax.core.types import Params
-from diffusion_jax.data import load_images, make_dataset, to_uint8
+from diffusion_jax.data import DataMissing, load_images, make_dataset, to_uint8
 from diffusion_jax.files import whole
 from diffusion_jax.jobs.drawing import sampling_function
 from diffusion_jax.jobs.placing import jitted, place_params
@@ -36,16 +36,14 @@ def save_strip(config: Config, experiment: build.Experiment, params: Params, pat
         return
     xs, x0s, times = _reverse(config, experiment, params, 1)
     process = experiment.process_of(params)
-    if jax.process_index():
-        return
     columns = np.linspace(0, len(times) - 1, min(STRIP_COLUMNS, len(times))).round().astype(int)
     levels = process.at(jnp.asarray(times[columns]))
-    x0 = jnp.repeat(_first_example(config), len(columns), 0)
+    frozen = place_params(config, experiment.frozen())
+    x0 = jnp.repeat(_first_example(config, experiment, frozen, x0s[-1]), len(columns), 0)
     eps = jax.random.normal(jax.random.key(config.sampler.seed), x0[:1].shape)
     noised = corrupt(x0, jnp.repeat(eps, len(columns), 0), levels)
     # On the variance exploding path x_t leaves [-1, 1]: show it on the variance preserving scale.
     visible = lambda x: x / jnp.sqrt(levels.alpha**2 + levels.sigma**2)[:, None, None, None]
-    frozen = place_params(config, experiment.frozen())
     decode = jitted(config, experiment.model.codec.decode)
     shown = lambda x: np.asarray(to_uint8(decode(frozen, x)))
     rows = [  # data to noise, then noise to data
@@ -53,22 +51,33 @@ def save_strip(config: Config, experiment: build.Experiment, params: Params, pat
         ("reverse\nx_t", shown(visible(xs[columns, 0])), times[columns]),
         ("reverse\nx_0", shown(x0s[columns, 0]), times[columns]),
     ]
-    pictures.save_strip(path, rows)
     every = process.at(jnp.asarray(times))
     way = xs[:, 0] / np.sqrt(np.asarray(every.alpha**2 + every.sigma**2))[:, None, None, None]
     frames = np.concatenate([shown(way), shown(x0s[:, 0])], 2)
+    if jax.process_index():  # only now: the programs above are of all processes
+        return
+    pictures.save_strip(path, rows)
     zoom = max(1, 112 // frames.shape[1])
     pictures.save_animation(path.with_suffix(".gif"), list(frames), zoom=zoom)
     with whole(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, x_t=xs[:, 0], x0=x0s[:, 0], t=times)
 
 
-def _first_example(config: Config) -> Array:
-    """One data point as the training sees it, [1, ...]: an image in [-1, 1], or its code."""
+def _first_example(
+    config: Config, experiment: build.Experiment, frozen: Params, sample: Array
+) -> Array:
+    """One data point as the network sees it, [1, ...]: an image in [-1, 1], or its code.
+
+    Where the data is not prepared, as beside a release, the sample stands for it.
+    """
     spec = build.data_spec(config, config.data.split)
     one = spec._replace(batch_size=1, shuffle=False, process_index=0, process_count=1)
-    batch: Any = make_dataset(one)[0]
-    return jnp.asarray(batch["image"])
+    try:
+        batch: Any = make_dataset(one)[0]
+    except DataMissing:
+        return jnp.asarray(sample)
+    encode = jitted(config, experiment.model.codec.encode)
+    return encode(frozen, jnp.asarray(batch["image"]), jax.random.key(0))
 
 
 def save_clouds(config: Config, experiment: build.Experiment, params: Params, path: Path) -> None:

@@ -1,0 +1,67 @@
+"""A run as a folder to give away: its config and its averaged weights, without its training."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.build_autoencoder import MEASURED
+from diffusion_jax.build_weights import FIRST_STAGE, WEIGHTS, averaged, write_weights
+from diffusion_jax.train.workdir import CONFIG, read_config
+
+# Of a recipe's players, what only training asks.
+_TRAINING = ("terms", "discriminator")
+
+
+def release(workdir: str | os.PathLike, out: str | os.PathLike, dtype: Any = np.float16) -> Path:
+    """Write a run's release, its first stage with it; sampling takes the folder as a workdir.
+
+    Args:
+        workdir: of the run, or a release.
+        out: the folder to make; it appears whole.
+        dtype: of large arrays.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ValueError: if the folder holds no run, or ``out`` exists.
+    """
+    out = Path(out)
+    if out.exists():
+        raise ValueError(f"--out={out} exists; name a folder that does not")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        _fill(Path(workdir), temporary, dtype)
+        temporary.chmod(0o755)
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def _fill(workdir: Path, out: Path, dtype: Any) -> None:
+    config = read_config(workdir)
+    first_stage = config["model"].get("autoencoder", "")
+    if (workdir / MEASURED).exists():
+        shutil.copyfile(workdir / MEASURED, out / MEASURED)
+    step = json.loads((out / MEASURED).read_text())["step"] if (out / MEASURED).exists() else 0
+    params, held = averaged(workdir, config["ema"], step)
+    kept = {name: value for name, value in params.items() if name not in _TRAINING}
+    write_weights(out / WEIGHTS, kept, held, dtype)
+    if first_stage:
+        inner = workdir / FIRST_STAGE
+        (out / FIRST_STAGE).mkdir()
+        _fill(inner if inner.is_dir() else Path(first_stage), out / FIRST_STAGE, dtype)
+        config["model"]["autoencoder"] = FIRST_STAGE
+        # Whoever has the release need not have the set of codes: it encodes and decodes by itself.
+        told = json.loads((out / FIRST_STAGE / MEASURED).read_text())
+        config["data"]["name"] = told["data"]
+    (out / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
