@@ -122,6 +122,7 @@ def get_config() -> ConfigDict:
     config.evaluate.n = 1000  # samples, and at most as many reference images as there are
     config.evaluate.quality = True  # Fréchet distance, KID, precision/recall, density/coverage
     config.evaluate.class_accuracy = True  # by a classifier trained on the data's training split
+    config.evaluate.captions = 0  # of each split to draw and find again by a judge; 0 for none
     config.evaluate.likelihood = ""  # "variational_bound(n=64)" for bits/dim of the test split
     config.evaluate.likelihood_n = 200  # held-out images
     config.evaluate.likelihood_batch_size = 100

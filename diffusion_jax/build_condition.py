@@ -144,9 +144,14 @@ def minilm(length: int = 24) -> TextEncoder:
     return TextEncoder(f"all-MiniLM-L6-v2, {length} tokens", encode, length, 384)
 
 
+def text_encoder(config: Config) -> TextEncoder:
+    """What ``config.text.encoder`` names; it must not be empty."""
+    return build(TEXT_ENCODERS, config.text.encoder, "text.encoder")
+
+
 def _text(config: Config) -> Conditioning:
     """The states of a caption's tokens; the empty text is one state of zeros."""
-    encoder = build(TEXT_ENCODERS, config.text.encoder, "text.encoder")
+    encoder = text_encoder(config)
 
     def condition(frozen, batch):
         context = jnp.asarray(batch["context"], jnp.float32)

@@ -18,11 +18,13 @@ from diffusion_jax.core.guidance import condition
 from diffusion_jax.core.solvers.ancestral import fixed_small, learned_range
 from diffusion_jax.core.targets import denoiser
 from diffusion_jax.core.types import Params
+from diffusion_jax.evaluate.contrast import CaptionJudge, train_caption_judge
 from diffusion_jax.evaluate.features import FeatureNet
 from diffusion_jax.evaluate.judge import Judge, cached_judge
 from diffusion_jax.evaluate.likelihoods import LIKELIHOODS, Subject, Terms
 from diffusion_jax.models import efficientnet, inception
 from diffusion_jax.models.classifier import Classifier
+from diffusion_jax.models.towers import Towers
 from diffusion_jax.spec import Config
 
 
@@ -116,6 +118,21 @@ def judge(config: Config, load: Callable[[str], Any], folder: Path) -> Judge:
     seen = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in train))
     path = folder / f"judge-{seen.hexdigest()[:16]}.npz"
     return cached_judge(init, logits, train, test, path)
+
+
+def caption_judge(images: np.ndarray, texts: np.ndarray, seed: int) -> CaptionJudge:
+    """Towers trained on features of views of images [v, n, d] and of their captions [n, e]."""
+    module = Towers()
+
+    def init(key) -> Params:
+        variables: Any = module.init(key, images[0, :2], texts[:2])
+        return variables["params"]
+
+    def embed(params, image, text, key) -> Any:
+        rngs = None if key is None else {"dropout": key}
+        return module.apply({"params": params}, image, text, train=key is not None, rngs=rngs)
+
+    return train_caption_judge(init, embed, images, texts, seed=seed)
 
 
 def check_images(config: Config) -> None:

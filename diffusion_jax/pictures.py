@@ -110,6 +110,40 @@ def save_scatter(
     _save(figure, path)
 
 
+def save_curves(
+    path: str | os.PathLike,
+    of: str,
+    x: Sequence[float],
+    curves: Mapping[str, Sequence[tuple[float, float, int]]],
+    rows: Sequence[np.ndarray],
+) -> None:
+    """Two figures over one setting, each on its own axis, and images at each setting.
+
+    Args:
+        path: of the PNG.
+        of: what the setting is.
+        x: its values [n].
+        curves: name -> (value, spread, count) at each; two of them.
+        rows: images uint8 [k, h, w, c] at each.
+    """
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
+    axes = (left, left.twinx())
+    for axis, colour, (name, line) in zip(
+        axes, ("tab:blue", "tab:red"), curves.items(), strict=True
+    ):
+        values, spreads = [f[0] for f in line], [f[1] for f in line]
+        axis.errorbar(x, values, spreads, color=colour, marker="o", capsize=3)
+        axis.set_ylabel(name, color=colour)
+    left.set(xlabel=of, xscale="log", xticks=x, xticklabels=[f"{value:g}" for value in x])
+    left.minorticks_off()
+    sheet = np.concatenate([grid(row, len(row)) for row in rows])
+    right.imshow(sheet)
+    middle = (np.arange(len(x)) + 0.5) * len(sheet) / len(x)
+    right.set(yticks=middle, yticklabels=[f"{value:g}" for value in x], xticks=[], ylabel=of)
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: str | os.PathLike) -> None:
     with whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -43,7 +43,7 @@ ALLOWED = {
     "build_finetune": {*ROOMS, "build", "build_checkpoint", "build_condition", "spec"},
     "configs": {"configs.base", "configs.emoji_text_pixel", "configs.stable_diffusion"},
     "main": {"jobs"},
-    "scripts": {*ROOMS, *BUILDS, "spec", "files", "jobs", "configs", "main"},
+    "scripts": {*ROOMS, *BUILDS, "spec", "files", "pictures", "jobs", "configs", "main"},
 }
 
 # room -> all that it may import from outside, beside the standard library.

@@ -175,6 +175,9 @@ def load_captions(
     """
     source = open_source(name, split, data_dir)
     if not source.info.captions:
-        raise ValueError(f"data set {name} has no captions; noto_emoji has.")
+        raise ValueError(
+            f"data set {name} has no captions; noto_emoji has, and a folder with NAME.txt beside "
+            "its images"
+        )
     n = min(limit or source.info.num_examples, source.info.num_examples)
     return [example["caption"] for example in source.read(np.arange(n))]

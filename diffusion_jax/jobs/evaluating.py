@@ -15,18 +15,18 @@ from tqdm import tqdm
 from diffusion_jax import build, build_autoencoder, build_evaluation
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import load_images, to_unit
-from diffusion_jax.data.catalog import LATENTS, data_root
 from diffusion_jax.evaluate.features import cached, extract
 from diffusion_jax.evaluate.figures import Figure, mean_of, table
 from diffusion_jax.evaluate.judge import Judge, accuracy
 from diffusion_jax.evaluate.likelihoods import Terms
 from diffusion_jax.evaluate.quality import quality
 from diffusion_jax.files import whole
-from diffusion_jax.jobs import autoencoding
+from diffusion_jax.jobs import autoencoding, captioning
 from diffusion_jax.jobs.drawing import draw_many, drawer
 from diffusion_jax.jobs.placing import jitted, place_batch
 from diffusion_jax.jobs.run import Run, cache_compilations, open_run
 from diffusion_jax.jobs.sampling import save_samples
+from diffusion_jax.jobs.sets import cache_folder, images_of
 from diffusion_jax.spec import Config
 
 Figures = dict[str, Figure]
@@ -67,12 +67,14 @@ def of_diffusion(run: Run, workdir: Path) -> Figures:
     likelihood = build_evaluation.likelihood(*told) if section.likelihood else None
     if section.quality or section.class_accuracy:
         figures |= of_samples(run, workdir)
+    if section.captions:
+        figures |= captioning.figures(run, workdir)
     if likelihood:
         figures |= of_likelihood(run, workdir, *likelihood)
     if not figures:
         raise ValueError(
-            "config.evaluate chooses nothing; set quality=True, class_accuracy=True, or "
-            "likelihood='variational_bound()'"
+            "config.evaluate chooses nothing; set quality=True, class_accuracy=True, "
+            "captions=200 or likelihood='variational_bound()'"
         )
     return figures
 
@@ -94,7 +96,7 @@ def of_samples(run: Run, workdir: Path) -> Figures:
         net = build_evaluation.feature_net(config)
         real, _ = images_of(config, config.data.split, section.n)
         label = config.data.name.replace("/", "-").replace(":", "-")
-        known = cached(net, real, _cache(config), label)
+        known = cached(net, real, cache_folder(config), label)
         figures |= quality(net, known, extract(net, samples.images), config.seed)
     if section.class_accuracy:
         judge = judge_of(config)
@@ -165,20 +167,7 @@ def _held_out(config: Config) -> np.ndarray:
 def judge_of(config: Config) -> Judge:
     """The judge of a data set, trained once and kept beside the data."""
     load = lambda split: images_of(config, split, None)
-    return build_evaluation.judge(config, load, _cache(config))
-
-
-def images_of(
-    config: Config, split: str, limit: int | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images of the config's data set at its size, with their labels."""
-    data = config.data
-    size, name = tuple(data.image_size), data.name.removeprefix(LATENTS)
-    return load_images(name, split, limit, size, data.channels, data.dir or None)
-
-
-def _cache(config: Config) -> Path:
-    return data_root(config.data.dir or None) / "diffusion_jax_cache"
+    return build_evaluation.judge(config, load, cache_folder(config))
 
 
 # By what an experiment is.

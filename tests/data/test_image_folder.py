@@ -1,8 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.data import DataSpec, info, load_images, make_dataset
+from diffusion_jax.data import DataSpec, info, load_captions, load_images, make_dataset
 from diffusion_jax.data.builders import image_folder
 from diffusion_jax.data.prepare import Options, prepare
 
@@ -102,3 +104,31 @@ def test_hidden_files_are_left_out_and_order_is_fixed(folder):
     one = image_folder.split_paths(paths, 0.25)
     two = image_folder.split_paths(paths[::-1], 0.25)
     assert one == two and len(one["test"]) == 5 and not set(one["train"]) & set(one["test"])
+
+
+def test_texts_beside_images_are_their_captions(folder):
+    for path in folder.rglob("*.png"):
+        path.with_suffix(".txt").write_text(f"a {path.parent.name},\n number {path.stem} 猫 ")
+    make(folder)
+    sets = folder.parent / "sets"
+    assert "a cat, number 3 猫" in load_captions("image_folder/pets", "train", None, sets)
+    spec = DataSpec("image_folder/pets", "train", 9, (8, 8), data_dir=sets, captions=True)
+    batch = make_dataset(spec)[0]
+    told = [caption.split(",")[0] for caption in batch["caption"]]
+    assert told == [("a cat", "a dog")[label] for label in batch["label"]]
+    (folder / "dog" / "3.txt").unlink()
+    with pytest.raises(
+        ValueError, match=r"19 of 20 images have a caption and 'dog/3.png' has none"
+    ):
+        make(folder, set_name="again")
+
+
+def test_captions_in_one_file(folder):
+    lines = [{"file_name": f"{i}.png", "text": f"cat {i}"} for i in range(10)]
+    (folder / "cat" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    make(folder / "cat", test_fraction=0.0, set_name="cats")
+    found = load_captions("image_folder/cats", "train", None, folder / "sets")
+    assert sorted(found) == [f"cat {i}" for i in range(10)]
+    (folder / "cat" / "metadata.jsonl").write_text('{"file_name": "0.png"}')
+    with pytest.raises(ValueError, match=r"line 1 of .*metadata.jsonl is not"):
+        make(folder / "cat", set_name="more")

@@ -1,4 +1,7 @@
-"""Any folder of images as a data set; its subfolders, where there are some, are the classes."""
+"""Any folder of images as a data set; its subfolders, where there are some, are the classes.
+
+Texts beside the images, where there are some, are their captions (``folder_captions``).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from diffusion_jax.data.builders.folder_captions import read_captions
 from diffusion_jax.data.builders.progress import shown
 from diffusion_jax.data.images import cropped, flatten, resized
 
@@ -87,11 +91,13 @@ def split_paths(paths: list[Path], test_fraction: float) -> dict[str, list[Path]
 
 
 def fingerprint(config: FolderConfig) -> str:
-    """Text that changes when the images (path, size, time) or the settings do."""
-    seen = hashlib.sha256()
-    for path in list_images(config.folder):
+    """Text that changes when the images (path, size, time), captions or the settings do."""
+    seen, paths = hashlib.sha256(), list_images(config.folder)
+    for path in paths:
         stat = (config.folder / path).stat()
         seen.update(f"{path.as_posix()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    for path, caption in read_captions(config.folder, paths).items():
+        seen.update(f"{path.as_posix()} {caption}\n".encode())
     settings = f"{config.image_size} {config.test_fraction} {config.skip_unreadable}"
     return f"folder {config.folder.resolve()} {settings} {seen.hexdigest()}"
 
@@ -117,7 +123,7 @@ def read_image(path: Path, image_size: tuple[int, int] | None) -> Image.Image:
 
 
 class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Images of a folder, RGB; class labels are its subfolders' names."""
+    """Images of a folder, RGB; class labels are its subfolders' names, captions its texts."""
 
     name = "image_folder"
     VERSION = tfds.core.Version("1.0.0")
@@ -126,6 +132,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.settings = config
         self.paths = list_images(config.folder)
         self.classes = classes_of(self.paths)
+        self.captions = read_captions(config.folder, self.paths)
         self.skipped: list[str] = []
         self.source = fingerprint(config)
         super().__init__(config=config, data_dir=data_dir, file_format="array_record")
@@ -134,10 +141,11 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         size = self.settings.image_size or (None, None)
         image = tfds.features.Image(shape=(*size, 3), encoding_format="png")
         label = {"label": tfds.features.ClassLabel(names=self.classes)} if self.classes else {}
+        caption = {"caption": tfds.features.Text()} if self.captions else {}
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.__doc__ or "",
-            features=tfds.features.FeaturesDict({"image": image, **label}),
+            features=tfds.features.FeaturesDict({"image": image, **label, **caption}),
             metadata=tfds.core.MetadataDict(source=self.source),
         )
 
@@ -159,4 +167,5 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             picture.save(encoded, "PNG")
             encoded.seek(0)
             label = {"label": path.parts[0]} if self.classes else {}
-            yield path.as_posix(), {"image": encoded, **label}
+            caption = {"caption": self.captions[path]} if self.captions else {}
+            yield path.as_posix(), {"image": encoded, **label, **caption}

@@ -1,0 +1,145 @@
+"""What a model of texts draws, held against the texts: retrieval, adherence and diversity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from diffusion_jax import build_evaluation
+from diffusion_jax.build_condition import conditioning, text_encoder
+from diffusion_jax.data import load_captions, to_uint8
+from diffusion_jax.data.captions import encoded
+from diffusion_jax.data.catalog import LATENTS
+from diffusion_jax.evaluate.contrast import CaptionJudge, adherence, diversity, retrieval
+from diffusion_jax.evaluate.features import cached, extract
+from diffusion_jax.evaluate.figures import Figure
+from diffusion_jax.evaluate.judge import moved, scaled
+from diffusion_jax.jobs.drawing import Draw, draw_many, drawer
+from diffusion_jax.jobs.run import Run
+from diffusion_jax.jobs.sets import cache_folder, images_of
+from diffusion_jax.pictures import grid, save_image
+from diffusion_jax.spec import Config
+
+VIEWS = 4  # of each training image: itself, and moved a little three times
+
+
+class Captions(NamedTuple):
+    """Texts, their features [n, e], and the images they belong to, uint8 [n, h, w, c]."""
+
+    texts: list[str]
+    features: np.ndarray
+    images: np.ndarray
+
+
+class Judged(NamedTuple):
+    """A judge of captions and the features that it reads images by."""
+
+    judge: CaptionJudge
+    features: Callable[[np.ndarray], np.ndarray]
+
+    def similarity(self, images: np.ndarray, captions: Captions) -> np.ndarray:
+        """Of images uint8 [n, h, w, c] with captions, [n, m]."""
+        return self.judge.similarity(self.features(images), captions.features)
+
+
+def figures(run: Run, workdir: Path) -> dict[str, Figure]:
+    """Retrieval of ``config.evaluate.captions`` training and held-out captions, and of real images.
+
+    Raises:
+        ValueError: if the model reads no texts.
+    """
+    config = run.config
+    if not config.text.encoder:
+        raise ValueError(
+            f"config.evaluate.captions = {config.evaluate.captions} needs a model that reads "
+            "texts; this one has config.text.encoder = ''"
+        )
+    judged, draw, found = judge_of(config), drawer(config, run.experiment), {}
+    for split, name in ((config.data.split, "trained"), (config.data.test_split, "held-out")):
+        captions = captions_of(config, split, config.evaluate.captions)
+        images = drawn(run, draw, captions.texts, 1)[0]
+        show(captions, images, workdir / "samples" / f"captions_{name}.png")
+        found |= retrieval(judged.similarity(images, captions), f"samples of {name} captions")
+        of_real = retrieval(judged.similarity(captions.images, captions), f"{name} images")
+        found |= of_real
+    return found
+
+
+def show(captions: Captions, images: np.ndarray, path: Path) -> None:
+    """Pairs of columns: the real image, and what was drawn of its caption."""
+    if jax.process_index():
+        return
+    pairs = np.stack([captions.images, images], 1)[:50]
+    sheet = grid(pairs.reshape(-1, *images.shape[1:]), 10)
+    told = {"captions": "\n".join(captions.texts[:50])}
+    save_image(path, sheet, zoom=max(1, 56 // images.shape[1]), text=told)
+
+
+def judge_of(config: Config) -> Judged:
+    """The judge that is trained on the images and captions of the training split."""
+    net = build_evaluation.feature_net(config)
+    known = captions_of(config, config.data.split, None)
+    folder, label = cache_folder(config), config.data.name.removeprefix(LATENTS).replace("/", "-")
+    keys = jax.random.split(jax.random.key(config.seed), VIEWS - 1)
+    move = jax.jit(lambda key, x: to_uint8(moved(key, scaled(x))))
+    views = [known.images, *(np.asarray(move(key, known.images)) for key in keys)]
+    features = [cached(net, view, folder, f"{label}-view")["frechet"] for view in views]
+    judge = build_evaluation.caption_judge(np.stack(features), known.features, config.seed)
+    return Judged(judge, lambda images: extract(net, images)["frechet"])
+
+
+def captions_of(config: Config, split: str, n: int | None) -> Captions:
+    """N captions of a split, each once, drawn by the config's seed; None for all, in order."""
+    texts = load_captions(config.data.name, split, None, config.data.dir or None)
+    images, _ = images_of(config, split, None)
+    rows = np.arange(len(texts))
+    if n is not None:
+        first = np.unique(np.asarray(texts), return_index=True)[1]
+        rows = np.random.default_rng(config.seed).permutation(first)[:n]
+    chosen, encoder = [texts[i] for i in rows], text_encoder(config)
+    states = encoded(texts, encoder.encode, encoder.name, config.data.dir or None).of(chosen)
+    mask = states["context_mask"][..., None]
+    mean = (states["context"].astype(np.float32) * mask).sum(1) / mask.sum(1)
+    return Captions(chosen, mean, images[rows])
+
+
+def drawn(run: Run, draw: Draw, texts: Sequence[str], each: int, scale: float | None = None):
+    """Images uint8 [each, n, h, w, c] of n texts.
+
+    Args:
+        run: the model.
+        draw: ``drawer`` of its config.
+        texts: to show.
+        each: images of each.
+        scale: of guidance; None for the config's.
+    """
+    chosen = run.config.copy_and_resolve_references()
+    chosen.sampler.prompts = tuple(texts)
+    if scale is not None:
+        chosen.sampler.guidance_scale = scale
+    experiment = run.experiment._replace(conditioning=conditioning(chosen))
+    images = draw_many(chosen, experiment, draw, run.params, each * len(texts)).images
+    return images.reshape(each, len(texts), *images.shape[1:])
+
+
+class Compromise(NamedTuple):
+    """What a guidance scale gives: the figures, and the images uint8 [each, n, h, w, c]."""
+
+    adherence: Figure
+    diversity: Figure
+    images: np.ndarray
+
+
+def compromise(
+    run: Run, captions: Captions, judged: Judged, draw: Draw, each: int, scale: float
+) -> Compromise:
+    """Samples of captions at a guidance scale, several of each, and what the judge says of them."""
+    images = drawn(run, draw, captions.texts, each, scale)
+    features = np.stack([judged.features(part) for part in images])
+    similar = [judged.judge.similarity(part, captions.features) for part in features]
+    agrees = adherence(np.mean(similar, 0))
+    return Compromise(agrees, diversity(features.swapaxes(0, 1)), images)
