@@ -14,6 +14,11 @@ def get_config() -> ConfigDict:
     config = emoji_text_pixel.get_config()
     config.data.name = "latents/noto_emoji"
     config.data.image_size = (64, 64)
+    # Half of the emoji are persons in five skin tones: flags and fruit shall not be rare by that.
+    config.data.balance = r"(medium-)?(light|dark|medium) skin tone|\b(wo)?m[ae]n\b|\bperson\b"
     config.model.autoencoder = "runs/emoji_autoencoder"
     config.model.text_unet.patch = 1  # codes are 16x16 already
+    config.train.steps = 2600
+    config.train.checkpoint_every = 650
+    config.train.sample_every = 1300
     return config

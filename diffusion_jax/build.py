@@ -227,6 +227,7 @@ def data_spec(config: Config, split: str) -> DataSpec:
         channels=config.data.channels,
         flip=config.data.flip,
         crop=config.data.crop,
+        balance=config.data.get("balance", ""),
         seed=config.seed,
         data_dir=config.data.dir or None,
         process_index=index,

@@ -13,9 +13,10 @@ import grain
 import numpy as np
 
 from diffusion_jax.data import images, order
+from diffusion_jax.data.balance import groups_of, members
 from diffusion_jax.data.faults import Faults, forgiving, watched
 from diffusion_jax.data.fetch import FETCHES, fitter, stack
-from diffusion_jax.data.sources import open_source
+from diffusion_jax.data.sources import Source, open_source
 from diffusion_jax.data.spec import DataSpec, check, check_against
 
 ENDLESS = 2**40  # batches in a repeated data set
@@ -40,14 +41,19 @@ def make_dataset(spec: DataSpec, faults: Faults | None = None) -> grain.MapDatas
     source = open_source(spec.name, spec.split, spec.data_dir)
     source = forgiving(source, Faults() if faults is None else faults)
     check_against(spec, source.info)
-    n = source.info.num_examples
     fetch = FETCHES[source.info.kind](source, spec)
+    captions = _captions(source) if spec.balance else []
+    groups = groups_of(captions, spec.balance) if spec.balance else None
+    n = source.info.num_examples if groups is None else len(groups)
 
     def batch_at(step: int) -> dict[str, np.ndarray]:
         where = order.positions(step, spec.batch_size, spec.process_index, spec.process_count)
         if not spec.repeat:
             where = where[where < n]
-        batch = fetch(order.examples(where, n, spec.seed, spec.shuffle), where)
+        which = order.examples(where, n, spec.seed, spec.shuffle)
+        if groups is not None:
+            which = members(groups, which, where, spec.seed)
+        batch = fetch(which, where)
         if not spec.captions:
             batch.pop("caption", None)
         return batch
@@ -173,11 +179,14 @@ def load_captions(
     Raises:
         ValueError: if the set has none.
     """
-    source = open_source(name, split, data_dir)
+    return _captions(open_source(name, split, data_dir), limit)
+
+
+def _captions(source: Source, limit: int | None = None) -> list[str]:
     if not source.info.captions:
         raise ValueError(
-            f"data set {name} has no captions; noto_emoji has, and a folder with NAME.txt beside "
-            "its images"
+            f"data set {source.info.name} has no captions; noto_emoji has, and a folder with "
+            "NAME.txt beside its images."
         )
     n = min(limit or source.info.num_examples, source.info.num_examples)
     return [example["caption"] for example in source.read(np.arange(n))]

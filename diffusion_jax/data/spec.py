@@ -21,6 +21,8 @@ class DataSpec(NamedTuple):
         channels: 1 or 3; None for the set's own.
         flip: mirror each image left to right with probability 1/2, anew each epoch.
         crop: ``center``, ``random`` or ``stretch`` (see ``images.CROPS``).
+        balance: regular expression of words by which captions of one thing's variants differ: a
+            thing is shown once an epoch, in a variant drawn anew; "" shows every example.
         seed: of the order and of the random choices.
         shuffle: another order in each epoch; else the set's own.
         repeat: go on for ever; else stop after one epoch.
@@ -40,6 +42,7 @@ class DataSpec(NamedTuple):
     channels: int | None = None
     flip: bool = False
     crop: str = "center"
+    balance: str = ""
     seed: int = 0
     shuffle: bool = True
     repeat: bool = True
