@@ -101,6 +101,11 @@ def _transpose(x: np.ndarray) -> np.ndarray:
     return x.T
 
 
+def _swap(x: np.ndarray) -> np.ndarray:
+    """The two halves of the first axis, in the other order."""
+    return np.roll(x, len(x) // 2, axis=0)
+
+
 def _pointwise_load(x: np.ndarray) -> np.ndarray:
     return x[:, :, 0, 0].T if x.ndim == 4 else x.T
 
@@ -117,6 +122,11 @@ KINDS: dict[str, Mapping[str, Leaf]] = {
         ),
         "bias": _BIAS,
     },
+    # Scale before shift there, shift before scale here: each is half of the outputs.
+    "swapped": {
+        "kernel": Leaf("weight", lambda x: _swap(x).T, lambda x: _swap(x.T)),
+        "bias": Leaf("bias", _swap, _swap),
+    },
     # A 1x1 convolution there, a dense layer here.
     "pointwise": {
         "kernel": Leaf("weight", _pointwise_load, lambda x: x.T[:, :, None, None]),
@@ -130,5 +140,6 @@ KINDS: dict[str, Mapping[str, Leaf]] = {
     "table": {"embedding": Leaf("weight", _same, _same)},
     "codebook": {"codebook": Leaf("weight", _same, _same)},
     # A parameter of the network itself, which has no ".weight" there.
+    "positions": {"table": Leaf("pos_embed", lambda x: x[0], lambda x: x[None])},
     "class_token": {"class_token": Leaf("class_embedding", _same, _same)},
 }

@@ -119,7 +119,28 @@ def _attend(
         Dense(width, dtype, use_bias=use_bias, name=name)(z).reshape(*z.shape[:2], *shape)
         for name, z in (("query", x), ("key", context), ("value", context))
     )
+    return attend(query, key, value, attention, mask, identity)
+
+
+def attend(
+    query: Float[Array, "b m heads dim"],
+    key: Float[Array, "b n heads dim"],
+    value: Float[Array, "b n heads dim"],
+    attention: str = "full",
+    mask: Bool[Array, "b n"] | None = None,
+    identity: Float[Array, " b"] | None = None,
+) -> Float[Array, "b m c"]:
+    """The chosen attention, its heads side by side: c = heads·dim.
+
+    Args:
+        query: [b, m, heads, dim].
+        key: [b, n, heads, dim].
+        value: [b, n, heads, dim].
+        attention: name in ``attention_memory.ATTENTIONS``.
+        mask: [b, n], False for keys that nobody may see; None keeps all.
+        identity: gates of self-attention; where 1 each token attends to itself alone.
+    """
     h = ATTENTIONS[attention](query, key, value, *(() if mask is None else (mask,)))
     if identity is not None:
         h = primitives.gated(identity, h, value)
-    return h.reshape(*h.shape[:2], width)
+    return h.reshape(*h.shape[:2], h.shape[2] * h.shape[3])

@@ -25,24 +25,40 @@ from diffusion_jax.models.unet_blocks import HOOKS, OPEN, REMATS, Gates, read_ga
 from diffusion_jax.models.unet_plan import check_name, check_size
 
 _ZEROS = nn.initializers.zeros_init()
-_FREQUENCIES = 256  # of time features
+FREQUENCIES = 256  # of time features
 
 
-def positions(height: int, width: int, dim: int) -> np.ndarray:
+def positions(
+    height: int, width: int, dim: int, first: tuple[int, int] = (0, 0), step: float = 1.0
+) -> Float[Array, "n dim"]:
     """Sines and cosines of each place of a grid, float32 [height·width, dim], row by row.
 
     The first half of the channels is of the column, the second of the row; each half has sines,
     then cosines, at frequencies 10000^(-i/n) (Dosovitskiy et al. 2021 and DiT's code).
+
+    Args:
+        height: rows.
+        width: columns.
+        dim: of the features.
+        first: row and column of the first place.
+        step: from one row or column to the next.
 
     Raises:
         ValueError: if 4 does not divide dim.
     """
     if dim % 4:
         raise ValueError(f"width={dim} is not a multiple of 4: positions need sines and cosines.")
-    frequencies = 1 / 10000 ** (np.arange(dim // 4, dtype=np.float64) / (dim // 4))
-    row, column = (axis.reshape(-1, 1) for axis in np.mgrid[:height, :width])
-    angles = [column * frequencies, row * frequencies]
-    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], 1).astype(np.float32)
+    frequencies = step / 10000 ** (np.arange(dim // 4, dtype=np.float64) / (dim // 4))
+
+    def features(start: int, count: int) -> np.ndarray:
+        angles = np.outer(start + np.arange(count), frequencies)
+        return np.concatenate([np.sin(angles), np.cos(angles)], 1).astype(np.float32)
+
+    # Put together within the program, which keeps one constant for each axis and no whole grid.
+    shape, (top, left) = (height, width, dim // 2), first
+    columns = jnp.broadcast_to(features(left, width), shape)
+    rows = jnp.broadcast_to(features(top, height)[:, None], shape)
+    return jnp.concatenate([columns, rows], -1).reshape(height * width, dim)
 
 
 def modulated(
@@ -52,6 +68,34 @@ def modulated(
     ones, zeros = jnp.ones(x.shape[-1]), jnp.zeros(x.shape[-1])
     normed = primitives.layer_norm(x, ones, zeros, eps).astype(jnp.float32)
     return (normed * (1 + scale[:, None]) + shift[:, None]).astype(x.dtype)
+
+
+def read_out(
+    tokens: Float[Array, "b n c"],
+    emb: Float[Array, "b d"],
+    size: tuple[int, int],
+    patch: int,
+    channels: int,
+    dtype: Any,
+) -> Float[Array, "b h w out"]:
+    """Tokens, row by row, -> the image, float32, after one more modulated norm; zero at the start.
+
+    Makes modulation_out and proj_out of the module that calls it.
+
+    Args:
+        tokens: [b, n, c].
+        emb: the activated embedding.
+        size: of the image.
+        patch: side of the square that a token stands for.
+        channels: of the image.
+        dtype: of the projection.
+    """
+    parts = Dense(2 * tokens.shape[-1], kernel_init=_ZEROS, name="modulation_out")(emb)
+    shift, scale = jnp.split(parts, 2, axis=-1)
+    tokens = modulated(tokens, shift, scale, 1e-6)
+    out = Dense(patch**2 * channels, dtype, kernel_init=_ZEROS, name="proj_out")(tokens)
+    grid = (out.shape[0], *(n // patch for n in size), out.shape[-1])
+    return primitives.depth_to_space(out.reshape(grid), patch).astype(jnp.float32)
 
 
 class DiTLayer(nn.Module):
@@ -173,10 +217,10 @@ class DiT(nn.Module):
         told = {key: value for key, value in cond.items() if key not in HOOKS}
         features = partial(TIME_FEATURES["sinusoidal"], **(self.time_options or {}))
         embed = ConditionEmbedding(
-            self.width, _FREQUENCIES, features, self.num_classes, name="embed"
+            self.width, FREQUENCIES, features, self.num_classes, name="embed"
         )
         emb = primitives.silu(embed(time, told))
-        b, h, w = x.shape[0], x.shape[1] // self.patch, x.shape[2] // self.patch
+        h, w = x.shape[1] // self.patch, x.shape[2] // self.patch
         tokens = PatchEmbedding(self.width, self.patch, self.dtype, True, name="patches")(x)
         tokens = tokens + positions(h, w, self.width).astype(tokens.dtype)
         for name in self.blocks:
@@ -185,14 +229,8 @@ class DiT(nn.Module):
                 jnp.dtype(self.dtype), self.attention, name=name,
             )  # fmt: skip
             tokens = layer(tokens, emb, gates[name])
-        parts = Dense(2 * self.width, kernel_init=_ZEROS, name="modulation_out")(emb)
-        shift, scale = jnp.split(parts, 2, axis=-1)
-        tokens = modulated(tokens, shift, scale, 1e-6)
-        out = Dense(
-            self.patch**2 * self.out_channels, self.dtype, kernel_init=_ZEROS, name="proj_out"
-        )(tokens)
-        image = out.reshape(b, h, w, -1)
-        return primitives.depth_to_space(image, self.patch).astype(jnp.float32)
+        size = (x.shape[1], x.shape[2])
+        return read_out(tokens, emb, size, self.patch, self.out_channels, self.dtype)
 
     @property
     def blocks(self) -> tuple[str, ...]:

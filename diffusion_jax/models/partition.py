@@ -52,6 +52,14 @@ _TRANSFORMER: Partition = (
     (r"(^|/)layer_\d+/mlp/out/kernel$", (_T, None)),
 )
 
+# Of image and text, each with its own layers, and of the image's second attention.
+_MMDIT: Partition = (
+    (r"/(image|context|second)_qkv/(query|key|value)/kernel$", (None, _T)),
+    (r"/(image|context|second)_out/kernel$", (_T, None)),
+    (r"/(image|context)_mlp/in/kernel$", (None, _T)),
+    (r"/(image|context)_mlp/out/kernel$", (_T, None)),
+)
+
 PARTITIONS: dict[str, Partition] = {
     "unet": _UNET,
     "text_unet": _TEXT_UNET,
@@ -59,6 +67,7 @@ PARTITIONS: dict[str, Partition] = {
     "autoencoder_kl": _AUTOENCODER,
     "autoencoder_vq": _AUTOENCODER,
     "dit": _TRANSFORMER,
+    "mmdit": _MMDIT,
     "clip_text": _TRANSFORMER,
     "clip_image": _TRANSFORMER,
     "t5": _TRANSFORMER,

@@ -31,6 +31,7 @@ from diffusion_jax.models.unet_blocks import HOOKS, REMATS, Gates, read_gates
 from diffusion_jax.models.unet_plan import (
     Widths,
     block_names,
+    check_keys,
     check_name,
     check_size,
     down_widths,
@@ -171,14 +172,8 @@ class TextEncoderSide(nn.Module):
         check_name("time_features", self.time_features, TIME_FEATURES)
         needed = {"context"} | ({"label"} if self.num_classes else set())
         needed |= {"pooled", "time_ids"} if self.added_features else set()
-        if missing := sorted(needed - set(cond)):
-            raise ValueError(f"cond lacks {missing}, which this network needs: add them.")
-        if unknown := sorted(set(cond) - needed - {"context_mask"} - more):
-            raise ValueError(
-                f"cond has {unknown}, but this network (added_features={self.added_features}, "
-                f"num_classes={self.num_classes}) knows {sorted(needed | more)}: drop them, or "
-                "build the network with them."
-            )
+        fields = f"added_features={self.added_features}, num_classes={self.num_classes}"
+        check_keys(cond, needed, {"context_mask", *more}, fields)
 
 
 class TextUNet(TextEncoderSide):

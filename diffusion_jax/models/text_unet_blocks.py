@@ -55,12 +55,13 @@ class AddedEmbedding(nn.Module):
 
     @nn.compact
     def __call__(
-        self, pooled: Float[Array, "b p"], numbers: Float[Array, "b k"]
+        self, pooled: Float[Array, "b p"], numbers: Float[Array, "b k"] | None = None
     ) -> Float[Array, "b dim"]:
-        """[b, p], [b, k] -> [b, dim]."""
-        of_numbers = self.features(numbers.reshape(-1).astype(jnp.float32), self.feature_dim)
-        of_numbers = of_numbers.reshape(numbers.shape[0], -1)
-        h = jnp.concatenate([pooled.astype(jnp.float32), of_numbers], axis=-1)
+        """[b, p], [b, k] or no numbers -> [b, dim]."""
+        h = pooled.astype(jnp.float32)
+        if numbers is not None:
+            of_numbers = self.features(numbers.reshape(-1).astype(jnp.float32), self.feature_dim)
+            h = jnp.concatenate([h, of_numbers.reshape(numbers.shape[0], -1)], axis=-1)
         h = primitives.silu(Dense(self.dim, name="dense_0")(h))
         return Dense(self.dim, name="dense_1")(h)
 

@@ -134,3 +134,30 @@ def check_name(field: str, name: str, known: Collection[str]) -> None:
     """
     if name not in known:
         raise ValueError(f"{field}={name!r} is unknown: use one of {', '.join(sorted(known))}.")
+
+
+def check_keys(
+    given: Collection[str], needed: Collection[str], more: Collection[str], fields: str
+) -> None:
+    """Refuse a cond with other keys than a network reads.
+
+    Args:
+        given: keys of the cond.
+        needed: those that it must have.
+        more: those that it may have.
+        fields: of the network that say so, "num_classes=0".
+
+    Raises:
+        ValueError: naming the keys that are missing or unknown.
+    """
+    if missing := sorted(set(needed) - set(given)):
+        raise ValueError(
+            f"cond lacks {missing}, which this network ({fields}) needs: add them, or build the "
+            "network without them."
+        )
+    known = {*needed, *more}
+    if unknown := sorted(set(given) - known):
+        raise ValueError(
+            f"cond has {unknown}, but this network ({fields}) knows {sorted(known)}: drop them, "
+            "or build the network with them."
+        )

@@ -25,7 +25,7 @@ NEUTRAL = (
     "model.autoencoder",  # a folder, which may move; its codes' scale is held to the data's
     *(
         f"model.{net}.{field}"
-        for net in ("unet", "text_unet", "dit")
+        for net in ("unet", "text_unet", "dit", "mmdit")
         for field in ("dtype", "remat", "attention")
     ),
 )
