@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.build_additions import with_words
 from diffusion_jax.convert import sd_autoencoder
-from diffusion_jax.convert.lora import read_lora
 from diffusion_jax.convert.schedulers import Sampling, process_of, sampling_of, target_of
 from diffusion_jax.convert.stable_diffusion import Checkpoint, Part, find_tokenizers
 from diffusion_jax.convert.textual_inversion import Word
@@ -20,13 +20,11 @@ from diffusion_jax.core import network_io
 from diffusion_jax.core.types import Model, Params
 from diffusion_jax.data.prompts import Window, tokens
 from diffusion_jax.data.tokenizers import Tokenizer, load_tokenizer
-from diffusion_jax.data.words import ids_of as ids_of_word
-from diffusion_jax.data.words import spelled, with_word
+from diffusion_jax.data.words import spelled
 from diffusion_jax.models.adapter import net_from_module
 from diffusion_jax.models.autoencoder_codec import Tiling, codec
 from diffusion_jax.models.text.clip import READS
 from diffusion_jax.models.text.prompts import Reader, read_prompts
-from diffusion_jax.recipes import lora
 
 Rows = dict[str, np.ndarray]
 
@@ -158,85 +156,6 @@ def text_to_image(
         sized=sized,
         words=tuple((word.name, len(word.vectors[0])) for word in words),
     )
-
-
-def with_words(
-    checkpoint: Checkpoint, tokenizers: tuple[Tokenizer, ...], words: Sequence[Word]
-) -> tuple[Checkpoint, tuple[Tokenizer, ...]]:
-    """Token tables and tokenizers with words added after all others, in order.
-
-    Raises:
-        ValueError: for a word without a name, or one that is a token already, or for vectors that
-            do not fit the text encoders.
-    """
-    texts = list(checkpoint.text_encoders)
-    for word in words:
-        widths = [part.params["token"]["embedding"].shape[1] for part in texts]
-        given = [v.shape[1] for v in word.vectors]
-        if not word.name or given != widths:
-            raise ValueError(
-                f"the embedding of {word.name!r} has vectors of {given}, and the text encoders' "
-                f"are of {widths}; name a word, and take one that was taught to this kind of model"
-            )
-        count = len(word.vectors[0])
-        tokenizers = tuple(with_word(tokenizer, word.name, count) for tokenizer in tokenizers)
-        for i, vectors in enumerate(word.vectors):
-            texts[i] = _longer(texts[i], vectors, tokenizers[i], word.name)
-    return checkpoint._replace(text_encoders=tuple(texts)), tokenizers
-
-
-def _longer(part: Part, vectors: np.ndarray, tokenizer: Tokenizer, word: str) -> Part:
-    """A text encoder with vectors at the end of its token table."""
-    table = np.asarray(part.params["token"]["embedding"])
-    first = ids_of_word(tokenizer, word)[0]
-    if first != len(table):
-        raise ValueError(
-            f"the tokenizer has {first} tokens and the text encoder {len(table)}: a word cannot be "
-            "added to tables that differ"
-        )
-    longer = np.concatenate([table, vectors.astype(table.dtype)])
-    # A new word has the largest id, so the end of a text must be told by its own.
-    eos = tokenizer.suffix[0] if part.module.eos is None else part.module.eos
-    module = part.module.clone(vocab=len(longer), eos=eos)
-    return Part(module, {**part.params, "token": {"embedding": longer}})
-
-
-def with_loras(checkpoint: Checkpoint, loras: Sequence[str]) -> Checkpoint:
-    """The checkpoint with LoRA files merged into its weights, their sum rounded once.
-
-    Args:
-        checkpoint: the base.
-        loras: "file.safetensors", or "file.safetensors:0.8" for 0.8 times its change.
-
-    Raises:
-        FileNotFoundError: if a file is absent.
-        ValueError: if one does not fit (see ``convert.lora.read_lora``).
-    """
-    if isinstance(loras, str):
-        raise ValueError(f"config.lora = {loras!r} must be a list of files: ('{loras}',)")
-    adapters: dict[str, list[lora.Adapter]] = {}
-    for spec in loras:
-        path, scale = _file_and_scale(spec)
-        for part, own in read_lora(path, checkpoint).items():
-            adapters.setdefault(part, []).append(lora.Adapter(own.factors, scale, own.alphas))
-    part = lambda name, old: _adapted(old, adapters.get(name, []))
-    names = ("text_encoder", "text_encoder_2")
-    texts = tuple(part(*pair) for pair in zip(names, checkpoint.text_encoders, strict=False))
-    return checkpoint._replace(unet=part("unet", checkpoint.unet), text_encoders=texts)
-
-
-def _adapted(part: Part, adapters: list[lora.Adapter]) -> Part:
-    if not adapters:
-        return part
-    return part._replace(params=lora.merged_all(part.params, adapters))
-
-
-def _file_and_scale(spec: str) -> tuple[str, float]:
-    path, _, scale = spec.rpartition(":")
-    try:
-        return (path, float(scale)) if path else (spec, 1.0)
-    except ValueError:  # a colon of the path itself
-        return spec, 1.0
 
 
 def _reader(part: Part, dtype: Any, read: Any) -> Reader:

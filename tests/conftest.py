@@ -14,3 +14,13 @@ def x64():
     """float64 within the test: build schedules and mixtures inside of it."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_fast(request):
+    """Most of a test's time is the compiler's: it tries less, but where ``optimized`` is marked."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    marked = request.node.get_closest_marker("optimized")
+    jax.config.update("jax_disable_most_optimizations", before or marked is None)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

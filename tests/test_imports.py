@@ -12,8 +12,8 @@ ROOMS = (
 )  # fmt: skip
 
 BUILDS = (
-    "build", "build_autoencoder", "build_checkpoint", "build_condition", "build_evaluation",
-    "build_finetune", "build_process", "build_sampling", "build_weights",
+    "build", "build_additions", "build_autoencoder", "build_checkpoint", "build_condition",
+    "build_evaluation", "build_finetune", "build_process", "build_sampling", "build_weights",
 )  # fmt: skip
 
 # room -> the rooms (or modules) of ours that it may import; itself too, but for configs.
@@ -39,7 +39,8 @@ ALLOWED = {
     "build_autoencoder": {*ROOMS, "build_weights", "spec"},
     "build_weights": {"core", "convert", "train", "spec"},
     "build_condition": {*ROOMS, "spec"},
-    "build_checkpoint": set(ROOMS),
+    "build_additions": {"convert", "data", "recipes"},
+    "build_checkpoint": {*ROOMS, "build_additions"},
     "build_finetune": {*ROOMS, "build", "build_checkpoint", "build_condition", "spec"},
     "configs": {"configs.base", "configs.emoji_text_pixel", "configs.stable_diffusion"},
     "main": {"jobs"},

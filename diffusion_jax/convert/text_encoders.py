@@ -93,7 +93,7 @@ def to_transformers(params: Mapping[str, Any], kind: str, dtype: Any = np.float3
     Args:
         params: as ``from_transformers`` gives.
         kind: name in ``LAYOUTS``.
-        dtype: of the arrays.
+        dtype: of the arrays; None keeps each one's own.
     """
     state = save_params(params, LAYOUTS[kind].rows)
     return {name: np.ascontiguousarray(array, dtype) for name, array in state.items()}

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from diffusion_jax import build, pictures
-from diffusion_jax.build_checkpoint import TextToImage, Weights, text_to_image, with_loras
+from diffusion_jax.build_additions import with_loras
+from diffusion_jax.build_checkpoint import TextToImage, Weights, text_to_image
 from diffusion_jax.build_finetune import adapted_params, alpha, finetune, size_of, training_data
 from diffusion_jax.convert.lora import Lora, write_lora
 from diffusion_jax.convert.stable_diffusion import Checkpoint

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from diffusion_jax import build, build_sampling, pictures
 from diffusion_jax.apps.generate import prompted
-from diffusion_jax.build_checkpoint import TextToImage, Weights, text_to_image, with_loras
+from diffusion_jax.build_additions import with_loras
+from diffusion_jax.build_checkpoint import TextToImage, Weights, text_to_image
 from diffusion_jax.convert.stable_diffusion import Checkpoint, read_checkpoint
 from diffusion_jax.convert.textual_inversion import Word, read_word
 from diffusion_jax.core.grids import truncate

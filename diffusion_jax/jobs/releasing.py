@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from diffusion_jax.build_autoencoder import MEASURED
 from diffusion_jax.build_weights import FIRST_STAGE, WEIGHTS, averaged, write_weights
+from diffusion_jax.files import whole_folder
 from diffusion_jax.train.workdir import CONFIG, read_config
 
 # Of a recipe's players, what only training asks.
@@ -33,18 +33,9 @@ def release(workdir: str | os.PathLike, out: str | os.PathLike, dtype: Any = np.
     Raises:
         ValueError: if the folder holds no run, or ``out`` exists.
     """
-    out = Path(out)
-    if out.exists():
-        raise ValueError(f"--out={out} exists; name a folder that does not")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with whole_folder(out) as temporary:
         _fill(Path(workdir), temporary, dtype)
-        temporary.chmod(0o755)
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return out
+    return Path(out)
 
 
 def _fill(workdir: Path, out: Path, dtype: Any) -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 from configs import stable_diffusion as sampling_config
 from configs import stable_diffusion_lora
 from diffusion_jax import build_finetune, jobs
-from diffusion_jax.build_checkpoint import text_to_image, with_loras
+from diffusion_jax.build_additions import with_loras
+from diffusion_jax.build_checkpoint import text_to_image
 from diffusion_jax.convert.lora import read_lora
 from diffusion_jax.convert.stable_diffusion import read_checkpoint
 from diffusion_jax.core.types import Context

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax.apps.generate import prompted
-from diffusion_jax.build_checkpoint import text_to_image, with_loras
+from diffusion_jax.build_additions import with_loras
+from diffusion_jax.build_checkpoint import text_to_image
 from diffusion_jax.convert.lora import read_lora, write_lora
 from diffusion_jax.convert.schedulers import sampling_of
 from diffusion_jax.convert.single_file import unet_from_diffusers
