@@ -26,6 +26,8 @@ def get_config() -> ConfigDict:
     config.chunks = 0  # of 75 tokens each that are read of a prompt; 0 for all
     config.image = ""  # a picture to start from: image to image
     config.strength = 0.8  # how far that picture is noised: 1 leaves nothing of it
+    config.control = ()  # ControlNets: ("canny", "pose:0.8"), folders or files with their scale
+    config.control_image = ()  # the picture that each reads, such as edges or a pose
     config.batch_size = 4
     config.tile = 0  # decode in tiles of this many pixels, for large images; 0 for the whole
     config.dtype = "float32"  # of the U-Net and the text encoders; "bfloat16" on accelerators

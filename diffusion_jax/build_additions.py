@@ -71,7 +71,7 @@ def with_loras(checkpoint: Checkpoint, loras: Sequence[str]) -> Checkpoint:
         raise ValueError(f"config.lora = {loras!r} must be a list of files: ('{loras}',)")
     adapters: dict[str, list[lora.Adapter]] = {}
     for spec in loras:
-        path, scale = _file_and_scale(spec)
+        path, scale = file_and_scale(spec)
         for part, own in read_lora(path, checkpoint).items():
             adapters.setdefault(part, []).append(lora.Adapter(own.factors, scale, own.alphas))
     part = lambda name, old: _adapted(old, adapters.get(name, []))
@@ -86,7 +86,8 @@ def _adapted(part: Part, adapters: list[lora.Adapter]) -> Part:
     return part._replace(params=lora.merged_all(part.params, adapters))
 
 
-def _file_and_scale(spec: str) -> tuple[str, float]:
+def file_and_scale(spec: str) -> tuple[str, float]:
+    """("a/b", 0.8) of "a/b:0.8", ("a/b", 1.0) of "a/b"."""
     path, _, scale = spec.rpartition(":")
     try:
         return (path, float(scale)) if path else (spec, 1.0)

@@ -74,12 +74,12 @@ def tokenizer(folder, pad="<|endoftext|>"):
 
 
 def randomised(module, seed):
-    """Its weights moved at random, so that no layer is zero; what reads the text most of all."""
+    """Its weights moved at random, so that no layer is zero; what reads text or a picture most."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            size = 2.0 if "attn2" in name else 0.3
+            size = 2.0 if "attn2" in name or "cond_embedding" in name else 0.3
             parameter.add_(noise * (size / max(1, parameter[0].numel()) ** 0.5))
     return module.eval()
 

@@ -13,7 +13,8 @@ ROOMS = (
 
 BUILDS = (
     "build", "build_additions", "build_autoencoder", "build_checkpoint", "build_condition",
-    "build_evaluation", "build_finetune", "build_process", "build_sampling", "build_weights",
+    "build_control", "build_evaluation", "build_finetune", "build_process", "build_sampling",
+    "build_weights",
 )  # fmt: skip
 
 # room -> the rooms (or modules) of ours that it may import; itself too, but for configs.
@@ -41,6 +42,7 @@ ALLOWED = {
     "build_condition": {*ROOMS, "spec"},
     "build_additions": {"convert", "data", "recipes"},
     "build_checkpoint": {*ROOMS, "build_additions"},
+    "build_control": {"convert", "core", "models", "build_additions", "build_checkpoint"},
     "build_finetune": {*ROOMS, "build", "build_checkpoint", "build_condition", "spec"},
     "configs": {"configs.base", "configs.emoji_text_pixel", "configs.stable_diffusion"},
     "main": {"jobs"},

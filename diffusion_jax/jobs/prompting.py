@@ -20,6 +20,7 @@ from diffusion_jax import build, build_sampling, pictures
 from diffusion_jax.apps.generate import prompted
 from diffusion_jax.build_additions import with_loras
 from diffusion_jax.build_checkpoint import TextToImage, Weights, text_to_image
+from diffusion_jax.build_control import hints, steered
 from diffusion_jax.convert.stable_diffusion import Checkpoint, read_checkpoint
 from diffusion_jax.convert.textual_inversion import Word, read_word
 from diffusion_jax.core.grids import truncate
@@ -34,7 +35,8 @@ from diffusion_jax.train import sharding
 # What the pixels depend on; the rest of the config says where and how fast.
 TOLD = (
     "checkpoint", "variant", "prediction_type", "tokenizers", "lora", "embeddings", "prompt",
-    "negative_prompt", "chunks", "seed", "image", "strength", "sampler", "dtype", "tile",
+    "negative_prompt", "chunks", "seed", "image", "strength", "control", "control_image", "sampler",
+    "dtype", "tile",
 )  # fmt: skip
 NETWORKS = ("text_unet", "clip_text", "autoencoder")
 
@@ -117,6 +119,11 @@ def requests_of(config: Config) -> list[Request]:
         raise ValueError(
             "config.checkpoint is empty; name a Stable Diffusion folder or .safetensors file"
         )
+    if len(config.control) != len(config.control_image):
+        raise ValueError(
+            f"config.control names {len(config.control)} networks and config.control_image "
+            f"{len(config.control_image)} pictures; give one picture for each"
+        )
     for field in ("n", "batch_size"):
         if config[field] < 1:
             raise ValueError(f"config.{field} = {config[field]} must be at least 1")
@@ -138,9 +145,10 @@ def load(config: Config) -> TextToImage:
         raise ValueError(f"config.tile = {config.tile} must be 0, or at least {4 * factor} pixels")
     side = config.tile // factor
     tiling = Tiling(side, side // 4) if config.tile else None
-    return text_to_image(
+    made = text_to_image(
         checkpoint, tuple(config.tokenizers), config.dtype, tiling=tiling, words=words
     )
+    return steered(made, checkpoint, config.control, config.dtype)
 
 
 def _word(spec: str) -> Word:
@@ -215,9 +223,13 @@ def place(config: Config, weights: Weights) -> Weights:
 
 def _rows(config: Config, made: TextToImage, part: list[Request], size: tuple[int, int]):
     prompts, chunks = [request.prompt for request in part], config.chunks or None
+    steer = hints(
+        [read_picture(path, size, "control_image") for path in config.control_image], len(part)
+    )
     if not config.negative_prompt:
-        return made.rows(prompts, size, chunks), None
-    return made.pair(prompts, [config.negative_prompt] * len(part), size, chunks)
+        return made.rows(prompts, size, chunks) | steer, None
+    rows, avoid = made.pair(prompts, [config.negative_prompt] * len(part), size, chunks)
+    return rows | steer, avoid | steer
 
 
 def _start(
@@ -240,8 +252,13 @@ def _progress(total: int) -> tqdm:
     return tqdm(total=total, desc="drawing", unit="image", leave=False, disable=silent)
 
 
-def read_picture(path: str, size: tuple[int, int]) -> np.ndarray:
+def read_picture(path: str, size: tuple[int, int], field: str = "image") -> np.ndarray:
     """A picture of any format, resized: float32 [h, w, 3] in [-1, 1].
+
+    Args:
+        path: of the file.
+        size: (height, width).
+        field: of the config that names it.
 
     Raises:
         ValueError: if the file is no picture, or is absent.
@@ -250,7 +267,9 @@ def read_picture(path: str, size: tuple[int, int]) -> np.ndarray:
         with Image.open(path) as file:
             picture = file.convert("RGB").resize((size[1], size[0]), Image.Resampling.LANCZOS)
     except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"config.image = {path!r} cannot be read as a picture ({error})") from None
+        raise ValueError(
+            f"config.{field} = {path!r} cannot be read as a picture ({error})"
+        ) from None
     return to_unit(np.asarray(picture))
 
 

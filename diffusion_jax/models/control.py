@@ -5,7 +5,7 @@ Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -149,24 +149,31 @@ def control_from_module(module: ControlNet) -> Control:
     return control
 
 
-def with_control(net: Net, control: Control) -> Net:
-    """A ControlNet and the net that it steers, as one Net.
+def with_control(net: Net, controls: Sequence[Control]) -> Net:
+    """ControlNets and the net that they steer, as one Net; what several add is summed.
 
     Args:
         net: which takes cond["control"], such as a ``TextUNet``.
-        control: such as ``control_from_module`` gives.
+        controls: each such as ``control_from_module`` gives.
 
     Returns:
-        A Net with params {"net": ..., "control": ...}, whose cond also has "hint" [b, H, W, 3] in
-        [0, 1] and may have "control_scale" [b] (1 without it).
+        A Net with params {"net": ..., "control": (one for each)}, whose cond also has "hint", a
+        tuple of [b, H, W, 3] in [0, 1], and may have "control_scale", a tuple of [b] (1 without).
     """
 
     def controlled(params: Params, x, time, cond: Cond, *, key=None):
         own = {k: v for k, v in cond.items() if k not in ("hint", "control_scale")}
-        read = {k: cond[k] for k in (*_READS, "hint") if k in cond}
-        keys = (None, None) if key is None else jax.random.split(key)
-        scale = cond.get("control_scale", 1.0)
-        added = control(params["control"], x, time, read, scale=scale, key=keys[0])
-        return net(params["net"], x, time, {**own, "control": added}, key=keys[1])
+        read = {k: cond[k] for k in _READS if k in cond}
+        scales = cond.get("control_scale", (1.0,) * len(controls))
+        keys = [None] * (len(controls) + 1)
+        if key is not None:
+            keys = list(jax.random.split(key, len(controls) + 1))
+        each = zip(controls, params["control"], cond["hint"], scales, keys[1:], strict=True)
+        added = [
+            control(own_params, x, time, read | {"hint": hint}, scale=scale, key=own_key)
+            for control, own_params, hint, scale, own_key in each
+        ]
+        total = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *added)
+        return net(params["net"], x, time, {**own, "control": total}, key=keys[0])
 
     return controlled

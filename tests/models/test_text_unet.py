@@ -196,24 +196,38 @@ def test_gates_are_of_the_blocks_that_they_name(net, params, out):
 
 
 def test_control_is_added_where_it_should_be(params, control_params, net, out):
-    both = with_control(net_from_module(UNET), control_from_module(CONTROL))
+    both = with_control(net_from_module(UNET), [control_from_module(CONTROL)])
     run = quick(lambda params, cond: both(params, X, TIME, cond))
-    tree = {"net": params, "control": control_params}
-    scale = lambda *s: {"control_scale": jnp.array(s, jnp.float32)}
-    steered = run(tree, TEXT | HINT | scale(1, 1))
+    tree, hint = {"net": params, "control": (control_params,)}, {"hint": (HINT["hint"],)}
+    scale = lambda *s: {"control_scale": (jnp.array(s, jnp.float32),)}
+    steered = run(tree, TEXT | hint | scale(1, 1))
     assert np.abs(steered - out).max() > 1e-2
-    half = run(tree, TEXT | HINT | scale(0, 1))
+    half = run(tree, TEXT | hint | scale(0, 1))
     assert_allclose(half[0], out[0], rtol=1e-5, atol=1e-5)
     assert_allclose(half[1], steered[1], rtol=1e-5, atol=1e-5)
 
 
+def test_what_two_controls_add_is_summed(params, control_params):
+    control = control_from_module(CONTROL)
+    twice = with_control(net_from_module(UNET), [control, control])
+    once = with_control(net_from_module(UNET), [control])
+    hint, thirds = HINT["hint"], (jnp.full(2, 1 / 3), jnp.full(2, 2 / 3))
+    cond = TEXT | {"hint": (hint, hint), "control_scale": thirds}
+    both = quick(lambda p: twice(p, X, TIME, cond))
+    got = both({"net": params, "control": (control_params, control_params)})
+    alone = quick(lambda p: once(p, X, TIME, TEXT | {"hint": (hint,)}))
+    wanted = alone({"net": params, "control": (control_params,)})
+    assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_a_fresh_control_changes_nothing_and_learns():
     net, control = net_from_module(FLAT), CONTROL.clone(**FLAT_FIELDS)
-    both = with_control(net, control_from_module(control))
+    both = with_control(net, [control_from_module(control)])
+    hint = {"hint": (HINT["hint"],)}
     params, fresh = random_params(FLAT, TEXT), fresh_params(control, TEXT | HINT)
 
     def loss(control):
-        steered = both({"net": params, "control": control}, X, TIME, TEXT | HINT)
+        steered = both({"net": params, "control": (control,)}, X, TIME, TEXT | hint)
         return (steered**2).sum(), (steered, net(params, X, TIME, TEXT))
 
     grads, (steered, plain) = quick(jax.grad(loss, has_aux=True))(fresh)

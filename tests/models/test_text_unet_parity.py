@@ -129,11 +129,11 @@ def test_control_net_has_the_same_output_alone_and_beside_the_unet(case):
     @quick
     def both(params, x, time, cond):
         own = {k: v for k, v in cond.items() if k != "control_scale"}
-        alone = control(params["control"], x, time, own, scale=0.7)
-        return alone, with_control(net_from_module(unet), control)(params, x, time, cond)
+        alone = control(params["control"][0], x, time, {**own, "hint": hint}, scale=0.7)
+        return alone, with_control(net_from_module(unet), [control])(params, x, time, cond)
 
-    cond |= {"hint": hint, "control_scale": np.full(2, 0.7, np.float32)}
-    alone, out = both({"net": params, "control": control_params}, x, time, cond)
+    cond |= {"hint": (hint,), "control_scale": (np.full(2, 0.7, np.float32),)}
+    alone, out = both({"net": params, "control": (control_params,)}, x, time, cond)
     assert len(alone["down"]) == len(added.down_block_res_samples)
     pairs = zip(alone["down"], added.down_block_res_samples, strict=True)
     errors = [relative(ours, to_ours(t)) for ours, t in pairs]
