@@ -82,6 +82,7 @@ def _states(checkpoint: Checkpoint) -> dict[str, tuple[str, Mapping[str, np.ndar
     stem = "diffusion_pytorch_model"
     unet = sd_unet.to_sd_unet(checkpoint.unet.params, checkpoint.configs["unet"])
     vae = sd_autoencoder.to_diffusers_autoencoder(checkpoint.autoencoder.params)
+    found: dict[str, tuple[str, Mapping[str, np.ndarray]]]
     found = {"unet": (stem, unet), "vae": (stem, vae)}
     for i, part in enumerate(checkpoint.text_encoders):
         state = text_encoders.to_transformers(part.params, "clip_text", None)
