@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.data.flip = False  # mirror half of the images; wrong for digits and letters
     config.data.crop = "center"  # or "random", "stretch": where a larger image is cut
     config.data.balance = ""  # regex of words by which captions of one thing's variants differ
+    config.data.buckets = ()  # (height, width)s, a batch of one; or ("buckets(multiple=64)",)
     config.data.broken_records = 0  # records that cannot be read to replace by the next; then stop
     config.data.timeout = 600.0  # seconds without a batch after which the run stops; 0 for never
     config.data.num_classes = 10  # 0 trains without labels

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from configs import base
 from diffusion_jax import build_autoencoder
+from diffusion_jax.build_buckets import bucket_sizes
 from diffusion_jax.build_condition import Conditioning, conditioning
 from diffusion_jax.build_process import learned_schedule, noise_process
 from diffusion_jax.core import network_io, targets, weighting
@@ -242,7 +243,9 @@ def training_data(config: Config) -> Callable[[int], Any]:
         raise ValueError(f"config.data.timeout = {section.timeout} must be seconds, or 0 for ever")
     faults = Faults(section.broken_records)
     told = conditioning(config)
-    spec = data_spec(config, section.split)._replace(captions=told.captions)
+    spec = data_spec(config, section.split)
+    sizes = bucket_sizes(config, tuple(section.image_size))
+    spec = spec._replace(captions=told.captions, buckets=sizes)
     dataset = make_dataset(spec, faults).map(told.attach)
     return lambda start: batches(dataset, start, timeout=section.timeout, faults=faults)
 

@@ -68,6 +68,7 @@ class TextToImage(NamedTuple):
         prompts: Sequence[str],
         size: tuple[int, int] | None = None,
         chunks: int | None = None,
+        framing: np.ndarray | None = None,
     ) -> Rows:
         """What ``model.condition`` reads, of b prompts (see ``data.prompts``).
 
@@ -75,6 +76,9 @@ class TextToImage(NamedTuple):
             prompts: b texts.
             size: (height, width) of the images.
             chunks: see ``data.prompts.tokens``.
+            framing: int [b, 4], of training pictures: the height and width that each had, and the
+                top and left of what was cut out of it (SDXL's size and crop conditioning; Podell
+                et al. 2023, section 2.2).  None tells that each was made at this size, uncut.
         """
         found: Rows = {}
         for i, tokenizer in enumerate(self.tokenizers):
@@ -84,8 +88,10 @@ class TextToImage(NamedTuple):
             found |= {f"ids_{i}": part.ids, f"weights_{i}": part.weights}
         if self.sized:
             height, width = size or (self.size, self.size)
-            ids = [height, width, 0, 0, height, width]  # as if made at this size, and not cropped
-            found["time_ids"] = np.tile(np.asarray(ids, np.float32), (len(prompts), 1))
+            told = np.tile((height, width, 0, 0, height, width), (len(prompts), 1))
+            if framing is not None:
+                told[:, :4] = framing
+            found["time_ids"] = told.astype(np.float32)
         return found
 
     def pair(

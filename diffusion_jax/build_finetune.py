@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from diffusion_jax import build
+from diffusion_jax.build_buckets import bucket_sizes
 from diffusion_jax.build_checkpoint import TextToImage
 from diffusion_jax.build_condition import Conditioning
 from diffusion_jax.core.types import Params, Recipe
@@ -79,8 +80,10 @@ def conditioning(config: Config, made: TextToImage, prompt: str | None = None) -
 
     def attach(batch: Mapping[str, Any]) -> dict[str, Any]:
         texts = [one] * len(batch["image"]) if one else [str(text) for text in batch["caption"]]
-        rest = {n: x for n, x in batch.items() if n not in ("caption", "label")}
-        return {**rest, **rows(texts)}
+        rest = {n: x for n, x in batch.items() if n not in ("caption", "label", "framing")}
+        shown = batch["image"].shape[1:3]  # of a bucket, if there are some
+        told = made.rows(texts, shown, config.chunks or 1, batch.get("framing"))
+        return {**rest, **told}
 
     def request(n: int):
         return rows([one] * n), np.arange(n, dtype=np.int32)
@@ -104,6 +107,12 @@ def training_data(config: Config, made: TextToImage) -> Callable[[int], Any]:
     With ``config.prior.data`` each has a second set under "prior_" (see ``recipes.dreambooth``).
     """
     own = _dataset(config, made, config.data.name, None)
+    if config.prior.data and config.data.get("buckets", ()):
+        raise ValueError(
+            f"config.prior.data = {config.prior.data!r} gives each picture one of its kind, of the "
+            "same size, and config.data.buckets has several sizes; set buckets = (), or prior.data "
+            "= ''"
+        )
     if not config.prior.data:
         return lambda start: batches(own, start, timeout=config.data.timeout)
     if not config.prior.prompt:
@@ -124,9 +133,12 @@ def training_data(config: Config, made: TextToImage) -> Callable[[int], Any]:
 
 def _dataset(config: Config, made: TextToImage, name: str, prompt: str | None) -> Any:
     told = conditioning(config, made, prompt)
+    size = size_of(config, made)
+    sizes = bucket_sizes(config, size)
     spec = build.data_spec(config, config.data.split)._replace(
-        name=name, image_size=size_of(config, made), channels=3, captions=told.captions
-    )
+        name=name, image_size=size, channels=3, captions=told.captions,
+        buckets=sizes, framing=made.sized and bool(sizes),
+    )  # fmt: skip
     return make_dataset(spec).map(told.attach)
 
 

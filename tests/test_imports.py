@@ -12,9 +12,9 @@ ROOMS = (
 )  # fmt: skip
 
 BUILDS = (
-    "build", "build_additions", "build_autoencoder", "build_checkpoint", "build_condition",
-    "build_control", "build_evaluation", "build_finetune", "build_process", "build_sampling",
-    "build_weights",
+    "build", "build_additions", "build_autoencoder", "build_buckets", "build_checkpoint",
+    "build_condition", "build_control", "build_evaluation", "build_finetune", "build_process",
+    "build_sampling", "build_weights",
 )  # fmt: skip
 
 # room -> the rooms (or modules) of ours that it may import; itself too, but for configs.
@@ -35,7 +35,16 @@ ALLOWED = {
     "build_sampling": {*ROOMS, "build", "build_process", "spec"},
     "build_evaluation": {*ROOMS, "build", "build_process", "spec"},
     "jobs": {*ROOMS, *BUILDS, "spec", "files", "pictures"},
-    "build": {*ROOMS, "build_autoencoder", "build_condition", "build_process", "spec", "configs"},
+    "build": {
+        *ROOMS,
+        "build_autoencoder",
+        "build_buckets",
+        "build_condition",
+        "build_process",
+        "spec",
+        "configs",
+    },
+    "build_buckets": {"core", "data", "spec"},
     "build_process": {"core", "spec"},
     "build_autoencoder": {*ROOMS, "build_weights", "spec"},
     "build_weights": {"core", "convert", "train", "spec"},
@@ -43,7 +52,14 @@ ALLOWED = {
     "build_additions": {"convert", "data", "recipes"},
     "build_checkpoint": {*ROOMS, "build_additions"},
     "build_control": {"convert", "core", "models", "build_additions", "build_checkpoint"},
-    "build_finetune": {*ROOMS, "build", "build_checkpoint", "build_condition", "spec"},
+    "build_finetune": {
+        *ROOMS,
+        "build",
+        "build_buckets",
+        "build_checkpoint",
+        "build_condition",
+        "spec",
+    },
     "configs": {"configs.base", "configs.emoji_text_pixel", "configs.stable_diffusion"},
     "main": {"jobs"},
     "scripts": {*ROOMS, *BUILDS, "spec", "files", "pictures", "jobs", "configs", "main"},

@@ -5,15 +5,13 @@ An encoder costs more than a step of a small network, and says the same each tim
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.data.catalog import data_root
+from diffusion_jax.data.kept import kept
 
 Encode = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
 """n texts -> name -> array [n, ...]."""
@@ -57,29 +55,6 @@ def encoded(
         data_dir: folder of prepared sets (see ``catalog.data_root``).
     """
     unique = sorted(set(map(str, texts)))
-    told = hashlib.sha256("\n".join([name, *unique]).encode()).hexdigest()[:16]
-    path = data_root(data_dir) / "captions" / f"{told}.npz"
-    arrays = _read(path)
-    if arrays is None:
-        arrays = {key: np.asarray(value) for key, value in encode(unique).items()}
-        _write(path, arrays)
+    told = "\n".join([name, *unique])
+    arrays = kept("captions", told, lambda: encode(unique), data_dir)
     return Encoded({text: i for i, text in enumerate(unique)}, arrays)
-
-
-def _read(path: Path) -> dict[str, np.ndarray] | None:
-    try:
-        with np.load(path) as file:
-            return dict(file)
-    except (OSError, ValueError, KeyError, EOFError):  # absent, or not whole: it is made anew
-        return None
-
-
-def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -31,24 +31,46 @@ def toy_fetch(source: Source, spec: DataSpec) -> Fetch:
 
 def image_fetch(source: Source, spec: DataSpec) -> Fetch:
     """Images as ``spec`` wants them; random choices are keyed by (seed, position)."""
-    read = _cached(source.read, fitter(source, spec), source.info.num_examples, spec.cache_bytes)
+    plain = _sized(source.read) if spec.framing else source.read
+    read = _cached(plain, fitter(source, spec), source.info.num_examples, spec.cache_bytes)
     size = spec.image_size
 
     def fetch(indices, where):
-        examples = read(indices)
+        whole = examples = read(indices)
+        place = order.uniform(spec.seed, PLACE, where) if spec.crop == "random" else _HALF
+        places = np.broadcast_to(place, len(where))
         if size is not None and spec.crop != "stretch":
-            place = order.uniform(spec.seed, PLACE, where) if spec.crop == "random" else _HALF
             examples = [
                 example | {"image": images.cropped(example["image"], size, at)}
-                for example, at in zip(examples, np.broadcast_to(place, len(where)), strict=True)
+                for example, at in zip(examples, places, strict=True)
             ]
         batch = stack(examples)
+        mirrored = np.zeros(len(where), bool)
         if spec.flip:
             mirrored = order.uniform(spec.seed, FLIP, where) < 0.5
             batch["image"][mirrored] = batch["image"][mirrored, :, ::-1]
+        if spec.framing:
+            batch["framing"] = _framing(whole, batch["image"].shape[1:3], places, mirrored)
         return batch | {"image": to_unit(batch["image"])}
 
     return fetch
+
+
+def _sized(read: Callable[[np.ndarray], list[dict]]) -> Callable[[np.ndarray], list[dict]]:
+    """``read`` with the (height, width) that each image has before it is resized."""
+    return lambda indices: [one | {"size": one["image"].shape[:2]} for one in read(indices)]
+
+
+def _framing(
+    examples: list[dict], size: tuple[int, int], places: np.ndarray, mirrored: np.ndarray
+) -> np.ndarray:
+    """``DataSpec.framing`` of resized examples that are cut at ``places``, int32 [b, 4]."""
+    rows = []
+    for example, place, flipped in zip(examples, places, mirrored, strict=True):
+        shape = example["image"].shape
+        top, left = images.corner(shape, size, place)
+        rows.append((*example["size"], top, shape[1] - size[1] - left if flipped else left))
+    return np.array(rows, np.int32)
 
 
 def latent_fetch(source: Source, spec: DataSpec) -> Fetch:

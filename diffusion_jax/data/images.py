@@ -78,6 +78,16 @@ def resized(image: np.ndarray, size: tuple[int, int], crop: str) -> np.ndarray:
 
 def cropped(image: np.ndarray, size: tuple[int, int], place: float) -> np.ndarray:
     """Cut (height, width) out of [h, w, c], at ``place`` in [0, 1] along each longer side."""
-    top = round(place * (image.shape[0] - size[0]))
-    left = round(place * (image.shape[1] - size[1]))
+    top, left = corner(image.shape, size, place)
     return image[top : top + size[0], left : left + size[1]]
+
+
+def corner(shape: tuple[int, ...], size: tuple[int, int], place: float) -> tuple[int, int]:
+    """(top, left) of what ``cropped`` cuts out of an image of a shape (h, w, ...)."""
+    return round(place * (shape[0] - size[0])), round(place * (shape[1] - size[1]))
+
+
+def size_of(encoded: bytes) -> tuple[int, int]:
+    """(height, width) of what ``decode`` gives, from the header alone."""
+    with Image.open(io.BytesIO(encoded)) as picture:
+        return picture.height, picture.width

@@ -9,18 +9,22 @@ so a run resumes at any step at once, on any number of processes.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 
-@functools.lru_cache(maxsize=8)
-def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
     """A fixed shuffle of range(n), int64 [n]; another for each (seed, epoch); read-only."""
     generator = np.random.Generator(np.random.Philox(key=_words(seed, epoch)))
-    shuffled = generator.permutation(n)
-    shuffled.setflags(write=False)
-    return shuffled
+    found = generator.permutation(n)
+    found.setflags(write=False)
+    return found
+
+
+permutation = functools.lru_cache(maxsize=8)(shuffled)
+"""``shuffled``, the last few kept."""
 
 
 def _words(seed: int, other: int) -> np.ndarray:
@@ -34,15 +38,17 @@ def positions(step: int, batch_size: int, process_index: int = 0, process_count:
     return np.arange(first, first + size, dtype=np.int64)
 
 
-def examples(where: np.ndarray, n: int, seed: int, shuffle: bool) -> np.ndarray:
-    """Example indices, int64 in [0, n), at positions ``where`` int64 [b]."""
+def examples(
+    where: np.ndarray, n: int, seed: int, shuffle: bool, drawn: Callable = permutation
+) -> np.ndarray:
+    """Example indices, int64 in [0, n), at positions ``where`` int64 [b]; ``drawn`` shuffles."""
     epochs, places = np.divmod(where, n)
     if not shuffle:
         return places
     out = np.empty_like(places)
     for epoch in np.unique(epochs):
         inside = epochs == epoch
-        out[inside] = permutation(n, seed, int(epoch))[places[inside]]
+        out[inside] = drawn(n, seed, int(epoch))[places[inside]]
     return out
 
 

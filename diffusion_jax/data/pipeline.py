@@ -8,12 +8,15 @@ after the other, the batch that a single process makes.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import grain
 import numpy as np
 
 from diffusion_jax.data import images, order
 from diffusion_jax.data.balance import groups_of, members
+from diffusion_jax.data.buckets import by_bucket
 from diffusion_jax.data.faults import Faults, forgiving, watched
 from diffusion_jax.data.fetch import FETCHES, fitter, stack
 from diffusion_jax.data.sources import Source, open_source
@@ -27,7 +30,7 @@ def make_dataset(spec: DataSpec, faults: Faults | None = None) -> grain.MapDatas
 
     A batch is ``{"image": float32 [b, h, w, c] in [-1, 1], "label": int32 [b]}``, ``image`` being
     float32 [b, 2] for toy2d and scaled codes [b, h, w, z] for latents; unlabelled sets have no
-    ``label``.
+    ``label``.  With ``spec.buckets`` the size of images is another from batch to batch.
 
     Args:
         spec: see ``DataSpec``.
@@ -41,30 +44,35 @@ def make_dataset(spec: DataSpec, faults: Faults | None = None) -> grain.MapDatas
     source = open_source(spec.name, spec.split, spec.data_dir)
     source = forgiving(source, Faults() if faults is None else faults)
     check_against(spec, source.info)
+    make = by_bucket if spec.buckets else _in_order
+    batch_at, epoch = make(source, spec)
+
+    def told(step: int) -> dict[str, np.ndarray]:
+        batch = batch_at(step)
+        if not spec.captions:
+            batch.pop("caption", None)
+        return batch
+
+    return grain.MapDataset.range(ENDLESS if spec.repeat else epoch).map(told)
+
+
+def _in_order(source: Source, spec: DataSpec) -> tuple[Callable[[int], dict[str, Any]], int]:
+    """(step -> this process's part of the batch, batches in an epoch), all of one shape."""
     fetch = FETCHES[source.info.kind](source, spec)
     captions = _captions(source) if spec.balance else []
     groups = groups_of(captions, spec.balance) if spec.balance else None
     n = source.info.num_examples if groups is None else len(groups)
 
-    def batch_at(step: int) -> dict[str, np.ndarray]:
+    def batch_at(step: int) -> dict[str, Any]:
         where = order.positions(step, spec.batch_size, spec.process_index, spec.process_count)
         if not spec.repeat:
             where = where[where < n]
         which = order.examples(where, n, spec.seed, spec.shuffle)
         if groups is not None:
             which = members(groups, which, where, spec.seed)
-        batch = fetch(which, where)
-        if not spec.captions:
-            batch.pop("caption", None)
-        return batch
+        return fetch(which, where)
 
-    return grain.MapDataset.range(_length(spec, n)).map(batch_at)
-
-
-def _length(spec: DataSpec, n: int) -> int:
-    if spec.repeat:
-        return ENDLESS
-    return n // spec.batch_size if spec.drop_remainder else -(-n // spec.batch_size)
+    return batch_at, n // spec.batch_size if spec.drop_remainder else -(-n // spec.batch_size)
 
 
 class Batches:

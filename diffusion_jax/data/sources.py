@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from diffusion_jax.data import catalog, images, toy2d
 from diffusion_jax.data.prepare import prepare
+from diffusion_jax.data.sizes import image_sizes, stamp
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +49,13 @@ class Source(NamedTuple):
         read: indices int64 [n] -> n examples, each with ``image`` (uint8 [h, w, c]; float32 [2] for
             toy2d; float32 [h, w, z], the scaled mean, for latents, beside the ``deviation`` if that
             is known) and, where the set has them, ``label`` (int) and ``caption`` (str).
+        sizes: () -> (height, width) of every image, int32 [num_examples, 2], measured once and kept
+            beside the data; None of sets that have no images.
     """
 
     info: Info
     read: Callable[[np.ndarray], list[dict[str, Any]]]
+    sizes: Callable[[], np.ndarray] | None = None
 
 
 def open_source(name: str, split: str, data_dir: str | os.PathLike | None = None) -> Source:
@@ -82,7 +86,9 @@ def open_source(name: str, split: str, data_dir: str | os.PathLike | None = None
         class_names=tuple(labels.names) if labels else (),
         captions=caption is not None,
     )
-    return Source(info, _reader(records, image, label, caption))
+    told = f"{name} {split} {stamp(builder.data_path)}"
+    sizes = lambda: image_sizes(records, image, info.shape[:2], told, data_dir)
+    return Source(info, _reader(records, image, label, caption), sizes)
 
 
 def _records(builder: Any, name: str, split: str, decoders: Any = None) -> Any:

@@ -23,6 +23,10 @@ class DataSpec(NamedTuple):
         crop: ``center``, ``random`` or ``stretch`` (see ``images.CROPS``).
         balance: regular expression of words by which captions of one thing's variants differ: a
             thing is shown once an epoch, in a variant drawn anew; "" shows every example.
+        buckets: sizes (height, width), in place of ``image_size``: each batch is of images of about
+            one aspect ratio, brought to one of these (see ``buckets``); () for one size.
+        framing: put ``framing``, int32 [b, 4], into batches: the height and width that an image had
+            in the set, and the top and left of what was cut out of it after resizing.
         seed: of the order and of the random choices.
         shuffle: another order in each epoch; else the set's own.
         repeat: go on for ever; else stop after one epoch.
@@ -43,6 +47,8 @@ class DataSpec(NamedTuple):
     flip: bool = False
     crop: str = "center"
     balance: str = ""
+    buckets: tuple[tuple[int, int], ...] = ()
+    framing: bool = False
     seed: int = 0
     shuffle: bool = True
     repeat: bool = True
@@ -72,6 +78,25 @@ def check(spec: DataSpec) -> None:
     size = spec.image_size
     if size is not None and not (len(size) == 2 and min(size) > 0):
         raise ValueError(f"image_size is {size!r}; give (height, width), both positive, or None.")
+    if spec.buckets:
+        _check_buckets(spec)
+
+
+def _check_buckets(spec: DataSpec) -> None:
+    for size in spec.buckets:
+        pair = isinstance(size, (tuple, list)) and len(size) == 2
+        if not (pair and all(isinstance(side, int) and side > 0 for side in size)):
+            raise ValueError(f"buckets has {size!r}; give pairs (height, width), both positive.")
+    if spec.balance:
+        raise ValueError(
+            f"balance is {spec.balance!r} and buckets are {len(spec.buckets)} sizes, but variants "
+            "of one thing may lie in several buckets; set balance = '' or buckets = ()."
+        )
+    if not (spec.repeat or spec.drop_remainder):
+        raise ValueError(
+            "drop_remainder is False, but with buckets every batch is full; set it True, or "
+            "buckets = ()."
+        )
 
 
 def check_against(spec: DataSpec, info: Info) -> None:
@@ -83,7 +108,13 @@ def check_against(spec: DataSpec, info: Info) -> None:
             f"{field} is {getattr(spec, field)!r}, but {spec.name} holds codes, and the code of a "
             f"changed image is not the changed code; set data.{field} = {off}."
         )
-    if spec.image_size is None and None in shape:
+    if spec.buckets and info.kind != "image":
+        held = "codes of one size" if info.kind == "latents" else "points"
+        raise ValueError(
+            f"buckets are {len(spec.buckets)} sizes, but {spec.name} holds {held}; set "
+            "data.buckets = (), or name a set of images."
+        )
+    if spec.image_size is None and None in shape and not spec.buckets:
         raise ValueError(
             f"image_size is None, but images of {spec.name} differ in size; give (height, width)."
         )

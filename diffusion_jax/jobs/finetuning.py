@@ -11,6 +11,7 @@ import numpy as np
 
 from diffusion_jax import build, pictures
 from diffusion_jax.build_additions import with_loras
+from diffusion_jax.build_buckets import bucket_sizes, check_sizes
 from diffusion_jax.build_checkpoint import TextToImage, Weights, text_to_image
 from diffusion_jax.build_finetune import adapted_params, alpha, finetune, size_of, training_data
 from diffusion_jax.convert.lora import Lora, write_lora
@@ -53,12 +54,15 @@ def finetune_lora(config: Config, workdir: str | os.PathLike) -> TrainState:
     prompting.image_size(config, made)
     experiment, settings = finetune(config, made), build.training(config)
     frozen = place_params(config, experiment.frozen())
+    data = training_data(config, made)
+    if sizes := bucket_sizes(config, size_of(config, made)):
+        check_sizes(experiment.recipe, frozen, next(iter(data(0))), sizes)
     average = settings["ema"].params
     show = _shower(config, made, frozen, Path(workdir) / "samples")
     hook = Hook(config.train.sample_every, lambda step, state: show(step, average(state.ema)))
     state = run_loop(
         experiment.recipe,
-        data=training_data(config, made),
+        data=data,
         folder=workdir,
         config=plain(config),
         frozen=frozen,

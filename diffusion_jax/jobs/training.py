@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from diffusion_jax import build
 from diffusion_jax.build_autoencoder import AutoencoderExperiment
+from diffusion_jax.build_buckets import bucket_sizes, check_sizes
 from diffusion_jax.core.types import Params
 from diffusion_jax.jobs import autoencoding
 from diffusion_jax.jobs.drawing import draw_many, drawer
@@ -46,7 +47,9 @@ def train(config: Config, workdir: str | os.PathLike) -> TrainState:
     settings = build.training(config)
     folder = Path(workdir) / "samples"
     view = VIEWS[type(experiment)](config, experiment, folder)
-    data = build.training_data(config)
+    data, frozen = build.training_data(config), experiment.frozen()
+    if sizes := bucket_sizes(config, tuple(config.data.image_size)):
+        check_sizes(experiment.recipe, frozen, next(iter(data(0))), sizes)
     average = settings["ema"].params
     show = lambda step, state: view.show(step, average(state.ema))
 
@@ -61,7 +64,7 @@ def train(config: Config, workdir: str | os.PathLike) -> TrainState:
         data=data,
         folder=workdir,
         config=plain(config),
-        frozen=experiment.frozen(),
+        frozen=frozen,
         hooks=[Hook(config.train.sample_every, show), Hook(config.train.snapshot_every, keep)],
         **settings,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -25,7 +25,7 @@ _compilations: list[float] = []
 
 
 class Program:
-    """A step with its state's memory donated, compiled at its first call.
+    """A step with its state's memory donated, compiled at the first call with a batch of a shape.
 
     Args:
         step: from ``make_step``.
@@ -34,7 +34,7 @@ class Program:
 
     Attributes:
         jitted: what is compiled.
-        flops: of one call, over all devices; 0 before the first.
+        flops: of one call, over all devices, the mean of the calls so far; 0 before the first.
     """
 
     def __init__(self, step: Step, places: TrainState, mesh: Mesh):
@@ -45,8 +45,8 @@ class Program:
             return returned(state, places), metrics
 
         self.jitted = jax.jit(on_mesh(on_devices, mesh), donate_argnums=0, out_shardings=out)
-        self._compiled: Any = None
-        self.flops = 0.0
+        self._compiled: dict[Any, _Compiled] = {}
+        self._calls, self.flops = 0, 0.0
 
     @classmethod
     def of(
@@ -69,11 +69,22 @@ class Program:
         return cls(step, places, mesh)
 
     def __call__(self, state: TrainState, frozen: Params, batch: Batch):
-        if self._compiled is None:
+        shapes = tuple((name, x.shape, x.dtype) for name, x in sorted(batch.items()))
+        if shapes not in self._compiled:
             traced = self.jitted.trace(state, frozen, batch)
-            self.flops = count(traced.jaxpr).total
-            self._compiled = traced.lower().compile()
-        return self._compiled(state, frozen, batch)
+            made = _Compiled(traced.lower().compile(), count(traced.jaxpr).total)
+            self._compiled[shapes] = made
+        chosen = self._compiled[shapes]
+        self._calls += 1
+        self.flops += (chosen.flops - self.flops) / self._calls
+        return chosen.call(state, frozen, batch)
+
+
+class _Compiled(NamedTuple):
+    """A program for batches of one shape, and the FLOPs of a call."""
+
+    call: Any
+    flops: float
 
 
 def compilations() -> tuple[int, float]:

@@ -126,3 +126,54 @@ def test_wrong_fields_are_sentences(place, tmp_path):
     config.checkpoint = ""
     with pytest.raises(ValueError, match=r"config\.checkpoint is empty"):
         jobs.train(config, tmp_path)
+
+
+def test_sdxl_is_told_sizes_and_crops_of_buckets(place, tmp_path):
+    _, checkpoint = stable_diffusion.pipeline("sdxl", tmp_path)
+    shapes = [(24, 72), (72, 24), (40, 40)]  # (height, width)
+    (tmp_path / "wide").mkdir()
+    for i in range(12):
+        height, width = shapes[i % 3]
+        picture = Image.new("RGB", (width, height), (20 * i, 0, 0))
+        picture.save(tmp_path / "wide" / f"{i}.png")
+    prepare("image_folder", place[1], Options(folder=str(tmp_path / "wide"), test_fraction=0.0))
+    config = config_of((checkpoint, place[1]))
+    config.data.name = "image_folder/wide"
+    config.data.buckets = ((16, 32), (32, 16), (24, 24))
+    made = text_to_image(read_checkpoint(checkpoint))
+    stream = build_finetune.training_data(config, made)(0)
+    # Resized to cover: 24x72 to 16x48, of which the middle 16x32 is left; a square is not cut.
+    wanted = {
+        (16, 32): [24, 72, 0, 8, 16, 32],
+        (32, 16): [72, 24, 8, 0, 32, 16],
+        (24, 24): [40, 40, 0, 0, 24, 24],
+    }
+    seen = set()
+    for _ in range(6):
+        batch = next(stream)
+        assert sorted(batch) == ["ids_0", "ids_1", "image", "time_ids", "weights_0", "weights_1"]
+        size = batch["image"].shape[1:3]
+        assert batch["time_ids"].dtype == np.float32
+        np.testing.assert_array_equal(batch["time_ids"], [wanted[size]] * 2)
+        seen.add(size)
+    assert seen == set(wanted)
+    np.testing.assert_array_equal(made.rows(["a"], (8, 16))["time_ids"], [[8, 16, 0, 0, 8, 16]])
+
+    config.prior.update(data="image_folder/kind", prompt="a photo of a dog")
+    with pytest.raises(ValueError, match=r"config\.data\.buckets has several sizes; set buckets"):
+        build_finetune.training_data(config, made)
+
+
+def test_a_lora_is_trained_on_buckets(place, tmp_path):
+    config = config_of(place, steps=2)
+    config.data.buckets = ((32, 16), (16, 16))
+    config.train.update(sample_every=0)
+    with pytest.raises(ValueError, match=r"has 20x16: image size .* is not a multiple of 8"):
+        wrong = config.copy_and_resolve_references()
+        wrong.data.buckets = ((32, 16), (20, 16))
+        jobs.train(wrong, tmp_path / "wrong")
+    with pytest.warns(UserWarning, match=r"left out.* 32x16 \(0\)"):
+        state = jobs.train(config, tmp_path / "run")
+    assert int(state.step) == 2 and list(state.params) == ["lora"]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert all(np.isfinite(json.loads(line)["loss"]) for line in lines) and len(lines) == 2

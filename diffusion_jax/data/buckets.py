@@ -1,0 +1,197 @@
+"""Aspect buckets: each batch of images of one shape, chosen near to what the images have.
+
+Cropping pictures of many shapes to one cuts off heads, and a model then draws such pictures
+(Anlatan 2022, "NovelAI improvements on Stable Diffusion", aspect ratio bucketing; Podell et al.
+2023, section 2.3, multi-aspect training).  Here each example belongs to the bucket of nearest
+aspect ratio for good, is resized to cover that bucket's size, and cropped.
+
+Bucket j of n_j examples walks its own endless sequence of positions, as ``order`` has them: it
+shows each of its examples once before any a second time.  With batches of B, epoch e has
+
+    c_j(e) = floor((e + 1)·n_j / B) - floor(e·n_j / B)                                       (1)
+
+batches of it: what does not fill a batch is carried over to the next epoch, not dropped, so no
+example is rarer than another.  The batches of an epoch come in a shuffled order.  All follows from
+(seed, step) in closed form.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.data import order
+from diffusion_jax.data.fetch import image_fetch
+from diffusion_jax.data.sources import Source
+from diffusion_jax.data.spec import DataSpec
+
+Size = tuple[int, int]
+
+
+def buckets(area: int, multiple: int = 64, most_ratio: float = 2.0) -> tuple[Size, ...]:
+    """All sizes (height, width) of multiples that cannot grow either way within an area.
+
+    Args:
+        area: height·width at most, in pixels.
+        multiple: of which both sides are.
+        most_ratio: of the longer to the shorter side.
+
+    Returns:
+        Sizes from the widest to the tallest.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    units = area // multiple**2 if multiple > 0 else 0
+    if units < 1 or most_ratio < 1:
+        raise ValueError(
+            f"buckets(area={area}, multiple={multiple}, most_ratio={most_ratio}) are none; take "
+            "an area of at least multiple² and a ratio of at least 1"
+        )
+    found = [(h, units // h) for h in range(1, units + 1)]
+    longest = [(h, w) for h, w in found if units // w == h]
+    fits = [(h, w) for h, w in longest if max(h / w, w / h) <= most_ratio]
+    if not fits:
+        raise ValueError(
+            f"no size of multiples of {multiple} within {area} pixels has a ratio of at most "
+            f"{most_ratio}; raise config.data.buckets' most_ratio or area, or lower its multiple"
+        )
+    return tuple((h * multiple, w * multiple) for h, w in fits)
+
+
+class Bucket(NamedTuple):
+    """A size (height, width) and the examples brought to it, int64 [n]."""
+
+    size: Size
+    members: np.ndarray
+
+
+def sorted_out(image_sizes: np.ndarray, sizes: Sequence[Size], batch_size: int) -> list[Bucket]:
+    """Each example in the bucket of nearest aspect ratio, by the difference of logarithms.
+
+    A bucket that cannot fill a batch is left out, its examples going to the next nearest; one
+    warning names all of these.
+
+    Args:
+        image_sizes: (height, width) of each image, int [n, 2].
+        sizes: of the buckets; of equal ratios the first is taken.
+        batch_size: fewest examples of a bucket.
+
+    Raises:
+        ValueError: if none can fill a batch.
+    """
+    ratios = np.log(image_sizes[:, 0] / image_sizes[:, 1])
+    left, missing = list(dict.fromkeys(sizes)), {}
+    while True:
+        own = np.log([h / w for h, w in left])
+        nearest = np.argmin(np.abs(ratios[:, None] - own), 1)
+        counts = np.bincount(nearest, minlength=len(left))
+        if counts.max() < batch_size:
+            raise ValueError(
+                f"batch_size is {batch_size}, but the largest of the buckets, "
+                f"{_text(left[int(counts.argmax())])}, has only {counts.max()} of "
+                f"{len(image_sizes)} images; choose a smaller batch, or fewer buckets."
+            )
+        least = int(counts.argmin())
+        if counts[least] >= batch_size:
+            break
+        missing[left.pop(least)] = counts[least]
+    if missing:
+        told = ", ".join(f"{_text(size)} ({n})" for size, n in missing.items())
+        warnings.warn(
+            f"config.data.buckets: these have fewer images than a batch of {batch_size} and are "
+            f"left out, what they have going to the nearest others: {told}",
+            stacklevel=2,
+        )
+    return [Bucket(size, np.flatnonzero(nearest == j)) for j, size in enumerate(left)]
+
+
+def _text(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+class Turns(NamedTuple):
+    """Whose turn it is at each step: equation (1).
+
+    Attributes:
+        counts: n_j, examples of each bucket, at least ``batch_size`` each.
+        batch_size: B.
+        seed: of the order.
+        shuffle: the batches of an epoch; else one bucket after the other.
+    """
+
+    counts: tuple[int, ...]
+    batch_size: int
+    seed: int
+    shuffle: bool
+
+    def before(self, epoch: int) -> list[int]:
+        """Batches of each bucket before an epoch."""
+        return [epoch * n // self.batch_size for n in self.counts]
+
+    def at(self, step: int) -> tuple[int, int]:
+        """(bucket, the number of its batch, from 0) at a step."""
+        epoch = step * self.batch_size // sum(self.counts)  # or one of the next few
+        while sum(self.before(epoch + 1)) <= step:
+            epoch += 1
+        whose, number = _epoch(self, epoch)
+        place = step - sum(self.before(epoch))
+        return int(whose[place]), int(number[place])
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(turns: Turns, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """(bucket, number of its batch) of all batches of an epoch, int64 [m] each."""
+    first, end = np.array(turns.before(epoch)), np.array(turns.before(epoch + 1))
+    whose = np.repeat(np.arange(len(first)), end - first)
+    if turns.shuffle:
+        whose = whose[order.shuffled(len(whose), turns.seed, epoch)]
+    number = np.empty_like(whose)
+    for j, (a, b) in enumerate(zip(first, end, strict=True)):
+        number[whose == j] = np.arange(a, b)
+    return whose, number
+
+
+def by_bucket(source: Source, spec: DataSpec) -> tuple[Callable[[int], dict[str, Any]], int]:
+    """(step -> this process's part of the batch, batches in the first epoch) of a set of images.
+
+    Raises:
+        ValueError: as ``sorted_out``.
+    """
+    assert source.sizes is not None  # of images, which ``check_against`` sees to
+    found = sorted_out(source.sizes(), spec.buckets, spec.batch_size)
+    counts = tuple(len(bucket.members) for bucket in found)
+    turns = Turns(counts, spec.batch_size, _seed(spec.seed, 0), spec.shuffle)
+    fetches = [_fetch(source, spec, bucket) for bucket in found]
+    drawn = functools.lru_cache(maxsize=2 * len(found))(order.shuffled)
+
+    def batch_at(step: int) -> dict[str, Any]:
+        j, number = turns.at(step)
+        part = (spec.batch_size, spec.process_index, spec.process_count)
+        own = order.positions(number, *part)
+        which = order.examples(own, counts[j], _seed(spec.seed, j + 1), spec.shuffle, drawn)
+        # Random choices are keyed by the position in the run, which no two batches share.
+        return fetches[j](which, order.positions(step, *part))
+
+    return batch_at, sum(turns.before(1))
+
+
+def _fetch(source: Source, spec: DataSpec, bucket: Bucket) -> Any:
+    """A bucket as a set of its own, all of one size."""
+    n = len(bucket.members)
+    info = source.info._replace(num_examples=n)
+    share = spec.cache_bytes * n // source.info.num_examples
+    own = Source(info, lambda indices: source.read(bucket.members[indices]))
+    return image_fetch(own, spec._replace(image_size=bucket.size, cache_bytes=share))
+
+
+def _seed(seed: int, stream: int) -> int:
+    """A seed for each of several orders."""
+    return (seed + (stream + 1) * 2**32) % 2**64
+
+
+BUCKETS: dict[str, Callable[..., tuple[Size, ...]]] = {"buckets": buckets}
