@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from diffusion_jax.core.flow_maps import to_clean
 from diffusion_jax.core.guidance import GUIDANCES, Guidance, Weight
 from diffusion_jax.core.process import corrupt
 from diffusion_jax.core.sampling import prior, sample, trajectory
 from diffusion_jax.core.targets import denoiser
-from diffusion_jax.core.types import Cond, Denoise, Model, NoiseLevel, Params, Solver
+from diffusion_jax.core.types import Cond, Jump, Model, NoiseLevel, Params, Solver
 
 CFG = GUIDANCES["cfg"]()
 
@@ -87,11 +88,11 @@ def guided(
     guidance_scale: Weight | None,
     guidance: Guidance = CFG,
     negative: Cond | None = None,
-) -> Denoise:
+) -> Jump:
     """The model under guidance; there is no empty condition where the scale is None."""
     contrast = guidance_scale is not None and bool(jax.tree.leaves(cond))
     null = model.null(frozen, cond) if contrast and negative is None else negative
-    return guidance(denoiser(model, params), cond, null, guidance_scale)
+    return to_clean(guidance(denoiser(model, params), cond, null, guidance_scale))
 
 
 def prompted(

@@ -243,6 +243,35 @@ def flow_map_numeric(
     return jax.lax.fori_loop(0, steps, body, x / radius(now)) * radius(nxt)
 
 
+@jax.jit
+def average(
+    data: GaussianMixture, x: Float[Array, "b ..."], now: NoiseLevel, end: NoiseLevel
+) -> Prediction:
+    """The exact two-time Prediction (``flow_maps``, equation 1) of one Gaussian.
+
+    Along each axis y - m = sqrt(c + s²)·k, so with v of (1) at both levels, and k = z/sqrt(v_now),
+
+        eps     = k·(sigma·alpha_end + sigma_end·alpha) / n,
+        x0 - m  = k·(alpha·alpha_end·c + sqrt(v_now·v_end) - sigma·sigma_end) / n,
+        n       = sqrt(v_now)·alpha_end + sqrt(v_end)·alpha,
+
+    with no division that two equal levels, or the ends of time, would make 0/0.
+
+    Raises:
+        ValueError: if the mixture has more than one component (take ``flow_maps.secant`` of
+            ``flow_map_numeric``).
+    """
+    if data.means.shape[0] != 1:
+        raise ValueError(f"average is exact for 1 component, got {data.means.shape[0]}")
+    a, b = _components(data, x, now), _components(data, x, end)
+    v_now, v_end = jnp.sqrt(a.v), jnp.sqrt(b.v)
+    k = a.z / v_now / (v_now * b.alpha + v_end * a.alpha)
+    eps = k * (a.sigma * b.alpha + b.sigma * a.alpha)
+    x0 = k * (a.alpha * b.alpha * data.variances + v_now * v_end - a.sigma * b.sigma)
+    turn = lambda z: jnp.einsum("kij,bkj->bi", data.axes, z)
+    return Prediction((data.means + turn(x0)).reshape(x.shape), turn(eps).reshape(x.shape))
+
+
 class _Components(NamedTuple):
     """Of each x and component: z and v of (1, 2) [b, k, d], log w_k + log N [b, k], and factors."""
 

@@ -12,7 +12,7 @@ or plain callables; none holds a config, a flag or mutable state.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float
@@ -64,6 +64,26 @@ Denoise = Callable[[Array, NoiseLevel], Prediction]
 
 Denoiser = Callable[[Array, NoiseLevel, Cond], Prediction]
 """(x [b, ...], level, cond) -> Prediction.  A Denoise before its condition is chosen."""
+
+
+@runtime_checkable
+class Jump(Protocol):
+    """A map between two levels: what a few-step model is, and the solver ``jump`` calls.
+
+    Args of a call:
+        x: [b, ...] at level ``now``.
+        now: the level of x, [] or [b].
+        end: the level to go to, shaped as ``now``; None for the clean one, so a Jump is a Denoise.
+
+    Returns the Prediction whose straight way (x0 and eps held) from x leads to ``end``, see
+    ``flow_maps``: where end = now, that of a Denoise.
+    """
+
+    def __call__(self, x: Array, now: NoiseLevel, end: NoiseLevel | None = None) -> Prediction: ...
+
+
+Jumper = Callable[[Array, NoiseLevel, NoiseLevel, Cond], Prediction]
+"""(x [b, ...], now, end, cond) -> Prediction.  A Jump before its condition is chosen."""
 
 
 class Net(Protocol):
@@ -126,7 +146,7 @@ class Solver(NamedTuple):
     Attributes:
         init: x -> S, the state it carries (past predictions, ...), a pytree, () if none.
         step: (key, denoise, x, now, nxt, S) -> (x at nxt, S).  Gets the *function* denoise, so a
-            method with several evaluations is straight-line code.
+            method with several evaluations is straight-line code.  ``jump`` wants a ``Jump``.
     """
 
     init: Callable[[Array], Any]
@@ -186,6 +206,8 @@ __all__ = [
     "Context",
     "Denoise",
     "Denoiser",
+    "Jump",
+    "Jumper",
     "Model",
     "Net",
     "NoiseLevel",

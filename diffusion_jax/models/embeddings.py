@@ -82,12 +82,15 @@ class ConditionEmbedding(nn.Module):
         features: (time [b], feature_dim) -> [b, feature_dim].
         num_classes: labels are 0 ... num_classes - 1, and num_classes is the null class; 0 for a
             network without labels.
+        scalars: keys of cond that hold more numbers to be told, such as "end" and
+            "guidance_scale"; nothing is heard of them at initialisation.
     """
 
     dim: int
     feature_dim: int
     features: Callable[[Array, int], Array]
     num_classes: int = 0
+    scalars: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, time: Float[Array, " b"], cond: Mapping[str, Any]) -> Float[Array, "b dim"]:
@@ -95,13 +98,13 @@ class ConditionEmbedding(nn.Module):
 
         Args:
             time: [b].
-            cond: {"label": int [b]} or {}.
+            cond: {"label": int [b]} or {}, and float [b] for each of ``scalars``.
 
         Raises:
-            ValueError: if cond has a key that this network has no use for, or labels that are not
-                integers.
+            ValueError: if cond has a key that this network has no use for, or lacks a scalar, or
+                for labels that are not integers.
         """
-        known = {"label"} if self.num_classes else set()
+        known = ({"label"} if self.num_classes else set()) | set(self.scalars)
         if unknown := sorted(set(cond) - known):
             raise ValueError(
                 f"cond has {unknown}, but this network (num_classes={self.num_classes}) knows "
@@ -110,10 +113,30 @@ class ConditionEmbedding(nn.Module):
         h = self.features(time.astype(jnp.float32), self.feature_dim)
         h = silu(Dense(self.dim, name="time_0")(h))
         h = Dense(self.dim, name="time_1")(h)
+        for name in self.scalars:
+            if name not in cond:
+                raise ValueError(
+                    f"cond lacks {name!r}, which this network (scalars={self.scalars}) is told: "
+                    "sample it with the recipe's own sampler, or give the number, float [b]."
+                )
+            h = h + ScalarEmbedding(self.dim, self.feature_dim, name=name)(cond[name])
         if not self.num_classes:
             return h
         label = cond.get("label", jnp.full(time.shape, self.num_classes))
         return h + LabelEmbedding(self.num_classes, self.dim, name="label")(label)
+
+
+class ScalarEmbedding(nn.Module):
+    """A number -> a vector that is 0 at initialisation, so a trained network may gain an input."""
+
+    dim: int
+    feature_dim: int
+
+    @nn.compact
+    def __call__(self, value: Float[Array, " b"]) -> Float[Array, "b dim"]:
+        """[b], of the range of time or of a guidance scale, -> [b, dim] float32."""
+        h = silu(Dense(self.dim, name="dense_0")(sinusoidal(value, self.feature_dim)))
+        return Dense(self.dim, kernel_init=nn.initializers.zeros_init(), name="dense_1")(h)
 
 
 class LabelEmbedding(nn.Module):

@@ -22,12 +22,14 @@ class MLP(nn.Module):
         depth: number of residual blocks.
         out_channels: of the output.
         num_classes: 0 for no labels; else the label num_classes is the null class.
+        scalars: see ``embeddings.ConditionEmbedding``.
     """
 
     width: int = 128
     depth: int = 3
     out_channels: int = 2
     num_classes: int = 0
+    scalars: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(
@@ -41,7 +43,9 @@ class MLP(nn.Module):
         """Run it; ``train`` changes nothing, as there is no dropout.  Zero at initialisation."""
         del train
         features = partial(sinusoidal, max_period=1e4)
-        embed = ConditionEmbedding(self.width, 64, features, self.num_classes, name="embed")
+        embed = ConditionEmbedding(
+            self.width, 64, features, self.num_classes, tuple(self.scalars), name="embed"
+        )
         emb = silu(embed(time, cond))
         h = Dense(self.width, name="dense_in")(x)
         for i in range(self.depth):

@@ -79,6 +79,7 @@ class UNet(nn.Module):
         remat: name in ``REMATS``: what the backward pass of a block recomputes.
         scan_blocks: scan runs of equal blocks within a level (faster compilation of deep levels).
         attention: name in ``attention_memory.ATTENTIONS``; "chunked" saves memory.
+        scalars: see ``embeddings.ConditionEmbedding``.
     """
 
     channels: int = 64
@@ -107,6 +108,7 @@ class UNet(nn.Module):
     remat: str = "none"
     scan_blocks: bool = False
     attention: str = "full"
+    scalars: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(
@@ -122,10 +124,10 @@ class UNet(nn.Module):
         Args:
             x: scaled noisy input; h and w must be multiples of patch·2^(levels - 1).
             time: [b], what ``core.network_io.TIME_INPUTS`` makes of the level.
-            cond: {"label": int [b]}, or {} for the null class or a net without labels; and for
-                guidance "identity_attention", float [b, len(attention_layers)], 1 where an
-                attention map becomes the identity, and "skip_blocks", float [b, len(blocks)], 1
-                where a block returns its input.
+            cond: {"label": int [b]}, or {} for the null class or a net without labels; float [b]
+                for each of ``scalars``; and for guidance "identity_attention", float
+                [b, len(attention_layers)], 1 where an attention map becomes the identity, and
+                "skip_blocks", float [b, len(blocks)], 1 where a block returns its input.
             train: whether dropout is on, which needs an rng named "dropout".
 
         Returns:
@@ -205,6 +207,7 @@ class UNet(nn.Module):
             feature_dim=self.channels,
             features=partial(TIME_FEATURES[self.time_features], **(self.time_options or {})),
             num_classes=self.num_classes,
+            scalars=tuple(self.scalars),
             name="embed",
         )
 

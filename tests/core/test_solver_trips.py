@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from diffusion_jax.core import grids, oracles, sampling, schedules
+from diffusion_jax.core import flow_maps, grids, oracles, sampling, schedules
 from diffusion_jax.core.process import PATHS, Process
 from diffusion_jax.core.solvers import SOLVERS, noising
 from diffusion_jax.core.types import NoiseLevel, Prediction
@@ -31,6 +31,7 @@ def _data():
     return oracles.mixture([1, 2], [[-0.8, 0.3], [0.6, -0.4]], [0.5, 0.4])
 
 
+@flow_maps.to_clean
 def _denoise(x, level):
     return oracles.predict(_data(), x, level)
 

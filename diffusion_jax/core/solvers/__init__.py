@@ -8,6 +8,7 @@ from diffusion_jax.core.solvers.ancestral import ancestral, ddpm
 from diffusion_jax.core.solvers.ddim import ddim
 from diffusion_jax.core.solvers.er_sde import er_sde
 from diffusion_jax.core.solvers.invertible import edict
+from diffusion_jax.core.solvers.jump import jump
 from diffusion_jax.core.solvers.multistep import deis, exponential_adams, ipndm, lms, plms, pndm
 from diffusion_jax.core.solvers.sa_solver import sa_solver
 from diffusion_jax.core.solvers.unipc import unipc
@@ -66,6 +67,7 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "adaptive": adaptive,
     "consistency": noising.consistency,
     "edict": edict,
+    "jump": jump,
 }
 
 __all__ = ["SOLVERS", "ancestral", "ddim", "ddpm"]

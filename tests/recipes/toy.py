@@ -1,0 +1,145 @@
+"""What the tests of few-step recipes share: exact networks, and points in the plane to learn."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from diffusion_jax.core import ema as averages
+from diffusion_jax.core import network_io, oracles, sampling, targets
+from diffusion_jax.core.process import Process
+from diffusion_jax.core.types import Codec, Context, Model
+from diffusion_jax.models.adapter import net_from_module
+from diffusion_jax.models.mlp import MLP
+from diffusion_jax.train.state import new_state
+from diffusion_jax.train.step import make_step
+
+
+def model_of(net, process, target, time_in=None, scale_in=None, labels=False):
+    """A Model of points, whose condition is their label if asked."""
+    return Model(
+        net=net,
+        process=process,
+        target=target,
+        scale_in=scale_in or (lambda level: jnp.ones_like(level.alpha)),
+        time_in=time_in or (lambda level: level.log_snr),
+        codec=Codec(lambda frozen, x, key: x, lambda frozen, x: x),
+        condition=lambda frozen, batch: {"label": batch["label"]} if labels else {},
+        null=lambda frozen, cond: jax.tree.map(lambda leaf: jnp.full_like(leaf, 99), cond),
+    )
+
+
+def oracle_net(process, target, truth, bump=lambda x: jnp.cos(2 * x)):
+    """(params, ...) -> what ``truth`` (x, level, cond) says, and params["net"] away from it.
+
+    In float64, the level by its λ, which must be the model's ``time_in``.
+    """
+
+    def net(params, x, time, cond, key=None):
+        level = process.at_log_snr(time)
+        prediction = truth(x, level, cond)
+        return targets.express(target, *prediction[:2], level) + params["net"] * bump(x)
+
+    return net
+
+
+def context(step=0, ema=None, frozen=None, carry=()):
+    return Context(jnp.asarray(step, jnp.int32), ema or {}, frozen or {}, carry)
+
+
+def assert_truth_is_the_minimum(loss, fixed=1e-20, slope=1e-9):
+    """loss(theta): 0 with slope 0 at theta = 0, and downhill towards it from either side."""
+    value = jax.jit(jax.value_and_grad(loss))
+    at_truth, gradient = value(jnp.float64(0.0))
+    assert abs(at_truth) < fixed and abs(gradient) < slope, (at_truth, gradient)
+    for theta in (-0.1, 0.1):
+        away, gradient = value(jnp.float64(theta))
+        assert away > 1e-5 and gradient * theta > 1e-4, (theta, away, gradient)
+
+
+DATA = ([1, 2, 2, 1], [[0.6, 0.2], [-0.2, 0.6], [-0.6, -0.3], [0.3, -0.6]])
+
+
+def data():
+    """Four blobs of unequal weight, standard deviation about 0.5 in all."""
+    return oracles.mixture(*DATA, [0.01] * 4)
+
+
+def edm_model(net, process):
+    """EDM's preconditioning of points."""
+    return model_of(
+        net, process, targets.edm(0.5), network_io.edm_noise(), network_io.edm_scale(0.5)
+    )
+
+
+def v_model(net, process):
+    return model_of(net, process, targets.v(), network_io.log_snr(10.0), network_io.unit())
+
+
+def mlp(scalars=()):
+    module = MLP(width=48, depth=2, scalars=scalars)
+    init = lambda key, x, cond: module.init(key, x, jnp.zeros(x.shape[:1]), cond)["params"]
+    inner = net_from_module(module)
+    net = lambda params, x, time, cond, *, key=None: inner(params["net"], x, time, cond, key=key)
+    return net, init
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _run(recipe, ema, rate, batch, steps, state, frozen):
+    # ``steps`` is traced: one program for any number of them.
+    tx = optax.adam(optax.linear_schedule(rate, 0.1 * rate, 1500))
+    step = make_step(recipe, tx, ema, seed=1)
+
+    def body(i, carry):
+        state, _ = carry
+        x = oracles.sample(jax.random.fold_in(jax.random.key(5), state.step), data(), batch)
+        state, metrics = step(state, frozen, {"image": x})
+        return state, metrics["loss"]
+
+    return jax.lax.fori_loop(0, steps, body, (state, jnp.float32(0)))
+
+
+def start(recipe, ema, rate=2e-3):
+    tx = optax.adam(optax.linear_schedule(rate, 0.1 * rate, 1500))
+    batch = {"image": jnp.zeros((2, 2))}
+    return new_state(recipe, tx, ema, jax.random.key(0), batch)
+
+
+_EMA = averages.warmup(0.98)
+
+
+def train(recipe, steps, frozen=None, ema=_EMA, start_from=None, rate=2e-3, batch=128):
+    """Parameters' average after so many steps; start_from gives {"net": ...} to begin with."""
+    state = start(recipe, ema, rate)
+    if start_from is not None:
+        state = state._replace(params=start_from, ema=ema.init(start_from))
+    state, _ = _run(recipe, ema, rate, batch, steps, state, frozen or {})
+    assert bool(state.finite)
+    return ema.params(state.ema)
+
+
+def distance(points, n=4096):
+    """Sliced Wasserstein-1 distance of points [n, 2] to fresh data."""
+    truth = np.asarray(oracles.sample(jax.random.key(77), data(), n))
+    angle = np.arange(32) * np.pi / 32
+    directions = np.stack([np.cos(angle), np.sin(angle)])
+    ours, theirs = (np.sort(x @ directions, axis=0) for x in (np.asarray(points), truth))
+    return np.abs(ours - theirs).mean()
+
+
+def draw(denoise, solver, levels, n=4096):
+    """n points of a Denoise, or a Jump."""
+
+    @jax.jit
+    def run(key):
+        of_x, of_solver = jax.random.split(key)
+        x = sampling.prior(of_x, (n, 2), levels)
+        return sampling.sample(of_solver, solver, denoise, x, levels)
+
+    return run(jax.random.key(9))
+
+
+def process_of(schedule, path):
+    return Process(schedule, path)
