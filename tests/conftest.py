@@ -19,8 +19,8 @@ def x64():
 @pytest.fixture(autouse=True, scope="module")
 def compiled_fast(request):
     """Most of a test's time is the compiler's: it tries less, but where ``optimized`` is marked."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    marked = request.node.get_closest_marker("optimized")
-    jax.config.update("jax_disable_most_optimizations", before or marked is None)
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, before or request.node.get_closest_marker("optimized") is None)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update(name, before)

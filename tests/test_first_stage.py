@@ -152,6 +152,8 @@ def test_a_release_draws_without_the_data_or_the_checkpoints(run, root, tmp_path
     with pytest.raises(ValueError, match="exists"):
         release(moved, again)
     with pytest.raises(ValueError, match="is a release"):
+        jobs.train(config, moved)
+    with pytest.raises(ValueError, match="is a release"):
         jobs.sample(jobs.run_config(moved, {"sampler.params": "params", **alone}), moved)
 
 

@@ -58,6 +58,11 @@ def figures(run: Run, workdir: Path) -> dict[str, Figure]:
             f"config.evaluate.captions = {config.evaluate.captions} needs a model that reads "
             "texts; this one has config.text.encoder = ''"
         )
+    if config.evaluate.captions < 2:
+        raise ValueError(
+            f"config.evaluate.captions = {config.evaluate.captions} must be at least 2: a caption "
+            "is found among the others"
+        )
     judged, draw, found = judge_of(config), drawer(config, run.experiment), {}
     for split, name in ((config.data.split, "trained"), (config.data.test_split, "held-out")):
         captions = captions_of(config, split, config.evaluate.captions)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from diffusion_jax import build
 from diffusion_jax.build_autoencoder import AutoencoderExperiment
 from diffusion_jax.build_buckets import bucket_sizes, check_sizes
+from diffusion_jax.build_weights import is_release
 from diffusion_jax.core.types import Params
 from diffusion_jax.jobs import autoencoding
 from diffusion_jax.jobs.drawing import draw_many, drawer
@@ -42,6 +43,10 @@ def train(config: Config, workdir: str | os.PathLike) -> TrainState:
     """
     if "adapter" in config:
         return finetune_lora(config, workdir)
+    if is_release(workdir):
+        raise ValueError(
+            f"{workdir} is a release, whose training is not there to go on; name another --workdir"
+        )
     cache_compilations()
     experiment = build.experiment(config)
     settings = build.training(config)

@@ -42,3 +42,8 @@ def reference(tmp_path_factory):
 
     state = tiny.run(workdir, 40, keep=9, hooks=[Hook(15, look)])
     return Reference(workdir, state, hooked)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_fast():
+    """Not here: runs are compared bit by bit with those of other processes."""
