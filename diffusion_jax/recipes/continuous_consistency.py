@@ -114,10 +114,11 @@ def continuous_consistency(
         moving = still(velocity(context.frozen, cond, Prediction(x0, eps), x, level))
         rate = sigma_data * express(target, moving.x0, moving.eps, level)
         r = jnp.clip(context.step / warm_up, 0.0, 1.0) if warm_up else 1.0
+        # The one place where (2) is kept from having a gradient by F⁻ and g.
         fixed = lambda x, level: network(still(params), x, level)
         now, g = tangent(fixed, model.process, x, level, rate, sigma_data, r)
-        g, norm = normalised(still(g), c)
-        error = mean_per_example((network(params, x, level) - still(now) - g) ** 2)
+        g, norm = normalised(g, c)
+        error = mean_per_example((network(params, x, level) - now - g) ** 2)
         each = with_uncertainty(error, log_uncertainty(params["weight"]["kernel"], level.log_snr))
         carry = proposal.update(context.carry, level, jax.lax.stop_gradient(error))
         return jnp.mean(importance * each), Report({"tangent_norm": jnp.mean(norm)}, carry)
