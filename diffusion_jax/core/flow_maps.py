@@ -158,7 +158,7 @@ def latent_consistency(scale: float = 10.0, sigma_data: float = 0.5, steps: int 
     """c_skip = sd²/(u² + sd²), c_out = u/sqrt(u² + sd²), u = scale·(index of the table's level).
 
     Luo et al. 2023, "Latent Consistency Models", section 4.1 and their code: of x, as it is, and of
-    the teacher's own x0.  u is above 0 but at the first level of the table.
+    the teacher's own x0.  u is above 0 but at the first level of the table, where f = x.
 
     Args:
         scale: timestep scaling.

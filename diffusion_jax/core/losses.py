@@ -9,6 +9,7 @@ The variational terms at the end of the file are what a learned variance is trai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -43,6 +44,34 @@ def regression(
         level: [b].
     """
     return mean_per_example((out[..., : x0.shape[-1]] - express(target, x0, eps, level)) ** 2)
+
+
+Distance = Callable[[Array, Array], Array]
+"""Two arrays [b, ...] -> [b], 0 where they are equal."""
+
+
+def squared() -> Distance:
+    """The mean squared difference."""
+    return lambda a, b: mean_per_example((a - b) ** 2)
+
+
+def pseudo_huber(c: float | None = None) -> Distance:
+    """sqrt(‖a - b‖² + c²) - c (Song & Dhariwal 2024, section 3.3).
+
+    Written as ‖a - b‖²/(sqrt(‖a - b‖² + c²) + c), which keeps its digits near 0; c = 0 is the
+    plain norm, with gradient 0 where a = b.
+
+    Args:
+        c: where it turns from a square into a norm; None for 0.00054·sqrt(number of dimensions).
+    """
+
+    def distance(a: Array, b: Array) -> Array:
+        square = jnp.sum((a - b) ** 2, axis=tuple(range(1, a.ndim)))
+        own = 0.00054 * math.sqrt(math.prod(a.shape[1:])) if c is None else c
+        total = square + own**2
+        return square / (jnp.sqrt(jnp.where(total > 0, total, 1.0)) + own)
+
+    return distance
 
 
 def normal_kl(mean_q: Array, log_var_q: Array, mean_p: Array, log_var_p: Array) -> Array:
@@ -128,3 +157,6 @@ def variational_term(
     """Any step of the bound: ``decoder_term`` where ``nxt`` is clean, else ``kl_term``."""
     kl = kl_term(x0, x, prediction, now, nxt, variance)
     return jnp.where(nxt.sigma == 0, decoder_term(x0, prediction, now, variance), kl)
+
+
+DISTANCES: dict[str, Callable[..., Distance]] = {"squared": squared, "pseudo_huber": pseudo_huber}

@@ -77,6 +77,24 @@ def edm(sigma_data: float = 0.5) -> Target:
     return row
 
 
+def trigflow(sigma_data: float = 0.5) -> Target:
+    """TrigFlow's F: sigma_data·F = cos t·z - sin t·x0, z = sigma_data·eps (Lu & Song 2025, eq. 3).
+
+    With t = atan2(sigma, alpha·sigma_data) on any path; minus EDM's F, and v for sigma_data = 1 on
+    the variance preserving path.
+
+    Args:
+        sigma_data: standard deviation of the data.
+    """
+    negative = edm(sigma_data)
+
+    def row(level):
+        p, q = negative(level)
+        return -p, -q
+
+    return row
+
+
 def determinant(target: Target, level: NoiseLevel) -> Float[Array, "*b"]:
     """det of (1), shaped as the level, kept away from 0."""
     p, q = target(level)
@@ -118,6 +136,23 @@ def predict(
     )
 
 
+def convert(
+    target: Target,
+    other: Target,
+    out: Float[Array, "b ..."],
+    x: Float[Array, "b ..."],
+    level: NoiseLevel,
+) -> Float[Array, "b ..."]:
+    """What ``out``, the F of one target, is as the F of another; extra channels are left out.
+
+    F' = (det'·F + (q·p' - p·q')·x)/det: the way by x0 and eps without its rounding.
+    """
+    (p, q), (p2, q2) = target(level), other(level)
+    det = determinant(target, level)
+    of_out, of_x = determinant(other, level) / det, (q * p2 - p * q2) / det
+    return like(of_out, x) * out[..., : x.shape[-1]] + like(of_x, x) * x
+
+
 def from_x0(x0: Array, x: Array, level: NoiseLevel, aux: Any = None) -> Prediction:
     """The Prediction whose x0 is given: eps = (x - alpha·x0)/sigma (0 where sigma is 0)."""
     sigma = like(level.sigma, x)
@@ -157,4 +192,5 @@ TARGETS: dict[str, Callable[..., Target]] = {
     "flow": flow,
     "score": score,
     "edm": edm,
+    "trigflow": trigflow,
 }

@@ -105,6 +105,21 @@ def with_uncertainty(loss: Float[Array, "b"], u: Float[Array, "b"]) -> Float[Arr
     return loss * jnp.exp(-u) + u
 
 
+def log_uncertainty(kernel: Float[Array, "k"], log_snr: Float[Array, "b"]) -> Float[Array, "b"]:
+    """u(λ) for ``with_uncertainty``: a linear map of k Fourier features of λ/4.
+
+    Args:
+        kernel: the map; zeros give u = 0.
+        log_snr: λ.
+    """
+    # EDM2 draws the frequencies at random once; quantiles of the same N(0, 1) need no storing.
+    k = kernel.shape[0]
+    frequency = jax.scipy.stats.norm.ppf((jnp.arange(k) + 0.5) / k)
+    phase = (jnp.arange(k) * 0.618034) % 1.0
+    c = jnp.clip(log_snr, -30.0, 30.0)[:, None] / 4
+    return jnp.sqrt(2.0) * jnp.cos(2 * jnp.pi * (c * frequency + phase)) @ kernel / jnp.sqrt(k)
+
+
 WEIGHTS: dict[str, Callable[..., Weight]] = {
     "simple": simple,
     "mse": mse,

@@ -29,7 +29,7 @@ from diffusion_jax.core.types import (
     Recipe,
     Report,
 )
-from diffusion_jax.core.weighting import Weight, with_uncertainty
+from diffusion_jax.core.weighting import Weight, log_uncertainty, with_uncertainty
 from diffusion_jax.recipes.inputs import encode, encode_and_drop
 
 
@@ -73,14 +73,9 @@ def uncertain_regression(weight: Weight, frequencies: int = 32) -> Term:
         frequencies: number of Fourier features of λ/4 that u is a linear map of.
     """
     plain = regression(weight)
-    # EDM2 draws them at random once; quantiles of the same N(0, 1) need no storing.
-    frequency = jax.scipy.stats.norm.ppf((jnp.arange(frequencies) + 0.5) / frequencies)
-    phase = (jnp.arange(frequencies) * 0.618034) % 1.0
 
     def loss(params, model, noised):
-        c = jnp.clip(noised.level.log_snr, -30.0, 30.0)[:, None] / 4
-        features = jnp.sqrt(2.0) * jnp.cos(2 * jnp.pi * (c * frequency + phase))
-        u = features @ params["kernel"] / jnp.sqrt(frequencies)
+        u = log_uncertainty(params["kernel"], noised.level.log_snr)
         return with_uncertainty(plain.loss({}, model, noised), u)
 
     return Term(loss, lambda key: {"kernel": jnp.zeros((frequencies,))})

@@ -156,7 +156,7 @@ def test_points_in_four_two_and_one_steps():
     net, init = toy.mlp()
     model = toy.v_model(net, here)
     first = diffusion(model, init, proposals.uniform(), [regression(weighting.simple())])
-    params = {"net": toy.train(first, 1500)["net"]}
+    params = {"net": toy.train(first, 1000)["net"]}
     far = lambda params, n: toy.distance(
         toy.draw(condition(denoiser(model, params), {}), ddim(), grids.trailing(here, n))
     )
@@ -165,7 +165,7 @@ def test_points_in_four_two_and_one_steps():
     got = {}
     for n in (8, 4, 2, 1):
         frozen = {"teacher": params, "steps": jnp.int32(n)}
-        params = toy.train(recipe, 250, frozen, start_from=params, rate=1e-3)
+        params = toy.train(recipe, 150, frozen, start_from=params, rate=1e-3)
         got[n] = far(params, n)
     assert toy._run._cache_size() == 2  # the teacher's and one for all stages
     assert got[4] < 2 * teacher and got[1] < 3 * teacher, (teacher, got)
