@@ -312,10 +312,10 @@ def test_latent_consistency_trains_as_a_lora():
 
 
 POINTS = {
-    "distillation": (made.distillation(lambda frozen, cond: _toy_denoise, "ddim", 40), 1000),
+    "distillation": (made.distillation(lambda frozen, cond: _toy_denoise, "heun"), 1000),
     "training": (made.training(1000, 2, 40), 1000),
     "improved": (made.improved(1000, 10, 80, 0.03), 1000),
-    "easy": (made.easy(150, 2.0, 8.0, 1.0), 1000),
+    "easy": (made.easy(250, 2.0, 8.0, 1.0), 1500),
 }
 
 
