@@ -12,6 +12,8 @@ from diffusion_jax.core.process import Process
 from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.recipes import continuous_consistency as scm
 
+pytestmark = pytest.mark.optimized  # its students are trained
+
 SD = 0.5
 GAUSSIAN = ([1.0], [[0.4, -0.2]], [[[0.3, 0.1], [0.1, 0.2]]])
 
@@ -211,7 +213,7 @@ def test_points_in_one_and_two_calls(name):
     model = toy.edm_model(net, here)
     proposal = proposals.log_normal(-0.8, 1.6)
     recipe = scm.continuous_consistency(model, init, POINTS[name], proposal, SD, 300)
-    params = toy.train(recipe, 1000)
+    params = toy.train(recipe, 1500)
     student = flow_maps.to_clean(lambda x, level: targets.denoiser(model, params)(x, level, {}))
     times = lambda *s: here.at_log_snr(-2 * jnp.log(jnp.array(s)))
     one = toy.distance(toy.draw(student, SOLVERS["jump"](here, 1.0), times(80.0)))
