@@ -86,8 +86,11 @@ def open_source(name: str, split: str, data_dir: str | os.PathLike | None = None
         class_names=tuple(labels.names) if labels else (),
         captions=caption is not None,
     )
-    told = f"{name} {split} {stamp(builder.data_path)}"
-    sizes = lambda: image_sizes(records, image, info.shape[:2], told, data_dir)
+
+    def sizes() -> np.ndarray:
+        told = f"{name} {split} {stamp(builder.data_path)}"
+        return image_sizes(records, image, info.shape[:2], told, data_dir)
+
     return Source(info, _reader(records, image, label, caption), sizes)
 
 
