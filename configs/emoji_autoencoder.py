@@ -1,4 +1,4 @@
-"""The first stage of latent diffusion on emoji: 64x64 pixels <-> 16x16 codes of 4 channels."""
+"""The first stage of latent diffusion on emoji: 64x64 pixels <-> 16x16 codes of 8 channels."""
 
 from ml_collections import ConfigDict
 
@@ -17,12 +17,12 @@ def get_config() -> ConfigDict:
     net.channels = 16  # 32 is 3 times the cost of a step
     net.channel_mults = (1, 2, 4)
     net.blocks = 1
-    net.latent_channels = 4
+    net.latent_channels = 8  # of 4, three learn brightness first, and red and green come late
     config.first_stage = stage = ConfigDict()  # build_autoencoder's tables
     stage.pixel = "l1()"
     stage.perceptual = "efficientnet(weight=0.1)"  # "lpips(weights='vgg.safetensors')"
     stage.bottleneck = "kl(weight=1e-6)"  # "vq()" for autoencoder_vq
-    stage.adversary = "hinge(weight=0.5, start=700, channels=16, halvings=2)"  # "" for none
+    stage.adversary = "hinge(weight=0.5, start=900, channels=16, halvings=2)"  # "" for none
     config.optimizer.learning_rate = 2e-3
     config.optimizer.groups = (("autoencoder", 1.0), ("discriminator", 0.5))
     config.train.steps = 1200
