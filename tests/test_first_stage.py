@@ -107,6 +107,7 @@ def test_latents_are_those_of_the_codec_at_unit_scale(run, root):
 
 def test_the_next_stage_takes_codec_and_parameters(run, root):
     folder, _ = run
+    encode_latents(folder, NAME, "single", root)
     encode_latents(folder, NAME, "each", root, per_channel=True)
     held = json.loads((folder / "latents.json").read_text())
     np.testing.assert_allclose(np.asarray(held["scale"]) * held["std"], 1, rtol=1e-6)
@@ -123,7 +124,7 @@ def test_the_next_stage_takes_codec_and_parameters(run, root):
     latent = first_stage(config).codec
     assert latent.encode({}, x, jax.random.key(0)) is x
     np.testing.assert_allclose(jax.jit(latent.decode)(frozen(), x), pixels, atol=1e-5)
-    config.data.name = "latents/toys"  # of one scale for all channels
+    config.data.name = "latents/single"  # of one scale for all channels
     with pytest.raises(ValueError, match="encode it again"):
         first_stage(config)
 
