@@ -26,7 +26,7 @@ def test_a_run_killed_thirty_times_ends_as_if_it_never_was(tmp_path):
         process = tiny.start(tmp_path / "run", *options)
         # Wait until it moves (a new checkpoint), then for a moment that nobody chose.
         deadline = time.monotonic() + 60
-        while steps(tmp_path / "run") == before and process.poll() is None:
+        while steps(tmp_path / "run") == before and process.running():
             assert time.monotonic() < deadline, "it does not move"
             time.sleep(0.01)
         time.sleep(draw.uniform(0.0, 0.6))

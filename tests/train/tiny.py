@@ -1,19 +1,23 @@
 """The smallest run with everything in it: a perceptron that learns to tell noise from data.
 
-As a script, ``python tiny.py WORKDIR --steps 40 --signal SIGTERM --at 12``, it signals itself when
-it draws the batch of a step; with ``--mesh`` it trains on eight devices; with ``--snapshots 5`` it
-tracks power-function averages and keeps them every five steps; with ``--coordinator HOST:PORT
---processes N --process I`` it is one of several.
+In a process of its own, ``start(workdir, "--steps=40", "--signal=SIGTERM", "--at=12")``, it signals
+itself when it draws the batch of a step; with ``--mesh`` it trains on eight devices; with
+``--snapshots=5`` it tracks power-function averages and keeps them every five steps; with
+``--coordinator=HOST:PORT --processes=N --process=I`` it is one of several.
 """
 
 import argparse
+import atexit
 import json
+import multiprocessing
 import os
 import pathlib
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,25 +97,59 @@ def signalling(name, at, part=(0, 1)):
     return data
 
 
+class Started(NamedTuple):
+    """A process, and the file of what it prints."""
+
+    process: Any
+    printed: pathlib.Path
+
+    def kill(self):
+        self.process.kill()
+
+    def running(self):
+        return self.process.is_alive()
+
+
+def _server():
+    """Forks processes that have imported everything: that takes longer than most of these runs."""
+    here = pathlib.Path(__file__)
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (here.parents[2], here.parent)))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny"])
+    return context
+
+
 def start(*arguments, devices=1):
-    """This file in a process of its own, not waited for."""
-    root = pathlib.Path(__file__).parents[2]
-    own = {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONPATH": str(root),
-    }
-    command = [sys.executable, __file__, *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, env={**os.environ, **own}, stdout=pipe, stderr=pipe, text=True)
+    """A process of its own, not waited for."""
+    printed = pathlib.Path(tempfile.mkdtemp())
+    cache = jax.config.jax_compilation_cache_dir
+    arguments = [*map(str, arguments)]
+    process = _server().Process(target=_child, args=(arguments, devices, cache, printed))
+    process.start()
+    return Started(process, printed)
 
 
-def end(process, timeout=None):
+def end(started, timeout=None):
     """Wait for a started process."""
-    out, err = process.communicate(timeout=timeout)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    process, printed = started
+    process.join(timeout)
+    assert process.exitcode is not None, f"still running after {timeout} s"
+    out, err = ((printed / name).read_text() for name in ("out", "err"))
+    return subprocess.CompletedProcess([], process.exitcode, out, err)
+
+
+def _child(arguments, devices, cache, printed):
+    for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
+        os.dup2(os.open(printed / name, os.O_WRONLY | os.O_CREAT), stream.fileno())
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    try:
+        _guarded_main(arguments)
+    finally:
+        atexit._run_exitfuncs()  # which a fork leaves out: among them the farewell to the peers
+        sys.stdout.flush()
 
 
 def script(*arguments, devices=1):
@@ -129,7 +167,7 @@ def start_hosts(n, *arguments, devices=1, own=None):
     return [start(*each(i), devices=devices) for i in range(n)]
 
 
-def _main():
+def _main(arguments):
     parser = argparse.ArgumentParser()
     parser.add_argument("workdir")
     parser.add_argument("--steps", type=int, default=40)
@@ -142,7 +180,7 @@ def _main():
     parser.add_argument("--coordinator", default="")
     parser.add_argument("--processes", type=int)
     parser.add_argument("--process", type=int)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     hosts.HEARTBEAT_SECONDS = 10
     hosts.connect(hosts.Hosts("", args.coordinator, args.processes, args.process))
     mesh = sharding.make_mesh(args.mesh)
@@ -162,15 +200,11 @@ def _main():
     print(json.dumps({"devices": jax.device_count(), "kernel": shard}))
 
 
-def _guarded_main():
+def _guarded_main(arguments):
     """As main.py: a lost peer is a sentence."""
     try:
-        _main()
+        _main(arguments)
     except RuntimeError as error:
         if not hosts.lost_peer(error):
             raise
         hosts.end(hosts.of_lost_peer(error), code=75)
-
-
-if __name__ == "__main__":
-    sys.exit(_guarded_main())
