@@ -8,20 +8,24 @@ itself when it draws the batch of a step; with ``--mesh`` it trains on eight dev
 
 import argparse
 import atexit
+import functools
 import json
 import multiprocessing
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+from multiprocessing import forkserver
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from diffusion_jax.core import ema
 from diffusion_jax.core.types import Recipe, Report
@@ -98,7 +102,7 @@ def signalling(name, at, part=(0, 1)):
 
 
 class Started(NamedTuple):
-    """A process, and the file of what it prints."""
+    """A process, and the folder of what it prints."""
 
     process: Any
     printed: pathlib.Path
@@ -110,21 +114,26 @@ class Started(NamedTuple):
         return self.process.is_alive()
 
 
+@functools.cache
 def _server():
     """Forks processes that have imported everything: that takes longer than most of these runs."""
     here = pathlib.Path(__file__)
-    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (here.parents[2], here.parent)))
+    paths = [str(here.parents[2]), str(here.parent), os.environ.get("PYTHONPATH", "")]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tiny"])
+    with pytest.MonkeyPatch.context() as patch:  # which the processes that other tests start miss
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        forkserver.ensure_running()
     return context
 
 
 def start(*arguments, devices=1):
-    """A process of its own, not waited for."""
+    """A process of its own, not waited for; it ends with the tests at the latest."""
     printed = pathlib.Path(tempfile.mkdtemp())
     cache = jax.config.jax_compilation_cache_dir
     arguments = [*map(str, arguments)]
-    process = _server().Process(target=_child, args=(arguments, devices, cache, printed))
+    own = (arguments, devices, cache, printed)
+    process = _server().Process(target=_child, args=own, daemon=True)
     process.start()
     return Started(process, printed)
 
@@ -135,6 +144,7 @@ def end(started, timeout=None):
     process.join(timeout)
     assert process.exitcode is not None, f"still running after {timeout} s"
     out, err = ((printed / name).read_text() for name in ("out", "err"))
+    shutil.rmtree(printed)
     return subprocess.CompletedProcess([], process.exitcode, out, err)
 
 
