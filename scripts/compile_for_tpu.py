@@ -7,7 +7,9 @@
 
 It is the program that the job would run, on the mesh of the config (or of --mesh) over the devices
 of the topology.  Compiling takes minutes and no TPU, only ``requirements-tpu.txt``.  docs/scale.md
-says how to read the output.  With --platform=cuda the program is lowered, not compiled.
+says how to read the output.  A checkpoint's sampler: --config=configs/stable_diffusion.py
+--config.checkpoint=DIR --mode=sample --topology=v5e:1x1.  With --platform=cuda the program is
+lowered, not compiled.
 """
 
 from __future__ import annotations
@@ -24,36 +26,22 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 from jax import export
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from diffusion_jax import build
-from diffusion_jax.apps.generate import generate
-from diffusion_jax.jobs.drawing import sampling_function
+from diffusion_jax.jobs.planning import JOBS, job, useful_flops
 from diffusion_jax.profiling import report
 from diffusion_jax.profiling.chips import GIB, Chip
 from diffusion_jax.profiling.compiled import Costs, bytes_of, costs, out_of_memory
-from diffusion_jax.profiling.flops import Flops, count
+from diffusion_jax.profiling.flops import count
 from diffusion_jax.profiling.topology import slice_of
 from diffusion_jax.spec import Config
 from diffusion_jax.train import sharding
-from diffusion_jax.train.abstract import abstract_step
-from diffusion_jax.train.state import with_shardings
 
-MODES = ("train", "sample")
 # Several times faster to compile; the plan of memory is up to twice as large.
 QUICK = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
-
-
-class Job(NamedTuple):
-    """A jitted function and what it is called with: shapes that say where they lie."""
-
-    jitted: Any
-    arguments: tuple[Any, ...]
 
 
 class Result(NamedTuple):
@@ -63,72 +51,6 @@ class Result(NamedTuple):
     refused: tuple[float, float]
     useful: float
     text: str
-
-
-def job(config: Config, mode: str, mesh: Mesh) -> Job:
-    """What --mode runs, on a mesh whose devices need not be there."""
-    return _training(config, mesh) if mode == "train" else _sampling(config, mesh)
-
-
-def _training(config: Config, mesh: Mesh) -> Job:
-    local = _on_one_axis(config)
-    experiment, settings = build.experiment(local), build.training(local)
-    shape = jax.ShapeDtypeStruct
-    batch = {"image": shape((config.train.batch_size, *experiment.shape), jnp.float32)}
-    for name, one in experiment.conditioning.example.items():
-        batch[name] = shape((config.train.batch_size, *one.shape[1:]), one.dtype)
-    settings |= {"batch": batch, "mesh": mesh}
-    return Job(*abstract_step(experiment.recipe, **settings))
-
-
-def _sampling(config: Config, mesh: Mesh) -> Job:
-    if config.sampler.reference:
-        raise ValueError(
-            f"config.sampler.reference = {config.sampler.reference!r} needs a run's parameters; "
-            "set it to '' and take another guidance"
-        )
-    local = _on_one_axis(config)
-    experiment, shape = build.experiment(local), jax.ShapeDtypeStruct
-    draw, reference = sampling_function(local, experiment, generate)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    example = experiment.conditioning.example
-    one = {"image": shape((1, *experiment.shape), jnp.float32), **example}
-    params = jax.eval_shape(experiment.recipe.init, key, one)
-    places = sharding.of_params(params, mesh, build.rules(config))
-    everywhere = NamedSharding(mesh, P())
-    rows = config.sampler.batch_size
-    split = sharding.of_rows(mesh, rows)
-    request = {
-        name: shape((rows, *a.shape[1:]), a.dtype, sharding=split) for name, a in example.items()
-    }
-    arguments = (
-        reference,
-        {},
-        shape(key.shape, key.dtype, sharding=everywhere),
-        with_shardings(params, places),
-        request,
-        shape((), jnp.float32, sharding=everywhere),
-    )
-    jitted = jax.jit(sharding.on_mesh(draw, mesh), out_shardings=everywhere)
-    return Job(jitted, arguments)
-
-
-def _on_one_axis(config: Config) -> Config:
-    """The config for the devices that are there, where only shapes are looked at."""
-    local = config.copy_and_resolve_references()
-    local.mesh.update({axis: -1 if axis == "data" else 1 for axis in sharding.AXES})
-    return local
-
-
-def useful_flops(config: Config, mode: str, mesh: Mesh, counted: Flops) -> float:
-    """FLOPs without what rematerialisation computes twice."""
-    fields = config.model[config.model.name]
-    if mode != "train" or fields.get("remat", "none") == "none":
-        return counted.total
-    plain = config.copy_and_resolve_references()
-    plain.model[config.model.name].remat = "none"
-    step = _training(plain, mesh)
-    return count(step.jitted.trace(*step.arguments).jaxpr).total
 
 
 def compile_for(config: Config, mode: str, mesh: Mesh, options: dict[str, Any]) -> Result:
@@ -170,6 +92,13 @@ def described(mesh: Mesh) -> str:
     return " ".join(f"{axis}={n}" for axis, n in mesh.shape.items() if n > 1) or "one device"
 
 
+def batch_of(config: Config, mode: str) -> int:
+    """How many examples at once."""
+    if "checkpoint" in config:
+        return config.batch_size
+    return config.train.batch_size if mode == "train" else config.sampler.batch_size
+
+
 def print_one(result: Result, chip: Chip, mode: str) -> None:
     """The report of one compilation."""
     if result.costs is None:
@@ -190,7 +119,7 @@ def row(result: Result, chip: Chip) -> dict[str, str]:
 def for_tpu(config: Config, given: argparse.Namespace) -> None:
     """Compile for each topology and mesh, and print a report of each, or a table of all."""
     options, rows = QUICK if given.quick else {}, []
-    batch = config.train.batch_size if given.mode == "train" else config.sampler.batch_size
+    batch = batch_of(config, given.mode)
     for name in given.topology.split(","):
         chip, devices = slice_of(name)
         for text in given.mesh or [""]:
@@ -253,7 +182,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[s
         description=__doc__, formatter_class=describe, allow_abbrev=False
     )
     parser.add_argument("--config", default="configs/cifar10.py", help="the experiment")
-    parser.add_argument("--mode", default="train", choices=MODES)
+    parser.add_argument("--mode", default="train", choices=tuple(JOBS))
     parser.add_argument("--platform", default="tpu", choices=("tpu", "cuda"))
     parser.add_argument("--topology", default="v5e:2x2", help="slices, as v5e:4x4,v5p:2x2x2")
     parser.add_argument("--mesh", action="append", help="as data=4,fsdp=4, in place of config.mesh")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
@@ -99,7 +99,7 @@ def draw_requests(
     with _progress(len(requests)) as bar:
         for i in range(0, len(requests), count):
             part = [requests[j % len(requests)] for j in range(i, i + count)]
-            rows, avoid = _rows(config, made, part, size)
+            rows, avoid = rows_of(config, made, part, size)
             where = lambda x: sharding.from_host(np.asarray(x), sharding.of_rows(mesh, len(x)))
             arguments = jax.tree.map(where, (rows, avoid, start(part)))
             key = jax.random.key(part[0].seed)
@@ -140,11 +140,10 @@ def load(config: Config) -> TextToImage:
         raise ValueError(f"config.dtype = {config.dtype!r}; known are float32, bfloat16, float16")
     checkpoint = with_loras(read(config), config.lora)
     words = [_word(spec) for spec in config.embeddings]
-    factor = checkpoint.autoencoder.module.factor
-    if config.tile and config.tile < 4 * factor:
-        raise ValueError(f"config.tile = {config.tile} must be 0, or at least {4 * factor} pixels")
-    side = config.tile // factor
-    tiling = Tiling(side, side // 4) if config.tile else None
+    least = 4 * checkpoint.autoencoder.module.factor
+    if config.tile and config.tile < least:
+        raise ValueError(f"config.tile = {config.tile} must be 0, or at least {least} pixels")
+    tiling = Tiling(4 * config.tile // least, config.tile // least) if config.tile else None
     made = text_to_image(
         checkpoint, tuple(config.tokenizers), config.dtype, tiling=tiling, words=words
     )
@@ -191,7 +190,16 @@ def with_defaults(config: Config, made: TextToImage) -> Config:
 
 
 def sampler(config: Config, made: TextToImage, size: tuple[int, int]) -> Callable[..., Any]:
-    """The function of ``apps.generate.prompted``, jitted for the mesh."""
+    """``sampling_function``, jitted for the mesh of the config."""
+    mesh = build.mesh(config)
+    draw = sharding.on_mesh(sampling_function(config, made, size), mesh)
+    return jax.jit(draw, out_shardings=NamedSharding(mesh, P()))
+
+
+def sampling_function(
+    config: Config, made: TextToImage, size: tuple[int, int]
+) -> Callable[..., Any]:
+    """The function of ``apps.generate.prompted`` that the config describes."""
     solver, levels = build_sampling.sampler(config, made.model)
     if config.image:
         levels = truncate(levels, config.strength)
@@ -199,12 +207,8 @@ def sampler(config: Config, made: TextToImage, size: tuple[int, int]) -> Callabl
     ends = {"clean": None, "first": process.at(jnp.asarray(1 / (process.schedule.steps or 1000)))}
     if config.sampler.end not in ends:
         raise ValueError(f"config.sampler.end = {config.sampler.end!r}; known are clean, first")
-    guidance = build_sampling.weighing(config, made.model, made.net)
-    draw = prompted(
-        made.model, latent_shape(made, size), solver, levels, guidance, ends[config.sampler.end]
-    )
-    mesh = build.mesh(config)
-    return jax.jit(sharding.on_mesh(draw, mesh), out_shardings=NamedSharding(mesh, P()))
+    how = (build_sampling.weighing(config, made.model, made.net), ends[config.sampler.end])
+    return prompted(made.model, latent_shape(made, size), solver, levels, *how)
 
 
 def latent_shape(made: TextToImage, size: tuple[int, int]) -> tuple[int, int, int]:
@@ -214,18 +218,23 @@ def latent_shape(made: TextToImage, size: tuple[int, int]) -> tuple[int, int, in
 
 def place(config: Config, weights: Weights) -> Weights:
     """Arrays to where ``config.mesh`` says that they lie."""
+    where = places(config, weights, build.mesh(config))
+    return jax.tree.map(lambda x, place: sharding.from_host(np.asarray(x), place), weights, where)
+
+
+def places(config: Config, weights: Weights, mesh: Mesh) -> Weights:
+    """Where each array lies on a mesh, by ``config.mesh.rules`` and the networks' own."""
     given = tuple((pattern, tuple(axes)) for pattern, axes in config.mesh.rules)
     own = [row for name in NETWORKS for row in PARTITIONS.get(name, ())]
     rules = (*given, *((pattern, sharding.where_it_fits(axes)) for pattern, axes in own))
-    places = sharding.of_params(weights, build.mesh(config), rules)
-    return jax.tree.map(lambda x, where: sharding.from_host(np.asarray(x), where), weights, places)
+    return sharding.of_params(weights, mesh, rules)
 
 
-def _rows(config: Config, made: TextToImage, part: list[Request], size: tuple[int, int]):
+def rows_of(config: Config, made: TextToImage, part: list[Request], size: tuple[int, int]):
+    """What ``model.condition`` reads: (of the requests, of the negative prompt or None)."""
     prompts, chunks = [request.prompt for request in part], config.chunks or None
-    steer = hints(
-        [read_picture(path, size, "control_image") for path in config.control_image], len(part)
-    )
+    seen = [read_picture(path, size, "control_image") for path in config.control_image]
+    steer = hints(seen, len(part))
     if not config.negative_prompt:
         return made.rows(prompts, size, chunks) | steer, None
     rows, avoid = made.pair(prompts, [config.negative_prompt] * len(part), size, chunks)

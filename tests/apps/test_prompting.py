@@ -8,10 +8,13 @@ import sys
 
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 from PIL import Image
 
 from configs import stable_diffusion as settings
 from diffusion_jax import jobs
+from diffusion_jax.jobs import planning
+from diffusion_jax.train import sharding
 
 pytestmark = pytest.mark.parity  # diffusers writes the checkpoint
 ROOT = pathlib.Path(__file__).parents[2]
@@ -28,6 +31,20 @@ else:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return stable_diffusion.pipeline("sd1", tmp_path_factory.mktemp("tiny"))[1]
+
+
+def test_the_sampler_for_a_mesh_that_is_not_here(folder):
+    """Its shapes are those of the job, split over the batch, and it traces to whole images."""
+    config = config_of(folder, batch_size=4, negative_prompt="a dog")
+    made = planning.job(config, "sample", AbstractMesh((4, 1, 1, 1), sharding.AXES))
+    weights, _, rows, avoid, _, start = made.arguments
+    assert start["noise"].sharding.shard_shape(start["noise"].shape) == (1, 4, 4, 4)
+    assert rows["ids_0"].shape == avoid["ids_0"].shape == (4, 1, 77)
+    assert weights.params["net"]["conv_in"]["kernel"].shape == (3, 3, 4, 32)
+    images = made.jitted.eval_shape(*made.arguments)
+    assert images.shape == (4, 32, 32, 3) and images.dtype == np.uint8
+    with pytest.raises(ValueError, match="compile it by --mode=sample"):
+        planning.job(config, "train", AbstractMesh((4, 1, 1, 1), sharding.AXES))
 
 
 def config_of(folder, **changes):
