@@ -1,7 +1,7 @@
 """Emoji at 64 pixels from their names, by diffusion in the codes of configs/emoji_autoencoder.py.
 
 python main.py --config=configs/emoji_autoencoder.py --workdir=runs/emoji_autoencoder
-python scripts/encode_latents.py --workdir=runs/emoji_autoencoder --data=noto_emoji
+python scripts/encode_latents.py --workdir=runs/emoji_autoencoder --data=noto_emoji --per_channel
 python main.py --config=configs/emoji_text.py --workdir=runs/emoji_text
 """
 
