@@ -21,10 +21,8 @@ def get_config() -> ConfigDict:
     config.prompts = ()  # of the samples on the way; () is the prompt, captions need some
     config.model = ConfigDict({"name": "text_unet"})  # whose rules split the weights
 
-    config.adapter = ConfigDict()
-    config.adapter.rank = 8
-    config.adapter.alpha = 0.0  # the change is alpha/rank times the factors; 0 means the rank
-    config.adapter.targets = r"(self|cross)_attention/(query|key|value|out)/kernel$"
+    # What of the checkpoint is trained: build_tuning.TUNINGS, such as "lora(rank=4, alpha=8)".
+    config.tuning = "lora(rank=8)"
 
     config.prior = ConfigDict()  # DreamBooth's prior preservation
     config.prior.data = ""  # pictures of the same kind, such as "image_folder/cats"

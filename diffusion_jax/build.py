@@ -50,6 +50,8 @@ class Experiment(NamedTuple):
         process_of: params -> Process: of a learned schedule theirs, else the one there is.
         conditioning: what the network is told beside x.
         frozen: () -> parameters that training leaves alone, read where they are kept.
+        start: () -> parameters that training starts from; None for those of ``recipe.init``.
+        taught: () -> more parameters that training alone reads, such as a teacher's.
     """
 
     model: Model
@@ -58,6 +60,8 @@ class Experiment(NamedTuple):
     process_of: Callable[[Params], Process]
     conditioning: Conditioning
     frozen: Callable[[], Params] = dict
+    start: Callable[[], Params | None] = lambda: None
+    taught: Callable[[], Params] = dict
 
     def model_of(self, params: Params) -> Model:
         """The model with the process that belongs to trained parameters."""
@@ -79,8 +83,7 @@ def experiment(config: Config) -> Any:
 def diffusion_experiment(config: Config) -> Experiment:
     """A diffusion model."""
     stage, shape = build_autoencoder.first_stage(config), data_shape(config)
-    module = network(config, shape[-1])
-    bare = net_from_module(module)
+    bare = net_from_module(network(config, shape[-1]))
     proc, told = noise_process(config), conditioning(config)
     model = Model(
         net=lambda params, *args, **kwargs: bare(params["net"], *args, **kwargs),
@@ -93,12 +96,17 @@ def diffusion_experiment(config: Config) -> Experiment:
         null=told.null,
     )
     check_ends(config, model)
-    init = lambda key, x, cond: init_params(module, key, x.shape, cond)
     process_of = lambda params: noise_process(config, params["schedule"])
     fixed = learned_schedule(config) is None
-    made = recipe(config, model, init)
+    made = recipe(config, model, initialiser(config))
     of_params = (lambda params: proc) if fixed else process_of
     return Experiment(model, made, shape, of_params, told, stage.frozen)
+
+
+def initialiser(config: Config) -> Callable[[jax.Array, jax.Array, Any], Params]:
+    """(key, x [b, ...], cond) -> fresh parameters of the config's network."""
+    module = network(config, data_shape(config)[-1])
+    return lambda key, x, cond: init_params(module, key, x.shape, cond)
 
 
 def data_shape(config: Config) -> tuple[int, ...]:

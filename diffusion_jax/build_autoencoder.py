@@ -48,6 +48,7 @@ class AutoencoderExperiment(NamedTuple):
         shape: of an image.
         entries: of its codebook; 0 without one.
         frozen: () -> parameters of the perceptual distance.
+        start, taught: as of ``build.Experiment``.
     """
 
     module: Any
@@ -55,6 +56,8 @@ class AutoencoderExperiment(NamedTuple):
     shape: tuple[int, ...]
     entries: int
     frozen: Callable[[], Params]
+    start: Callable[[], Params | None] = lambda: None
+    taught: Callable[[], Params] = dict
 
 
 class FirstStage(NamedTuple):

@@ -1,4 +1,4 @@
-"""From a checkpoint and pictures to the training of a LoRA, or of DreamBooth's."""
+"""From a checkpoint and pictures to the training of a part of it, DreamBooth's prior if wanted."""
 
 from __future__ import annotations
 
@@ -10,31 +10,34 @@ import numpy as np
 
 from diffusion_jax import build
 from diffusion_jax.build_buckets import bucket_sizes
-from diffusion_jax.build_checkpoint import TextToImage
+from diffusion_jax.build_checkpoint import TextToImage, text_to_image
 from diffusion_jax.build_condition import Conditioning
+from diffusion_jax.build_tuning import Plan
+from diffusion_jax.convert.stable_diffusion import Checkpoint, find_tokenizers
 from diffusion_jax.core.types import Params, Recipe
 from diffusion_jax.data.pipeline import batches, make_dataset
-from diffusion_jax.recipes import lora
+from diffusion_jax.data.tokenizers import load_tokenizer
 from diffusion_jax.recipes.dreambooth import PRIOR, dreambooth
 from diffusion_jax.spec import Config
 
 
-def finetune(config: Config, made: TextToImage) -> build.Experiment:
-    """A checkpoint whose LoRA is trained: params {"lora": factors}, all weights in ``frozen``.
+def finetune(config: Config, made: TextToImage, plan: Plan) -> build.Experiment:
+    """A checkpoint of which ``plan`` trains a part.
 
     Args:
         config: of ``configs/stable_diffusion_lora.py``.
-        made: the checkpoint.
+        made: the checkpoint, with the words of the plan (``opened``).
+        plan: of ``build_tuning.plan``.
 
     Raises:
         ValueError: for a field that names nothing.
     """
-    frozen = frozen_weights(made)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), frozen["base"])
+    weights = made.weights
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), weights.params)
     whole = build.regression_recipe(config, made.model, _no_init)
-    # Only its shapes are asked for: the weights are the checkpoint's.
-    whole = whole._replace(init=lambda key, batch: jax.tree.map(_zeros, shapes))
-    recipe = lora.adapted(whole, config.adapter.rank, config.adapter.targets, alpha(config))
+    # Of the weights only shapes are asked for: their values are the checkpoint's.
+    empty = lambda key, batch: {**jax.tree.map(_zeros, shapes), "terms": [{}]}
+    recipe = plan.recipe(whole._replace(init=empty), made)
     height, width = size_of(config, made)
     return build.Experiment(
         model=made.model,
@@ -42,23 +45,16 @@ def finetune(config: Config, made: TextToImage) -> build.Experiment:
         shape=(height // made.factor, width // made.factor, made.channels),
         process_of=lambda params: made.model.process,
         conditioning=conditioning(config, made),
-        frozen=lambda: frozen,
+        frozen=lambda: plan.frozen(weights),
+        start=lambda: plan.start(weights),
     )
 
 
-def frozen_weights(made: TextToImage) -> Params:
-    """What training reads and leaves alone: {"base": the denoiser's, "autoencoder", "text"}."""
-    return {"base": {**made.weights.params, "terms": [{}]}, **made.weights.frozen}
-
-
-def adapted_params(config: Config, frozen: Params, params: Params) -> Params:
-    """The denoiser's weights with a trained LoRA merged in."""
-    return lora.merged(frozen["base"], params["lora"], 1.0, alpha(config))
-
-
-def alpha(config: Config) -> float | None:
-    """``config.adapter.alpha``; 0 means the rank."""
-    return config.adapter.alpha or None
+def opened(config: Config, checkpoint: Checkpoint, plan: Plan) -> TextToImage:
+    """The checkpoint, ready to draw, with the words that a plan teaches."""
+    folders = find_tokenizers(tuple(config.tokenizers), checkpoint)
+    words = plan.words(config, checkpoint, [load_tokenizer(folder) for folder in folders])
+    return text_to_image(checkpoint, folders, config.dtype, words=words)
 
 
 def size_of(config: Config, made: TextToImage) -> tuple[int, int]:
@@ -151,4 +147,4 @@ def _no_init(key: Any, x: Any, cond: Any) -> Params:
 
 
 def _zeros(shape: Any) -> Any:
-    return jax.numpy.zeros(shape.shape, shape.dtype)
+    return jax.numpy.zeros(shape.shape, jax.numpy.float32)  # as training keeps parameters

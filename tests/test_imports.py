@@ -13,8 +13,8 @@ ROOMS = (
 
 BUILDS = (
     "build", "build_additions", "build_autoencoder", "build_buckets", "build_checkpoint",
-    "build_condition", "build_control", "build_evaluation", "build_finetune", "build_process",
-    "build_sampling", "build_weights",
+    "build_condition", "build_control", "build_distill", "build_evaluation", "build_finetune",
+    "build_process", "build_sampling", "build_tuning", "build_weights",
 )  # fmt: skip
 
 # room -> the rooms (or modules) of ours that it may import; itself too, but for configs.
@@ -58,11 +58,30 @@ ALLOWED = {
         "build_buckets",
         "build_checkpoint",
         "build_condition",
+        "build_tuning",
         "spec",
     },
-    "configs": {"configs.base", "configs.emoji_text_pixel", "configs.stable_diffusion"},
+    "build_distill": {"core", "recipes", "train", "build", "build_weights", "spec"},
+    "build_tuning": {"convert", "core", "data", "recipes", "build_checkpoint", "spec"},
+    "configs": {
+        "configs.base",
+        "configs.distill",
+        "configs.emoji_text_pixel",
+        "configs.stable_diffusion",
+        "configs.stable_diffusion_lora",
+    },
     "main": {"jobs"},
-    "scripts": {*ROOMS, *BUILDS, "spec", "files", "pictures", "jobs", "configs", "main"},
+    "scripts": {
+        *ROOMS,
+        *BUILDS,
+        "spec",
+        "files",
+        "pictures",
+        "jobs",
+        "configs",
+        "main",
+        "tests.stable_diffusion",
+    },
 }
 
 # room -> all that it may import from outside, beside the standard library.

@@ -89,7 +89,12 @@ def guided(
     guidance: Guidance = CFG,
     negative: Cond | None = None,
 ) -> Jump:
-    """The model under guidance; there is no empty condition where the scale is None."""
+    """The model under guidance; there is no empty condition where the scale is None.
+
+    A distilled model knows its guidance, or is told the scale.
+    """
+    if model.student is not None:
+        return model.student(model, params, cond, guidance_scale)
     contrast = guidance_scale is not None and bool(jax.tree.leaves(cond))
     null = model.null(frozen, cond) if contrast and negative is None else negative
     return to_clean(guidance(denoiser(model, params), cond, null, guidance_scale))

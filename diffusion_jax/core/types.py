@@ -128,6 +128,8 @@ class Model(NamedTuple):
         codec: pixels <-> x0.
         condition: (frozen params, batch) -> cond, of a training batch or a request with its keys.
         null: (frozen params, cond) -> the empty condition in cond's shapes, for guidance.
+        student: of a distilled network, (model, params, cond, guidance scale or None) -> the Jump
+            that it is; None for a denoiser, which is guided where it is sampled.
     """
 
     net: Net
@@ -138,6 +140,7 @@ class Model(NamedTuple):
     codec: Codec
     condition: Callable[[Params, dict[str, Array]], Cond]
     null: Callable[[Params, Cond], Cond]
+    student: Callable[[Any, Params, Cond, Any], Jump] | None = None
 
 
 class Solver(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax import build
+from diffusion_jax import build, build_distill
 from diffusion_jax.build_weights import FIRST_STAGE, averaged, is_release
 from diffusion_jax.core.types import Params
 from diffusion_jax.jobs.placing import place_params
@@ -28,6 +28,7 @@ FIXED = (
     "process",
     "model",
     "text",
+    "distill",
     "loss.learned_variance",
     "data.image_size",
     "data.channels",
@@ -109,7 +110,7 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Run:
             f"{_at(held, field)!r} there and {_at(plain(config), field)!r} here; "
             "leave --config away to use the run's own"
         )
-    experiment = build.experiment(config)
+    experiment = open_experiment(config)
     if is_release(workdir) and not config.sampler.params.startswith("ema"):
         raise ValueError(
             f"config.sampler.params = {config.sampler.params!r} needs checkpoints, and {workdir} "
@@ -118,6 +119,12 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Run:
     context = {"workdir": workdir, "ema": held["ema"]}
     loaded, step = build_from(PARAMS, config.sampler.params, "sampler.params", **context)
     return Run(config, experiment, place_params(config, loaded), step)
+
+
+def open_experiment(config: Config) -> Any:
+    """What the config describes: a student of a teacher, or what ``build.experiment`` makes."""
+    made = build_distill.experiment if config.get("distill") else build.experiment
+    return made(config)
 
 
 def open_reference(config: Config) -> Run | None:

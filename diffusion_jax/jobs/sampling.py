@@ -10,11 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import build, build_autoencoder, pictures
+from diffusion_jax import build, build_autoencoder, build_tuning, pictures
 from diffusion_jax.files import whole
 from diffusion_jax.jobs import autoencoding
 from diffusion_jax.jobs.drawing import Samples, draw_many, drawer
-from diffusion_jax.jobs.finetuning import FILE
 from diffusion_jax.jobs.prompting import draw_prompts
 from diffusion_jax.jobs.run import Run, cache_compilations, open_run
 from diffusion_jax.jobs.strips import save_strip
@@ -25,14 +24,15 @@ def sample(config: Config, workdir: str | os.PathLike) -> Any:
     """Draw ``config.sampler.n`` samples from a run; leave a PNG, an .npz and the strip.
 
     A config with a checkpoint draws its prompts instead (``jobs.prompting``), that of a fine-tuning
-    with the LoRA that it left in the folder.  Of a first stage: reconstructions of held-out images,
+    with what it left in the folder.  Of a first stage: reconstructions of held-out images,
     uint8 [n, h, w, c].
 
     Raises:
         ValueError: if the folder holds no run of this model.
     """
     if "checkpoint" in config:
-        drawn = draw_prompts(_with_own_lora(config, workdir), workdir)
+        used = build_tuning.plan(config).used if "tuning" in config else lambda config, _: config
+        drawn = draw_prompts(used(config, Path(workdir)), workdir)
         return Samples(drawn, np.arange(len(drawn), dtype=np.int32))
     cache_compilations()
     run = open_run(config, workdir)
@@ -50,14 +50,6 @@ def _of_diffusion(run: Run, workdir: Path) -> Samples:
     if jax.process_index() == 0:
         print(f"{len(samples.images)} samples are in {folder / stem}.png and .npz")
     return samples
-
-
-def _with_own_lora(config: Config, workdir: str | os.PathLike) -> Config:
-    if "adapter" not in config:
-        return config
-    chosen = config.copy_and_resolve_references()
-    chosen.lora = type(config.lora)((*config.lora, str(Path(workdir) / FILE)))
-    return chosen
 
 
 def save_samples(stem: Path, samples: Samples) -> dict[str, np.ndarray]:

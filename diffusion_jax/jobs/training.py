@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion_jax import build
+from diffusion_jax import build, build_distill
 from diffusion_jax.build_autoencoder import AutoencoderExperiment
 from diffusion_jax.build_buckets import bucket_sizes, check_sizes
 from diffusion_jax.build_weights import is_release
 from diffusion_jax.core.types import Params
 from diffusion_jax.jobs import autoencoding
 from diffusion_jax.jobs.drawing import draw_many, drawer
-from diffusion_jax.jobs.finetuning import finetune_lora
-from diffusion_jax.jobs.run import cache_compilations, plain
+from diffusion_jax.jobs.finetuning import finetune_checkpoint
+from diffusion_jax.jobs.run import cache_compilations, open_experiment, plain
 from diffusion_jax.jobs.sampling import save_samples
 from diffusion_jax.jobs.strips import save_strip
 from diffusion_jax.spec import Config, parse
@@ -28,7 +28,8 @@ from diffusion_jax.train.state import TrainState
 def train(config: Config, workdir: str | os.PathLike) -> TrainState:
     """Train, or go on training, and leave samples and the strip of both processes.
 
-    A config with an adapter trains a LoRA of its checkpoint instead (``jobs.finetuning``).
+    A config with a teacher distills it (``build_distill``); one with a tuning trains a part of its
+    checkpoint instead (``jobs.finetuning``).
 
     Args:
         config: see ``configs/base.py``.
@@ -41,18 +42,20 @@ def train(config: Config, workdir: str | os.PathLike) -> TrainState:
         ValueError: for a config, data or folder that does not fit, in one sentence.
         train.log.NonFinite: if the loss is not finite; the last good state is saved.
     """
-    if "adapter" in config:
-        return finetune_lora(config, workdir)
+    if "tuning" in config:
+        return finetune_checkpoint(config, workdir)
     if is_release(workdir):
         raise ValueError(
             f"{workdir} is a release, whose training is not there to go on; name another --workdir"
         )
     cache_compilations()
-    experiment = build.experiment(config)
+    if "teacher" in config:
+        config = build_distill.with_teacher(config)
+    experiment = open_experiment(config)
     settings = build.training(config)
     folder = Path(workdir) / "samples"
     view = VIEWS[type(experiment)](config, experiment, folder)
-    data, frozen = build.training_data(config), experiment.frozen()
+    data, frozen = build.training_data(config), {**experiment.frozen(), **experiment.taught()}
     if sizes := bucket_sizes(config, tuple(config.data.image_size)):
         check_sizes(experiment.recipe, frozen, next(iter(data(0))), sizes)
     average = settings["ema"].params
@@ -70,6 +73,7 @@ def train(config: Config, workdir: str | os.PathLike) -> TrainState:
         folder=workdir,
         config=plain(config),
         frozen=frozen,
+        start=experiment.start(),
         hooks=[Hook(config.train.sample_every, show), Hook(config.train.snapshot_every, keep)],
         **settings,
     )

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffusion_jax.core.types import Cond, Net, Params
 
@@ -56,34 +54,3 @@ def init_params(
         return module.init(key, x, time, cond, train=False)["params"]
 
     return init(key, {} if cond is None else cond)
-
-
-def widened(fresh: Params, teacher: Params) -> Params:
-    """The teacher's parameters in a student's tree; what the teacher lacks is fresh.
-
-    With the scalars of ``embeddings.ConditionEmbedding`` the student's first output is the
-    teacher's, bit for bit.
-
-    Args:
-        fresh: the student's tree.
-        teacher: a part of it, of equal shapes.
-
-    Raises:
-        ValueError: for a parameter of the teacher that the student has not, or has in another
-            shape.
-    """
-    flat: dict[str, Any] = dict(flatten_dict(fresh, sep="/"))
-    known: dict[str, Any] = dict(flatten_dict(teacher, sep="/"))
-    for path, leaf in known.items():
-        if path not in flat:
-            raise ValueError(
-                f"the teacher's parameter {path!r} has no place in the student; build the student "
-                "with the teacher's model section"
-            )
-        if flat[path].shape != leaf.shape:
-            raise ValueError(
-                f"the teacher's parameter {path!r} has shape {leaf.shape}, the student's "
-                f"{flat[path].shape}; build the student with the teacher's model section"
-            )
-        flat[path] = leaf
-    return unflatten_dict(flat, sep="/")

@@ -53,17 +53,17 @@ def init(key: Array, params: Params, rank: int, targets: str = ATTENTION) -> Fac
             is neither a dense kernel nor a convolution's.
     """
     if rank < 1:
-        raise ValueError(f"config.adapter.rank = {rank!r} must be at least 1")
+        raise ValueError(f"config.tuning: lora(rank={rank!r}) must be of rank 1 at least")
     chosen = {p: x.shape for p, x in by_path(params).items() if re.search(targets, p)}
     if not chosen:
         example = next(iter(by_path(params)), "none")
         raise ValueError(
-            f"config.adapter.targets = {targets!r} matches no parameter; their paths are such as "
-            f"{example!r}"
+            f"config.tuning: lora(targets={targets!r}) matches no parameter; their paths are such "
+            f"as {example!r}"
         )
     if odd := [p for p, shape in chosen.items() if len(shape) not in (2, 4)]:
         raise ValueError(
-            f"config.adapter.targets = {targets!r} matches {odd[0]!r}, which is no kernel of a "
+            f"config.tuning: lora(targets={targets!r}) matches {odd[0]!r}, which is no kernel of a "
             "dense layer or convolution; end the pattern with 'kernel$'"
         )
     keys = jax.random.split(key, len(chosen))

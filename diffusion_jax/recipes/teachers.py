@@ -74,8 +74,8 @@ def initialiser(
 
     Args:
         model: the student's.
-        init_net: (key, x [b, ...], cond) -> parameters; ``models.adapter.widened`` puts a teacher's
-            in their place.
+        init_net: (key, x [b, ...], cond) -> parameters; ``train.loop.train`` puts a teacher's in
+            their place, if it is told to start from them.
         tell: what cond has beside the batch's own.
     """
 

@@ -77,6 +77,7 @@ def train(
     split: str = "all",
     offload: str = "none",
     frozen: Params = None,
+    start: Params = None,
     seed: int = 0,
     learning_rate: Callable[[Any], Any] | None = None,
     hooks: Sequence[Hook] = (),
@@ -97,6 +98,7 @@ def train(
         split: what the rules split: name in ``sharding.SPLITS``.
         offload: what waits in the host's memory between steps: name in ``offload.OFFLOADS``.
         frozen: parameters that the loss reads and nothing changes.
+        start: parameters in place of those of ``recipe.init``, or of some of them.
         seed: of parameters and of every draw.
         learning_rate: step -> rate, to be logged.
         hooks: see ``Hook``.
@@ -126,7 +128,8 @@ def train(
         with Checkpoints(folder, plan.keep, plan.keep_every) as saved, stop_signals() as stop:
             state = saved.restore(with_shardings(shapes, places))
             if state is None:
-                state = init_state(recipe, tx, ema, jax.random.key(seed), batch, places)
+                start = jax.device_put(start, sharding.of_params(start, mesh, rules))
+                state = init_state(recipe, tx, ema, jax.random.key(seed), batch, places, start)
             save = lambda state: saved.save(state, config)
             session = _Session(
                 calls, frozen, data, mesh, plan, hooks, places, save, stop, gauges, trace

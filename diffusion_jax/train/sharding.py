@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from diffusion_jax.train import offload as offloading
+from diffusion_jax.train.start import path_name
 from diffusion_jax.train.state import TrainState
 
 AXES = ("data", "fsdp", "tensor", "sequence")
@@ -230,11 +231,6 @@ def check_batch(size: int, mesh: Mesh) -> None:
             f"a batch of {size} does not divide over the {parts} devices of data x fsdp; "
             f"make config.train.batch_size a multiple of {parts}"
         )
-
-
-def path_name(path: Sequence[Any]) -> str:
-    """The path of a leaf as "a/b/0/kernel"."""
-    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def _spec(axes: Any) -> P:

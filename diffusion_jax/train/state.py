@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from diffusion_jax.core.ema import Ema
 from diffusion_jax.core.types import Params, Recipe
+from diffusion_jax.train.start import widened
 
 # Initialisation runs once: on a CPU, compiling its random draws well takes longer than they do.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -43,9 +44,12 @@ def new_state(
     ema: Ema,
     key: Array,
     batch: dict[str, Array],
+    start: Params = None,
 ) -> TrainState:
     """The state before the first step: pure, so it can be jitted or ``jax.eval_shape``d."""
     params = recipe.init(key, batch)
+    if start is not None:
+        params = widened(params, start)
     carry = jax.tree.map(jnp.asarray, recipe.carry())
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -64,6 +68,7 @@ def init_state(
     key: Array,
     batch: dict[str, Array],
     shardings: Any = None,
+    start: Params = None,
 ) -> TrainState:
     """``new_state`` by one compiled program, each leaf made where it will live.
 
@@ -72,10 +77,13 @@ def init_state(
         key: of the parameters.
         batch: on the devices; its shapes matter, rarely its values.
         shardings: a NamedSharding per leaf, from ``sharding.of_state``; None for one device.
+        start: parameters, on the devices, in place of those that the recipe makes, or of some of
+            them (``start.widened``); None for none.
     """
-    fresh = lambda key, batch: new_state(recipe, tx, ema, key, batch)
+    fresh = lambda key, batch, start: new_state(recipe, tx, ema, key, batch, start)
     options = QUICK if jax.default_backend() == "cpu" else None
-    return jax.jit(fresh, out_shardings=shardings, compiler_options=options)(key, batch)
+    made = jax.jit(fresh, out_shardings=shardings, compiler_options=options)
+    return made(key, batch, start)
 
 
 def abstract_state(

@@ -13,7 +13,7 @@ from PIL import Image
 
 from configs import stable_diffusion as sampling_config
 from configs import stable_diffusion_lora
-from diffusion_jax import build_finetune, jobs
+from diffusion_jax import build_finetune, build_tuning, jobs
 from diffusion_jax.build_additions import with_loras
 from diffusion_jax.build_checkpoint import text_to_image
 from diffusion_jax.convert.lora import read_lora
@@ -53,7 +53,7 @@ def config_of(place, steps=3):
     config = stable_diffusion_lora.get_config()
     config.checkpoint, config.data.dir = str(place[0]), str(place[1])
     config.data.name, config.prompt = "image_folder/pets", PROMPT
-    config.image_size, config.adapter.rank = (32, 32), 2
+    config.image_size, config.tuning = (32, 32), "lora(rank=2)"
     config.train.update(steps=steps, batch_size=2, log_every=1, checkpoint_every=2, sample_every=3)
     config.optimizer.learning_rate = 1e-2
     config.sampler.steps = 2
@@ -96,7 +96,7 @@ def test_dreambooth_adds_its_kind(place):
     config = config_of(place)
     config.prior.update(data="image_folder/kind", prompt="a photo of a dog", weight=0.5)
     made = text_to_image(with_loras(read_checkpoint(place[0]), ()))
-    experiment = build_finetune.finetune(config, made)
+    experiment = build_finetune.finetune(config, made, build_tuning.plan(config))
     batch = next(iter(build_finetune.training_data(config, made)(0)))
     assert batch["image"].shape == batch["prior_image"].shape == (2, 32, 32, 3)
     assert np.any(batch["ids_0"] != batch["prior_ids_0"]) and np.all(batch["weights_0"] == 1)
@@ -116,8 +116,8 @@ def test_dreambooth_adds_its_kind(place):
 
 def test_wrong_fields_are_sentences(place, tmp_path):
     config = config_of(place)
-    config.adapter.targets = "atention"
-    with pytest.raises(ValueError, match=r"config\.adapter\.targets = 'atention' matches no"):
+    config.tuning = "lora(targets='atention')"
+    with pytest.raises(ValueError, match=r"lora\(targets='atention'\) matches no parameter"):
         jobs.train(config, tmp_path)
     config = config_of(place)
     config.prior.data = "image_folder/kind"

@@ -7,9 +7,10 @@ import pytest
 from numpy.testing import assert_allclose
 from tiny_unet import quick
 
-from diffusion_jax.models.adapter import init_params, net_from_module, widened
+from diffusion_jax.models.adapter import init_params, net_from_module
 from diffusion_jax.models.mlp import MLP
 from diffusion_jax.models.unet import UNet
+from diffusion_jax.train.start import widened
 
 UNET = UNet(channels=16, channel_mults=(1,), num_res_blocks=1, num_classes=3, mid_attention=False)
 PAIRS = {

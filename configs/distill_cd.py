@@ -1,0 +1,14 @@
+"""Consistency distillation (Song et al. 2023) of a teacher, guided if scale is above 1.
+
+python main.py --config=configs/distill_cd.py --config.teacher=runs/mnist --workdir=runs/cd
+"""
+
+from ml_collections import ConfigDict
+
+from configs import distill
+
+
+def get_config() -> ConfigDict:
+    config = distill.get_config()
+    config.distill = "consistency_distillation(levels=18, scale=1.0)"
+    return config

@@ -1,0 +1,14 @@
+"""Easy consistency tuning (Geng et al. 2024): from a diffusion model's weights to one call.
+
+python main.py --config=configs/distill_ect.py --config.teacher=runs/mnist --workdir=runs/ect
+"""
+
+from ml_collections import ConfigDict
+
+from configs import distill
+
+
+def get_config() -> ConfigDict:
+    config = distill.get_config()
+    config.distill = "easy(stages=8)"
+    return config

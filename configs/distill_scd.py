@@ -1,0 +1,14 @@
+"""Continuous-time consistency distillation, sCD (Lu & Song 2025).
+
+python main.py --config=configs/distill_scd.py --config.teacher=runs/mnist --workdir=runs/scd
+"""
+
+from ml_collections import ConfigDict
+
+from configs import distill
+
+
+def get_config() -> ConfigDict:
+    config = distill.get_config()
+    config.distill = "continuous_distillation(scale=1.0)"
+    return config

@@ -1,0 +1,14 @@
+"""Continuous-time consistency training, sCT (Lu & Song 2025), from the teacher's weights.
+
+python main.py --config=configs/distill_sct.py --config.teacher=runs/mnist --workdir=runs/sct
+"""
+
+from ml_collections import ConfigDict
+
+from configs import distill
+
+
+def get_config() -> ConfigDict:
+    config = distill.get_config()
+    config.distill = "continuous_training()"
+    return config
