@@ -100,8 +100,8 @@ def with_teacher(config: Config) -> Config:
     for section in INHERITED:
         if section in held:
             whole[section] = held[section]
-    for name in config:
-        whole[name] = config[name]
+    for field in config:
+        whole[field] = config[field]
     if scalars := method(config).scalars:
         whole.model[name].scalars = scalars
     return whole.lock()
@@ -110,9 +110,11 @@ def with_teacher(config: Config) -> Config:
 def experiment(config: Config) -> build.Experiment:
     """A student, of a config that ``with_teacher`` made."""
     how, plain = method(config), build.diffusion_experiment(config)
-    theirs = config.copy_and_resolve_references().unlock()
-    theirs.model[config.model.name].pop("scalars", None)
-    teacher = build.diffusion_experiment(theirs).model if how.scalars else plain.model
+    teacher = plain.model
+    if how.scalars:
+        theirs = config.copy_and_resolve_references().unlock()
+        del theirs.model[config.model.name].scalars
+        teacher = build.diffusion_experiment(theirs).model
     student = plain.model._replace(student=how.reads)
     pair = Pair(student, teacher, build.initialiser(config), config.loss.condition_dropout)
 
@@ -186,6 +188,12 @@ def _guided(model: Model, params: Params, cond: Cond, scale: Array | None) -> Ju
 
 def consistency_distillation(levels: int = 18, solver: str = "heun", scale: float = 1.0) -> Method:
     """Consistency distillation (``consistency.distillation``) of a teacher under guidance."""
+    _at_least_1("consistency_distillation", levels=levels)
+    if solver not in FOLLOWED:
+        raise ValueError(
+            f"config.distill: consistency_distillation(solver={solver!r}); known are "
+            f"{', '.join(FOLLOWED)}"
+        )
     made = lambda pair: one_function.distillation(_teacher(pair, scale), solver, levels)
     return _of_one_level(made)
 
@@ -212,7 +220,8 @@ def easy(
     std: float = 2.0,
 ) -> Method:
     """Easy consistency tuning (``consistency.easy``), its stages of equal length."""
-    stage = max(1, -(-total // stages))
+    _at_least_1("easy", stages=stages)
+    stage = -(-total // stages)
     made = lambda pair: one_function.easy(stage, q, k, 1.0, mean, std)
     return _of_one_level(made)
 
@@ -271,11 +280,21 @@ def progressive(steps: int, scale: float = 1.0) -> Method:
 
     The next stage is a run of its own, whose teacher is this one's student.
     """
+    _at_least_1("progressive", steps=steps)
     recipe = lambda pair: halving.progressive(
         pair.student, _teacher(pair, scale), pair.init, condition_dropout=pair.dropout
     )
     return Method(recipe, _plain, frozen=lambda: {halving.STEPS: jnp.int32(steps)})
 
+
+def _at_least_1(name: str, **given: int) -> None:
+    for field, value in given.items():
+        if value < 1:
+            raise ValueError(f"config.distill: {name}({field}={value}) must be 1 or more")
+
+
+# Solvers of one step without memory, which a teacher is followed by.
+FOLLOWED = ("ddim", "heun")
 
 # Networks without ``scalars``.
 NOT_TOLD = ("dit", "mmdit", "text_unet")

@@ -1,0 +1,105 @@
+"""Students by the training command: each config on a teacher in the plane, and mistakes."""
+
+import importlib
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import toy2d
+from diffusion_jax import build_distill, jobs
+from diffusion_jax.build_weights import averaged
+from diffusion_jax.train.workdir import read_config
+
+CONFIGS = ("cd", "ct", "ect", "guidance", "ict", "lcm", "progressive", "scd", "sct")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    config = toy2d.get_config()
+    config.train.update(steps=20, sample_every=0, checkpoint_every=20)
+    config.sampler.n = 64
+    jobs.train(config, folder)
+    return folder
+
+
+def config_of(name, teacher, steps=2):
+    config = importlib.import_module(f"configs.distill_{name}").get_config()
+    config.teacher = str(teacher)
+    config.train.update(steps=steps, sample_every=0, checkpoint_every=steps, log_every=1)
+    config.train.batch_size = 64
+    config.sampler.n = config.sampler.batch_size = 64
+    return config
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_config_trains_a_student_that_is_sampled_alone(name, teacher, tmp_path):
+    config = config_of(name, teacher)
+    # A student's first step is from its teacher's parameters.
+    config.optimizer.learning_rate, config.ema = 1e-12, "constant(decay=0.5)"
+    state = jobs.train(config, tmp_path)
+    theirs = averaged(teacher, read_config(teacher)["ema"])[0]["net"]
+    ours = jax.device_get(state.params["net"])
+    told = build_distill.method(config).scalars
+    for scalar in told:
+        ours["embed"].pop(scalar)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), ours, theirs)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    assert all(np.isfinite(json.loads(line)["loss"]) for line in lines)
+
+    held = read_config(tmp_path)
+    held["teacher"] = "nowhere"  # a student needs no teacher any more
+    (tmp_path / "config.json").write_text(json.dumps(held))
+    own = jobs.run_config(tmp_path)
+    drawn = jobs.sample(own, tmp_path).images
+    assert drawn.shape == (64, 2) and np.isfinite(drawn).all()
+    if told:  # told another scale, an untrained student says the same: its embedding is still 0
+        own.sampler.guidance_scale = 4.0
+        np.testing.assert_allclose(jobs.sample(own, tmp_path).images, drawn, atol=1e-5)
+    with pytest.raises(ValueError, match=r"config\.distill says what the parameters of"):
+        jobs.run_config(tmp_path, {"distill": "easy()"})
+
+
+def test_a_student_goes_on_bit_for_bit_and_can_teach(teacher, tmp_path):
+    whole = jobs.train(config_of("progressive", teacher, 4), tmp_path / "whole")
+    half = config_of("progressive", teacher, 4)
+    half.train.checkpoint_every = 2
+    jobs.train(half, tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "checkpoints" / "4")
+    again = jobs.train(half, tmp_path / "half")
+    jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)
+    after = config_of("progressive", tmp_path / "whole")
+    after.distill = "progressive(steps=4)"
+    assert int(jobs.train(after, tmp_path / "next").step) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"teacher": ""}, r"config\.teacher is empty; name the folder of a trained run"),
+        ({"teacher": "nowhere"}, "nowhere"),
+        ({"distill": "eazy()"}, r"config\.distill = 'eazy\(\)': unknown name 'eazy'; known are"),
+        ({"distill": "easy(stagez=3)"}, "config.distill"),
+        ({"distill": "easy(stages='many')"}, "stages must be of type int"),
+        ({"distill": "progressive()"}, "missing a required argument: 'steps'"),
+        ({"distill": "progressive(steps=0)"}, r"progressive\(steps=0\) must be 1 or more"),
+        ({"distill": "easy(stages=0)"}, r"easy\(stages=0\) must be 1 or more"),
+        ({"distill": "latent_consistency(low=3, high=2)"}, "give the lower one first"),
+        ({"distill": "consistency_distillation(solver='ddmi')"}, "'ddmi'\\); known are"),
+    ],
+)
+def test_mistakes_are_sentences(teacher, tmp_path, changes, says):
+    config = config_of("ect", teacher)
+    config.update(changes)
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        jobs.train(config, tmp_path / "new")
+
+
+def test_a_student_that_is_told_more_teaches_no_other(teacher, tmp_path):
+    jobs.train(config_of("lcm", teacher), tmp_path / "told")
+    with pytest.raises(ValueError, match="was distilled by 'latent_consistency"):
+        jobs.train(config_of("ect", tmp_path / "told"), tmp_path / "new")
