@@ -4,7 +4,7 @@
 
 where for the rectified path and the target ``flow`` F = eps - x0 (their equation 1).  Independent
 pairs make it flow matching; pairs of noise and of where a teacher takes it make the flow straighter
-with every round (their theorem 3.5), so that fewer steps of a solver follow it.  ``straightness``
+with every round (their section 3), so that fewer steps of a solver follow it.  ``straightness``
 is by how much it is not yet straight.
 """
 
@@ -116,8 +116,9 @@ def straightness(
 ) -> Array:
     """∫ E‖(z_1 - z_0) - dz/dt‖² dt along a flow, per dimension: [b], 0 if it is straight.
 
-    Liu et al. 2023, equation 5, in z = x/(alpha + sigma) and t = sigma/(alpha + sigma), which are x
-    and t of the rectified path.  A sum over the solver's steps of dz/dt at their starts.
+    S of Liu et al. 2023 (section 2.2), in z = x/(alpha + sigma) and t = sigma/(alpha + sigma),
+    which are x and t of the rectified path.  A sum over the solver's steps of dz/dt at their
+    starts.
 
     Args:
         key: of the solver.
