@@ -74,6 +74,24 @@ def pseudo_huber(c: float | None = None) -> Distance:
     return distance
 
 
+def adaptive(power: float = 1.0, c: float = 0.01) -> Distance:
+    """‖a - b‖²/stopgrad(‖a - b‖² + c)^p (Geng et al. 2024 and 2025, equation 22).
+
+    The gradient of a squared norm, of a size that hardly depends on that norm for p = 1, and of a
+    norm for p = 1/2.
+
+    Args:
+        power: p; 0 is the plain square, summed.
+        c: keeps the weight finite where a = b.
+    """
+
+    def distance(a: Array, b: Array) -> Array:
+        square = jnp.sum((a - b) ** 2, axis=tuple(range(1, a.ndim)))
+        return square / jax.lax.stop_gradient(square + c) ** power
+
+    return distance
+
+
 def normal_kl(mean_q: Array, log_var_q: Array, mean_p: Array, log_var_p: Array) -> Array:
     """KL(N(mean_q, e^log_var_q) || N(mean_p, e^log_var_p)) per element, nats; broadcasts."""
     ratio = log_var_q - log_var_p
@@ -159,4 +177,8 @@ def variational_term(
     return jnp.where(nxt.sigma == 0, decoder_term(x0, prediction, now, variance), kl)
 
 
-DISTANCES: dict[str, Callable[..., Distance]] = {"squared": squared, "pseudo_huber": pseudo_huber}
+DISTANCES: dict[str, Callable[..., Distance]] = {
+    "squared": squared,
+    "pseudo_huber": pseudo_huber,
+    "adaptive": adaptive,
+}

@@ -30,5 +30,9 @@ def encode_and_drop(
     """
     x0, cond = encode(model, frozen, batch, of_codec)
     drop = jax.random.bernoulli(of_drop, rate, x0.shape[:1])
-    null = model.null(frozen, cond)
-    return x0, jax.tree.map(lambda n, c: jnp.where(like(drop, c), n, c), null, cond)
+    return x0, emptied(drop, cond, model.null(frozen, cond))
+
+
+def emptied(drop: Array, cond: Any, null: Any) -> Any:
+    """``null`` in place of the conditions of the examples that ``drop``, bool [b], marks."""
+    return jax.tree.map(lambda n, c: jnp.where(like(drop, c), n, c), null, cond)

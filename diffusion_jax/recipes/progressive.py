@@ -79,7 +79,7 @@ def progressive(
 
 
 def step_in_two(
-    key: Array, b: int, process: Process, n: Int[Array, ""]
+    key: Array, b: int, process: Process, n: Int[Array, "*b"]
 ) -> tuple[NoiseLevel, NoiseLevel, NoiseLevel]:
     """A step of n drawn for each of b examples: its start, middle and end, [b] each.
 
@@ -89,7 +89,7 @@ def step_in_two(
         key: of the draw.
         b: size of the batch.
         process: gives the levels at times i/n.
-        n: number of steps, traced.
+        n: number of steps, [] or [b], traced.
     """
     i = jax.random.randint(key, (b,), 1, n + 1).astype(jnp.result_type(float))
     at: Callable[[Float[Array, "b"]], NoiseLevel] = lambda i: process.at(i / n)

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 
 from diffusion_jax.core import ema as averages
-from diffusion_jax.core import network_io, oracles, sampling, targets
+from diffusion_jax.core import flow_maps, network_io, oracles, process, sampling, schedules, targets
 from diffusion_jax.core.process import Process
+from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.core.types import Codec, Context, Model
 from diffusion_jax.models.adapter import net_from_module
 from diffusion_jax.models.mlp import MLP
@@ -59,6 +60,35 @@ def assert_truth_is_the_minimum(loss, fixed=1e-20, slope=1e-9):
         assert away > 1e-5 and gradient * theta > 1e-4, (theta, away, gradient)
 
 
+def gaussian():
+    """One Gaussian, of correlated axes: its flow between any two levels has a closed form."""
+    return oracles.mixture([1.0], [[0.4, -0.2]], [[[0.3, 0.1], [0.1, 0.2]]])
+
+
+def gaussian_teacher(frozen, cond):
+    """The exact Teacher."""
+    return lambda x, level: oracles.predict(gaussian(), x, level)
+
+
+def two_time_truth(process):
+    """(x, now, cond) -> the Gaussian's exact jump to the end that cond tells, by its λ."""
+
+    def truth(x, now, cond):
+        return oracles.average(gaussian(), x, now, process.at_log_snr(cond[flow_maps.END]))
+
+    return truth
+
+
+def rectified(path="rectified"):
+    return Process(schedules.rectified_flow(), process.PATHS[path])
+
+
+def two_time_model(path="rectified", target="flow", bump=jnp.ones_like, truth=None):
+    """The Gaussian's exact two-time network, and theta·bump away from it."""
+    here, row = rectified(path), targets.TARGETS[target]()
+    return model_of(oracle_net(here, row, truth or two_time_truth(here), bump), here, row)
+
+
 DATA = ([1, 2, 2, 1], [[0.6, 0.2], [-0.2, 0.6], [-0.6, -0.3], [0.3, -0.6]])
 
 
@@ -76,6 +106,11 @@ def edm_model(net, process):
 
 def v_model(net, process):
     return model_of(net, process, targets.v(), network_io.log_snr(10.0), network_io.unit())
+
+
+def flow_model(net):
+    """Flow matching of points, told t and, by jumps, where to go."""
+    return model_of(net, rectified(), targets.flow(), network_io.continuous(10.0))
 
 
 def mlp(scalars=()):
@@ -127,6 +162,26 @@ def distance(points, n=4096):
     directions = np.stack([np.cos(angle), np.sin(angle)])
     ours, theirs = (np.sort(x @ directions, axis=0) for x in (np.asarray(points), truth))
     return np.abs(ours - theirs).mean()
+
+
+def distances_in(model, params, *jumps, gamma=0.0):
+    """``distance`` of a student of two times for each list of times, which are of one length.
+
+    A last time of 0 is a jump less: there the student is the identity, if its target says so.
+    """
+    student = flow_maps.condition(flow_maps.jumper(model, params), {})
+    solver = SOLVERS["jump"](model.process, gamma)
+
+    @jax.jit
+    def run(times):
+        return jax.lax.map(lambda t: draw(student, solver, model.process.at(t)), times)
+
+    return [distance(points) for points in run(jnp.array(jumps))]
+
+
+def distance_of_the_mean():
+    """``distance`` of one step of DDIM from pure noise, which ends at the mean for all x."""
+    return distance(jnp.broadcast_to(oracles.moments(data())[0], (4096, 2)))
 
 
 def draw(denoise, solver, levels, n=4096):
