@@ -13,7 +13,10 @@ from diffusion_jax import build_distill, jobs
 from diffusion_jax.build_weights import averaged
 from diffusion_jax.train.workdir import read_config
 
-CONFIGS = ("cd", "ct", "ect", "guidance", "ict", "lcm", "progressive", "scd", "sct")
+CONFIGS = (
+    "cd", "ct", "ect", "guidance", "ict", "imm", "improved_mean_flow", "lcm", "mean_flow",
+    "progressive", "reflow", "scd", "sct", "shortcut",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from diffusion_jax import build, build_sampling, pictures
+from diffusion_jax import build, build_sampling
 from diffusion_jax.apps.generate import prompted
 from diffusion_jax.build_additions import with_loras
 from diffusion_jax.build_checkpoint import TextToImage, Weights, text_to_image
@@ -26,26 +26,14 @@ from diffusion_jax.convert.textual_inversion import Word, read_word
 from diffusion_jax.core.grids import truncate
 from diffusion_jax.data import to_unit
 from diffusion_jax.jobs.drawing import is_guided
-from diffusion_jax.jobs.run import cache_compilations, plain
+from diffusion_jax.jobs.prompt_files import Request, save
+from diffusion_jax.jobs.run import cache_compilations
 from diffusion_jax.models.autoencoder_codec import Tiling
 from diffusion_jax.models.partition import PARTITIONS
 from diffusion_jax.spec import Config
 from diffusion_jax.train import sharding
 
-# What the pixels depend on; the rest of the config says where and how fast.
-TOLD = (
-    "checkpoint", "variant", "prediction_type", "tokenizers", "lora", "embeddings", "prompt",
-    "negative_prompt", "chunks", "seed", "image", "strength", "control", "control_image", "sampler",
-    "dtype", "tile",
-)  # fmt: skip
 NETWORKS = ("text_unet", "clip_text", "autoencoder")
-
-
-class Request(NamedTuple):
-    """One image that is wanted."""
-
-    prompt: str
-    seed: int
 
 
 def draw_prompts(config: Config, workdir: str | os.PathLike) -> np.ndarray:
@@ -246,14 +234,18 @@ def _start(
 ) -> Callable[[list[Request]], dict[str, np.ndarray]]:
     """Requests -> what each image's way starts from: its own noise, and the picture if any."""
     shape = latent_shape(made, size)
-    noise = jax.jit(jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape)))
     pixels = {} if not config.image else {"pixels": read_picture(config.image, size)[None]}
 
     def start(part):
-        found = {"noise": noise(np.array([request.seed for request in part], np.uint32))}
+        found = {"noise": _noise(np.array([request.seed for request in part], np.uint32), shape)}
         return found | {name: np.repeat(x, len(part), 0) for name, x in pixels.items()}
 
     return start
+
+
+@partial(jax.jit, static_argnums=1)
+def _noise(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape))(seeds)
 
 
 def _progress(total: int) -> tqdm:
@@ -280,21 +272,3 @@ def read_picture(path: str, size: tuple[int, int], field: str = "image") -> np.n
             f"config.{field} = {path!r} cannot be read as a picture ({error})"
         ) from None
     return to_unit(np.asarray(picture))
-
-
-def save(config: Config, folder: Path, requests: list[Request], images: np.ndarray) -> None:
-    """A PNG of each image, with its settings, and a sheet of all; the first process writes."""
-    if jax.process_index():
-        return
-    settings = {name: value for name, value in plain(config).items() if name in TOLD}
-    for request, image in zip(requests, images, strict=True):
-        told = settings | {"prompt": request.prompt, "seed": request.seed, "size": image.shape[:2]}
-        text = {"parameters": json.dumps(told, ensure_ascii=False)}
-        pictures.save_image(folder / f"{_name(request)}.png", image, text=text)
-    pictures.save_image(folder / "all.png", pictures.grid(images))
-    print(f"{len(images)} images are in {folder}; the settings of each are inside of it")
-
-
-def _name(request: Request) -> str:
-    words = "".join(c if c.isalnum() else "-" for c in request.prompt.lower())
-    return f"{request.seed:06d}-{'-'.join(filter(None, words.split('-')))[:60]}"

@@ -107,10 +107,13 @@ def shortcut(
         halves = two_steps(own, first(x), start, middle, last, first(cond), 2 * n == finest)
         drawn = rest(Prediction(x0, eps))
         matched = velocity(context.frozen, rest(cond), drawn, rest(x), level)
-        goal = [jnp.concatenate(two) for two in zip(halves[:2], matched[:2], strict=True)]
+        x0_goal = jnp.concatenate([halves.x0, matched.x0])
+        eps_goal = jnp.concatenate([halves.eps, matched.eps])
         told = {**cond, END: jnp.broadcast_to(model.time_in(end), (b,))}
         out = network_output(model, params, x, now, told, of_net)
-        each = weight(now, model.target) * losses.regression(model.target, out, *goal, now)
+        each = weight(now, model.target) * losses.regression(
+            model.target, out, x0_goal, eps_goal, now
+        )
         report = {"bootstrap": jnp.mean(first(each)), "matching": jnp.mean(rest(each))}
         return jnp.mean(each), Report(report)
 

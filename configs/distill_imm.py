@@ -1,0 +1,15 @@
+"""Inductive moment matching (Zhou et al. 2025), from a diffusion model's weights.
+
+python main.py --config=configs/distill_imm.py --config.teacher=runs/mnist --workdir=W
+"""
+
+from ml_collections import ConfigDict
+
+from configs import distill
+
+
+def get_config() -> ConfigDict:
+    config = distill.get_config()
+    config.distill = "moment_matching(particles=4)"
+    config.sampler.solver = "jump()"
+    return config

@@ -1,0 +1,15 @@
+"""Improved MeanFlow (Geng et al. 2025b), from a diffusion model's weights.
+
+python main.py --config=configs/distill_improved_mean_flow.py --config.teacher=DIR --workdir=W
+"""
+
+from ml_collections import ConfigDict
+
+from configs import distill
+
+
+def get_config() -> ConfigDict:
+    config = distill.get_config()
+    config.distill = "improved_mean_flow(scale=1.0)"
+    config.sampler.solver = "jump()"
+    return config

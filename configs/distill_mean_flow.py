@@ -1,0 +1,15 @@
+"""MeanFlow (Geng et al. 2025), from a diffusion model's weights; jumps between any two levels.
+
+python main.py --config=configs/distill_mean_flow.py --config.teacher=runs/mnist --workdir=W
+"""
+
+from ml_collections import ConfigDict
+
+from configs import distill
+
+
+def get_config() -> ConfigDict:
+    config = distill.get_config()
+    config.distill = "mean_flow(scale=1.0)"
+    config.sampler.solver = "jump()"
+    return config

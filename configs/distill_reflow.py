@@ -1,0 +1,15 @@
+"""Reflow (Liu et al. 2023): straighter, by pairs that the teacher makes on the way.
+
+python main.py --config=configs/distill_reflow.py --config.teacher=runs/mnist --workdir=W
+"""
+
+from ml_collections import ConfigDict
+
+from configs import distill
+
+
+def get_config() -> ConfigDict:
+    config = distill.get_config()
+    config.distill = "reflow(steps=8)"
+    config.sampler.solver = "ddim()"
+    return config

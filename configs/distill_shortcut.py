@@ -1,0 +1,15 @@
+"""Shortcut models (Frans et al. 2025), from a diffusion model's weights.
+
+python main.py --config=configs/distill_shortcut.py --config.teacher=runs/mnist --workdir=W
+"""
+
+from ml_collections import ConfigDict
+
+from configs import distill
+
+
+def get_config() -> ConfigDict:
+    config = distill.get_config()
+    config.distill = "shortcut(finest=128)"
+    config.sampler.solver = "jump()"
+    return config

@@ -1,0 +1,262 @@
+"""Every method of few steps, as a config names it: how a student is trained, and how sampled.
+
+One level: f(x, now) is x0, or x itself where now is clean.  Two: the network is told where to go as
+well (``core.flow_maps``).  Solvers call either as a ``Jump``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from diffusion_jax.core import flow_maps, grids, proposals
+from diffusion_jax.core.solvers import SOLVERS
+from diffusion_jax.core.types import Model, Params, Recipe
+from diffusion_jax.recipes import consistency as one_function
+from diffusion_jax.recipes import continuous_consistency as continuous
+from diffusion_jax.recipes import guidance_distillation as of_guidance
+from diffusion_jax.recipes import mean_flow as flow
+from diffusion_jax.recipes import moment_matching as moments
+from diffusion_jax.recipes import progressive as halving
+from diffusion_jax.recipes import reflow as straight
+from diffusion_jax.recipes import shortcut as doubling
+from diffusion_jax.recipes import students, teachers, two_times
+from diffusion_jax.recipes.latent_consistency import latent_consistency as latent
+
+
+class Pair(NamedTuple):
+    """What a recipe is made of.
+
+    Attributes:
+        student, teacher: what their parameters mean.
+        init: (key, x, cond) -> the student's network's parameters.
+        dropout: share of examples whose condition is emptied.
+    """
+
+    student: Model
+    teacher: Model
+    init: Callable[..., Params]
+    dropout: float
+
+
+class Method(NamedTuple):
+    """One way to distill.
+
+    Attributes:
+        recipe: how a student is trained.
+        reads: how it is sampled.
+        scalars: what its network is told beside level and condition.
+        frozen: () -> what the loss reads beside the teacher.
+    """
+
+    recipe: Callable[[Pair], Recipe]
+    reads: students.Reading
+    scalars: tuple[str, ...] = ()
+    frozen: Callable[[], Params] = dict
+
+
+def _teacher(pair: Pair, scale: float) -> teachers.Teacher:
+    """Under classifier-free guidance, unless the scale is 1."""
+    if scale == 1:
+        return teachers.plain(pair.teacher)
+    return teachers.guided(pair.teacher, scale=jnp.float32(scale))
+
+
+def _of_one_level(
+    setting: Callable[[Pair], one_function.Setting],
+) -> Method:
+    def recipe(pair: Pair) -> Recipe:
+        made = setting(pair)
+        return one_function.consistency(
+            pair.student, pair.init, made, condition_dropout=pair.dropout
+        )
+
+    return Method(recipe, students.consistency)
+
+
+def consistency_distillation(levels: int = 18, solver: str = "heun", scale: float = 1.0) -> Method:
+    """Consistency distillation (``consistency.distillation``) of a teacher under guidance."""
+    _at_least_1("consistency_distillation", levels=levels)
+    _followed("consistency_distillation", solver)
+    made = lambda pair: one_function.distillation(_teacher(pair, scale), solver, levels)
+    return _of_one_level(made)
+
+
+def consistency_training(total: int, first: int = 2, last: int = 150) -> Method:
+    """Consistency training (``consistency.training``)."""
+    return _of_one_level(lambda pair: one_function.training(total, first, last))
+
+
+def improved_consistency(
+    total: int, first: int = 10, last: int = 1280, mean: float = -1.1, std: float = 2.0
+) -> Method:
+    """Improved consistency training (``consistency.improved``)."""
+    made = lambda pair: one_function.improved(total, first, last, None, mean, std)
+    return _of_one_level(made)
+
+
+def easy(
+    total: int,
+    stages: int = 8,
+    q: float = 2.0,
+    k: float = 8.0,
+    mean: float = -1.1,
+    std: float = 2.0,
+) -> Method:
+    """Easy consistency tuning (``consistency.easy``), its stages of equal length."""
+    _at_least_1("easy", stages=stages)
+    stage = -(-total // stages)
+    made = lambda pair: one_function.easy(stage, q, k, 1.0, mean, std)
+    return _of_one_level(made)
+
+
+def latent_consistency(levels: int = 50, low: float = 1.0, high: float = 5.0) -> Method:
+    """Latent consistency (``recipes.latent_consistency``), told scales from low to high."""
+
+    def recipe(pair: Pair) -> Recipe:
+        tell = teachers.scales(low, high)
+        teacher = teachers.guided(pair.teacher)
+        return latent(pair.student, teacher, pair.init, levels, tell)
+
+    return Method(recipe, students.latent_consistency, (teachers.SCALE,))
+
+
+def continuous_distillation(
+    mean: float = -0.8, std: float = 1.6, sigma_data: float = 0.5, warm_up: int = 0,
+    scale: float = 1.0, total: int = 0,
+) -> Method:  # fmt: skip
+    """sCD (``recipes.continuous_consistency``); warm_up = 0 is a fifth of the training."""
+    velocity = lambda pair: continuous.of_teacher(_teacher(pair, scale))
+    return _continuous(velocity, mean, std, sigma_data, warm_up or total // 5)
+
+
+def continuous_training(
+    mean: float = -1.0, std: float = 1.4, sigma_data: float = 0.5, warm_up: int = 0, total: int = 0
+) -> Method:
+    """sCT (``recipes.continuous_consistency``); warm_up = 0 is a fifth of the training."""
+    of_data = lambda pair: continuous.of_data()
+    return _continuous(of_data, mean, std, sigma_data, warm_up or total // 5)
+
+
+def _continuous(velocity, mean: float, std: float, sigma_data: float, warm_up: int) -> Method:
+    def recipe(pair: Pair) -> Recipe:
+        return continuous.continuous_consistency(
+            pair.student, pair.init, velocity(pair), proposals.log_normal(mean, std), sigma_data,
+            warm_up, condition_dropout=pair.dropout,
+        )  # fmt: skip
+
+    return Method(recipe, students.consistency)
+
+
+def guidance(low: float = 1.0, high: float = 5.0) -> Method:
+    """Guidance alone (``recipes.guidance_distillation``), told scales from low to high."""
+
+    def recipe(pair: Pair) -> Recipe:
+        teacher, tell = teachers.guided(pair.teacher), teachers.scales(low, high)
+        made = of_guidance.guidance_distillation
+        return made(pair.student, teacher, pair.init, proposals.uniform(), tell=tell)
+
+    return Method(recipe, students.guided, (teachers.SCALE,))
+
+
+def progressive(steps: int, scale: float = 1.0) -> Method:
+    """One stage of progressive distillation: ``steps`` of the student for twice as many.
+
+    The next stage is a run of its own, whose teacher is this one's student.
+    """
+    _at_least_1("progressive", steps=steps)
+    recipe = lambda pair: halving.progressive(
+        pair.student, _teacher(pair, scale), pair.init, condition_dropout=pair.dropout
+    )
+    return Method(recipe, students.plain, frozen=lambda: {halving.STEPS: jnp.int32(steps)})
+
+
+def mean_flow(
+    scale: float = 1.0, same: float = 0.75, mean: float = -0.4, std: float = 1.0
+) -> Method:
+    """MeanFlow (``recipes.mean_flow``), with guidance by ``scale`` in its target."""
+    return _mean_flow(flow.along_target, scale, same, mean, std)
+
+
+def improved_mean_flow(
+    scale: float = 1.0, same: float = 0.5, mean: float = -0.4, std: float = 1.0
+) -> Method:
+    """Improved MeanFlow (``recipes.mean_flow``)."""
+    return _mean_flow(flow.along_own, scale, same, mean, std)
+
+
+def _mean_flow(along: flow.Along, scale: float, same: float, mean: float, std: float) -> Method:
+    times = two_times.ordered(proposals.logit_normal(mean, std), same)
+    mix = None if scale == 1 else flow.mixed(scale)
+    recipe = lambda pair: flow.mean_flow(
+        pair.student, pair.init, times=times, along=along, mix=mix, condition_dropout=pair.dropout
+    )
+    return Method(recipe, students.two_levels, (flow_maps.END,))
+
+
+def shortcut(finest: int = 128, bootstrap: float = 0.25) -> Method:
+    """Shortcut models (``recipes.shortcut``)."""
+    recipe = lambda pair: doubling.shortcut(
+        pair.student, pair.init, finest=finest, bootstrap=bootstrap, condition_dropout=pair.dropout
+    )
+    return Method(recipe, students.two_levels, (flow_maps.END,))
+
+
+def moment_matching(particles: int = 4, gap: float = 0.02) -> Method:
+    """Inductive moment matching (``recipes.moment_matching``), r less than t by ``gap`` of time."""
+    recipe = lambda pair: moments.moment_matching(
+        pair.student, pair.init, moments.less_time(gap), particles, condition_dropout=pair.dropout
+    )
+    return Method(recipe, students.two_levels, (flow_maps.END,))
+
+
+def reflow(steps: int = 8, scale: float = 1.0, solver: str = "heun") -> Method:
+    """Reflow (``recipes.reflow``): pairs by ``steps`` of the teacher, made as they are needed."""
+    _at_least_1("reflow", steps=steps)
+    _followed("reflow", solver)
+
+    def recipe(pair: Pair) -> Recipe:
+        levels = grids.trailing(pair.student.process, steps)
+        coupling = straight.solved(_teacher(pair, scale), SOLVERS[solver](), levels)
+        return straight.reflow(
+            pair.student, pair.init, coupling, proposals.uniform(), condition_dropout=pair.dropout
+        )
+
+    return Method(recipe, students.plain)
+
+
+def _followed(name: str, solver: str) -> None:
+    if solver not in FOLLOWED:
+        raise ValueError(
+            f"config.distill: {name}(solver={solver!r}); known are {', '.join(FOLLOWED)}"
+        )
+
+
+def _at_least_1(name: str, **given: int) -> None:
+    for field, value in given.items():
+        if value < 1:
+            raise ValueError(f"config.distill: {name}({field}={value}) must be 1 or more")
+
+
+# Solvers of one step without memory, which a teacher is followed by.
+FOLLOWED = ("ddim", "heun")
+
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "consistency_distillation": consistency_distillation,
+    "consistency_training": consistency_training,
+    "improved_consistency": improved_consistency,
+    "easy": easy,
+    "latent_consistency": latent_consistency,
+    "continuous_distillation": continuous_distillation,
+    "continuous_training": continuous_training,
+    "guidance": guidance,
+    "progressive": progressive,
+    "mean_flow": mean_flow,
+    "improved_mean_flow": improved_mean_flow,
+    "shortcut": shortcut,
+    "moment_matching": moment_matching,
+    "reflow": reflow,
+}
