@@ -23,6 +23,7 @@ from diffusion_jax.recipes import progressive as halving
 from diffusion_jax.recipes import reflow as straight
 from diffusion_jax.recipes import shortcut as doubling
 from diffusion_jax.recipes import students, teachers, two_times
+from diffusion_jax.recipes import trajectory as meeting
 from diffusion_jax.recipes.latent_consistency import latent_consistency as latent
 
 
@@ -212,6 +213,16 @@ def moment_matching(particles: int = 4, gap: float = 0.02) -> Method:
     return Method(recipe, students.two_levels, (flow_maps.END,))
 
 
+def trajectory(steps: int = 4, scale: float = 1.0, matching: float = 1.0) -> Method:
+    """Consistency trajectory models (``recipes.trajectory``), ``steps`` of the teacher at most."""
+    _at_least_1("trajectory", steps=steps)
+    recipe = lambda pair: meeting.trajectory(
+        pair.student, pair.init, _teacher(pair, scale), steps=steps, matching=matching,
+        condition_dropout=pair.dropout,
+    )  # fmt: skip
+    return Method(recipe, students.two_levels, (flow_maps.END,))
+
+
 def reflow(steps: int = 8, scale: float = 1.0, solver: str = "heun") -> Method:
     """Reflow (``recipes.reflow``): pairs by ``steps`` of the teacher, made as they are needed."""
     _at_least_1("reflow", steps=steps)
@@ -258,5 +269,6 @@ METHODS: dict[str, Callable[..., Method]] = {
     "improved_mean_flow": improved_mean_flow,
     "shortcut": shortcut,
     "moment_matching": moment_matching,
+    "trajectory": trajectory,
     "reflow": reflow,
 }

@@ -14,7 +14,7 @@ from diffusion_jax.build_weights import averaged
 from diffusion_jax.train.workdir import read_config
 
 CONFIGS = (
-    "cd", "ct", "ect", "guidance", "ict", "imm", "improved_mean_flow", "lcm", "mean_flow",
+    "cd", "ct", "ctm", "ect", "guidance", "ict", "imm", "improved_mean_flow", "lcm", "mean_flow",
     "progressive", "reflow", "scd", "sct", "shortcut",
 )  # fmt: skip
 
