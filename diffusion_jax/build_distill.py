@@ -21,7 +21,7 @@ from diffusion_jax.train.workdir import read_config
 INHERITED = ("data", "text", "process", "model", "loss")
 
 # Networks without ``scalars``.
-NOT_TOLD = ("dit", "mmdit", "text_unet")
+NOT_TOLD = ("mmdit",)
 
 
 def with_teacher(config: Config) -> Config:

@@ -122,8 +122,7 @@ def _on_one_axis(config: Config) -> Config:
 
 def useful_flops(config: Config, mode: str, mesh: Mesh, counted: Flops) -> float:
     """FLOPs without what rematerialisation computes twice."""
-    fields = config.model[config.model.name]
-    if mode != "train" or fields.get("remat", "none") == "none":
+    if mode != "train" or config.model[config.model.name].get("remat", "none") == "none":
         return counted.total
     plain = config.copy_and_resolve_references()
     plain.model[config.model.name].remat = "none"

@@ -169,6 +169,7 @@ class DiT(nn.Module):
             the output are float32 whatever it is.
         remat: name in ``REMATS``: what the backward pass of a layer recomputes.
         attention: name in ``attention_memory.ATTENTIONS``; "chunked" saves memory.
+        scalars: see ``embeddings.ConditionEmbedding``.
     """
 
     width: int = 384
@@ -184,6 +185,7 @@ class DiT(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
     attention: str = "full"
+    scalars: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(
@@ -199,8 +201,9 @@ class DiT(nn.Module):
         Args:
             x: scaled noisy input; h and w must be multiples of ``patch``.
             time: [b]; the published networks take the discrete time index.
-            cond: {"label": int [b]}, or {} for the null class or a net without labels; and for
-                guidance the gates of ``UNet``, a column for each layer.
+            cond: {"label": int [b]}, or {} for the null class or a net without labels; float [b]
+                for each of ``scalars``; and for guidance the gates of ``UNet``, a column for each
+                layer.
             train: whether dropout is on, which needs an rng named "dropout".
 
         Returns:
@@ -216,10 +219,8 @@ class DiT(nn.Module):
         gates = read_gates(cond, x.shape[0], self.attention_layers, self.blocks)
         told = {key: value for key, value in cond.items() if key not in HOOKS}
         features = partial(TIME_FEATURES["sinusoidal"], **(self.time_options or {}))
-        embed = ConditionEmbedding(
-            self.width, FREQUENCIES, features, self.num_classes, name="embed"
-        )
-        emb = primitives.silu(embed(time, told))
+        parts = (self.width, FREQUENCIES, features, self.num_classes, tuple(self.scalars))
+        emb = primitives.silu(ConditionEmbedding(*parts, name="embed")(time, told))
         h, w = x.shape[1] // self.patch, x.shape[2] // self.patch
         tokens = PatchEmbedding(self.width, self.patch, self.dtype, True, name="patches")(x)
         tokens = tokens + positions(h, w, self.width).astype(tokens.dtype)

@@ -71,6 +71,7 @@ class TextEncoderSide(nn.Module):
             the output are float32 whatever it is.
         remat: name in ``REMATS``: what the backward pass of a block recomputes.
         attention: name in ``attention_memory.ATTENTIONS``; "chunked" saves memory.
+        scalars: see ``embeddings.ConditionEmbedding``.
     """
 
     channels: int = 320
@@ -94,6 +95,7 @@ class TextEncoderSide(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
     attention: str = "full"
+    scalars: tuple[str, ...] = ()
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -131,9 +133,10 @@ class TextEncoderSide(nn.Module):
         """The activated embedding, float32 [b, d]."""
         dim = self.time_dim or 4 * self.channels
         features = partial(TIME_FEATURES[self.time_features], **(self.time_options or {}))
-        label = {"label": cond["label"]} if self.num_classes else {}
-        emb = ConditionEmbedding(dim, self.channels, features, self.num_classes, name="embed")
-        h = emb(time, label)
+        told = {"label": cond["label"]} if self.num_classes else {}
+        told |= {name: cond[name] for name in self.scalars}
+        parts = (dim, self.channels, features, self.num_classes, tuple(self.scalars))
+        h = ConditionEmbedding(*parts, name="embed")(time, told)
         if self.added_features:
             added = AddedEmbedding(dim, features, self.added_features, name="added")
             h = h + added(cond["pooled"], cond["time_ids"])
@@ -172,7 +175,11 @@ class TextEncoderSide(nn.Module):
         check_name("time_features", self.time_features, TIME_FEATURES)
         needed = {"context"} | ({"label"} if self.num_classes else set())
         needed |= {"pooled", "time_ids"} if self.added_features else set()
-        fields = f"added_features={self.added_features}, num_classes={self.num_classes}"
+        needed |= set(self.scalars)
+        fields = (
+            f"added_features={self.added_features}, num_classes={self.num_classes}, "
+            f"scalars={tuple(self.scalars)}"
+        )
         check_keys(cond, needed, {"context_mask", *more}, fields)
 
 
@@ -202,8 +209,8 @@ class TextUNet(TextEncoderSide):
             x: scaled noisy input; h and w must be multiples of patch·2^(levels - 1).
             time: [b]; the published networks take the discrete time index.
             cond: "context" [b, n, d], the states of a text; with ``added_features`` also "pooled"
-                [b, p] and "time_ids" [b, k]; with ``num_classes`` "label" int [b].  It may have
-                "context_mask" bool [b, n], False for padding; "control", what ``ControlNet``
+                [b, p] and "time_ids" [b, k]; with ``num_classes`` "label" int [b]; and float [b]
+                for each of ``scalars``.  It may have "context_mask" bool [b, n], False for padding; "control", what ``ControlNet``
                 returns, to add to the skips and the middle; and, for guidance,
                 "identity_attention" [b, len(attention_layers)], 1 where the image's attention to
                 itself becomes the identity, and "skip_blocks" [b, len(blocks)], 1 where a block

@@ -8,15 +8,24 @@ from numpy.testing import assert_allclose
 from tiny_unet import quick
 
 from diffusion_jax.models.adapter import init_params, net_from_module
+from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.mlp import MLP
+from diffusion_jax.models.text_unet import TextUNet
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.train.start import widened
 
 UNET = UNet(channels=16, channel_mults=(1,), num_res_blocks=1, num_classes=3, mid_attention=False)
+TEXT = TextUNet(
+    channels=16, channel_mults=(1,), num_res_blocks=1, depths=(1,), heads=(2,), mid_depth=0,
+    out_channels=3, num_classes=3, group_channels=4,  # a norm of one would hear no shift
+)  # fmt: skip
 PAIRS = {
     "mlp": (MLP(width=16, depth=1, num_classes=3), (4, 2)),
     "unet": (UNET, (4, 8, 8, 3)),
+    "text_unet": (TEXT, (4, 8, 8, 3)),
+    "dit": (DiT(width=16, depth=1, heads=2, out_channels=3, num_classes=3), (4, 8, 8, 3)),
 }
+READ = {"text_unet": {"context": np.ones((4, 2, 5), np.float32)}}
 SCALARS = ("end", "guidance_scale")
 
 
@@ -35,7 +44,7 @@ def _random(module, shape, cond, seed=0):
 def test_a_student_starts_as_its_teacher_to_the_bit_and_then_hears(name):
     module, shape = PAIRS[name]
     student = module.clone(scalars=SCALARS)
-    cond = {"label": jnp.array([0, 1, 2, 3])}
+    cond = {"label": jnp.array([0, 1, 2, 3]), **READ.get(name, {})}
     told = {**cond, "end": jnp.array([0.0, 3.0, 500.0, 900.0]), "guidance_scale": jnp.arange(4.0)}
     teacher = _random(module, shape, cond)
     fresh = _random(student, shape, told, 1)
