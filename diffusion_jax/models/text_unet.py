@@ -210,11 +210,11 @@ class TextUNet(TextEncoderSide):
             time: [b]; the published networks take the discrete time index.
             cond: "context" [b, n, d], the states of a text; with ``added_features`` also "pooled"
                 [b, p] and "time_ids" [b, k]; with ``num_classes`` "label" int [b]; and float [b]
-                for each of ``scalars``.  It may have "context_mask" bool [b, n], False for padding; "control", what ``ControlNet``
-                returns, to add to the skips and the middle; and, for guidance,
-                "identity_attention" [b, len(attention_layers)], 1 where the image's attention to
-                itself becomes the identity, and "skip_blocks" [b, len(blocks)], 1 where a block
-                returns its input.
+                for each of ``scalars``.  It may have "context_mask" bool [b, n], False for padding;
+                "control", what ``ControlNet`` returns, to add to the skips and the middle; and, for
+                guidance, "identity_attention" [b, len(attention_layers)], 1 where the image's
+                attention to itself becomes the identity, and "skip_blocks" [b, len(blocks)], 1
+                where a block returns its input.
             train: whether dropout is on, which needs an rng named "dropout".
 
         Returns:
