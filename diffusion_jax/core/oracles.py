@@ -265,9 +265,14 @@ def average(
         raise ValueError(f"average is exact for 1 component, got {data.means.shape[0]}")
     a, b = _components(data, x, now), _components(data, x, end)
     v_now, v_end = jnp.sqrt(a.v), jnp.sqrt(b.v)
-    k = a.z / v_now / (v_now * b.alpha + v_end * a.alpha)
-    eps = k * (a.sigma * b.alpha + b.sigma * a.alpha)
-    x0 = k * (a.alpha * b.alpha * data.variances + v_now * v_end - a.sigma * b.sigma)
+    n = v_now * b.alpha + v_end * a.alpha
+    # Both levels pure noise: nothing is known of x0, and eps is x.
+    apart = n > 0
+    k = a.z / v_now / jnp.where(apart, n, 1.0)
+    eps = k * jnp.where(apart, a.sigma * b.alpha + b.sigma * a.alpha, a.sigma / v_now)
+    x0 = k * jnp.where(
+        apart, a.alpha * b.alpha * data.variances + v_now * v_end - a.sigma * b.sigma, 0.0
+    )
     turn = lambda z: jnp.einsum("kij,bkj->bi", data.axes, z)
     return Prediction((data.means + turn(x0)).reshape(x.shape), turn(eps).reshape(x.shape))
 

@@ -65,6 +65,10 @@ def test_the_jump_of_a_gaussian_is_its_flow_map(x64, path):
     there = oracles.flow_map(data, x, noise, clean)
     assert_allclose(flow_maps.transfer(prediction, clean), there, rtol=1e-12)
     assert_allclose(flow_maps.secant(x, there, noise, clean).x0, prediction.x0, rtol=1e-12)
+    # From pure noise to itself, the denoiser.
+    still = oracles.average(data, x, noise, noise)
+    for got, want in zip(still[:2], oracles.predict(data, x, noise)[:2], strict=True):
+        assert_allclose(got, want, rtol=1e-12, equal_nan=False)
 
 
 @pytest.mark.parametrize("path", PATHS)

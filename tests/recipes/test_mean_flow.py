@@ -98,6 +98,7 @@ def test_loss_and_gradient_are_the_papers(x64, variant):
     error = u(z, t, t / 3) - (v - (t - t / 3) * slope)
     square = jnp.sum(error**2, -1)
     weight = 1 / (square + c) ** power
+    assert np.isfinite([value, gradient]).all()
     assert_allclose(value, jnp.mean(weight * square), rtol=1e-6)
     assert_allclose(gradient, jnp.mean(weight * jnp.sum(2 * error * WAVY(z), -1)), rtol=1e-6)
 

@@ -95,6 +95,7 @@ def test_loss_and_gradient_are_the_papers(x64, target):
         return jnp.mean(weight * made.squared_mmd(a, b, t - s))
 
     of_target = theta if target == "own" else of_average
+    assert np.isfinite([value, gradient]).all()
     assert_allclose(value, written(theta, of_target), rtol=1e-6)
     h = 1e-5
     slope = (written(theta + h, of_target) - written(theta - h, of_target)) / (2 * h)

@@ -79,6 +79,7 @@ def test_loss_and_gradient_are_the_papers(x64, target):
     matched = column(1 - level) * x0[half:] + column(level) * eps[half:]
     errors.append(s(theta, matched, level, 0.0) - (eps - x0)[half:])
     error, bump = jnp.concatenate(errors), WAVY(jnp.concatenate([x, matched]))
+    assert np.isfinite([value, gradient]).all()
     assert_allclose(value, jnp.mean(error**2), rtol=1e-6)
     assert_allclose(gradient, jnp.mean(2 * error * bump), rtol=1e-6)
     for name, part in (("bootstrap", errors[0]), ("matching", errors[1])):

@@ -96,6 +96,7 @@ def test_loss_and_gradient_are_the_papers(x64, target):
     meeting, denoising = written(theta, fixed)
     assert_allclose(report.metrics["consistency"], meeting, rtol=1e-6)
     assert_allclose(report.metrics["denoising"], denoising, rtol=1e-6)
+    assert np.isfinite([value, gradient]).all()
     assert_allclose(value, meeting + matching * denoising, rtol=1e-6)
     h = 1e-5
     assert_allclose(gradient, (total(theta + h) - total(theta - h)) / (2 * h), rtol=1e-5)
