@@ -266,13 +266,11 @@ def average(
     a, b = _components(data, x, now), _components(data, x, end)
     v_now, v_end = jnp.sqrt(a.v), jnp.sqrt(b.v)
     n = v_now * b.alpha + v_end * a.alpha
-    # Both levels pure noise: nothing is known of x0, and eps is x.
-    apart = n > 0
-    k = a.z / v_now / jnp.where(apart, n, 1.0)
-    eps = k * jnp.where(apart, a.sigma * b.alpha + b.sigma * a.alpha, a.sigma / v_now)
-    x0 = k * jnp.where(
-        apart, a.alpha * b.alpha * data.variances + v_now * v_end - a.sigma * b.sigma, 0.0
-    )
+    # At n = 0 both levels are pure noise: nothing is known of x0, and eps is x.
+    k = a.z / v_now / jnp.where(n > 0, n, 1.0)
+    eps = k * jnp.where(n > 0, a.sigma * b.alpha + b.sigma * a.alpha, a.sigma / v_now)
+    of_x0 = a.alpha * b.alpha * data.variances + v_now * v_end - a.sigma * b.sigma
+    x0 = k * jnp.where(n > 0, of_x0, 0.0)
     turn = lambda z: jnp.einsum("kij,bkj->bi", data.axes, z)
     return Prediction((data.means + turn(x0)).reshape(x.shape), turn(eps).reshape(x.shape))
 
