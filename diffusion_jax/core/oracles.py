@@ -269,8 +269,7 @@ def average(
     # At n = 0 both levels are pure noise: nothing is known of x0, and eps is x.
     k = a.z / v_now / jnp.where(n > 0, n, 1.0)
     eps = k * jnp.where(n > 0, a.sigma * b.alpha + b.sigma * a.alpha, a.sigma / v_now)
-    of_x0 = a.alpha * b.alpha * data.variances + v_now * v_end - a.sigma * b.sigma
-    x0 = k * jnp.where(n > 0, of_x0, 0.0)
+    x0 = k * (a.alpha * b.alpha * data.variances + v_now * v_end - a.sigma * b.sigma) * (n > 0)
     turn = lambda z: jnp.einsum("kij,bkj->bi", data.axes, z)
     return Prediction((data.means + turn(x0)).reshape(x.shape), turn(eps).reshape(x.shape))
 
