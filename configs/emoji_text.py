@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.data.balance = r"(medium-)?(light|dark|medium) skin tone|\b(wo)?m[ae]n\b|\bperson\b"
     config.model.autoencoder = "runs/emoji_autoencoder"
     config.model.text_unet.patch = 1  # codes are 16x16 already
-    config.train.steps = 2000
-    config.train.checkpoint_every = 500
-    config.train.sample_every = 1000
+    config.train.steps = 4500
+    config.train.checkpoint_every = 750
+    config.train.sample_every = 1500
     return config
