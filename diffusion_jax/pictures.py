@@ -92,6 +92,29 @@ def save_strip(path: str | os.PathLike, rows: Sequence[tuple[str, np.ndarray, np
     _save(figure, path)
 
 
+def save_rows(
+    path: str | os.PathLike, rows: Sequence[tuple[str, np.ndarray]], columns: int = 3
+) -> None:
+    """Rows of images, each under its name.
+
+    Args:
+        path: of the PNG.
+        rows: (name, images uint8 [n, h, w, c]) each, of one n.
+        columns: rows side by side.
+    """
+    lines = math.ceil(len(rows) / columns)
+    n, h, w, c = rows[0][1].shape
+    size = (columns * n * 0.32, lines * (0.32 * h / w + 0.28))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axis, (name, images) in zip(axes, rows, strict=False):
+        axis.imshow(grid(images, n), cmap="gray" if c == 1 else None, vmin=0, vmax=255)
+        axis.set_title(name, fontsize=8)
+    for axis in axes:
+        axis.axis("off")
+    _save(figure, path)
+
+
 def save_scatter(
     path: str | os.PathLike, panels: Sequence[tuple[str, np.ndarray, np.ndarray | None]]
 ) -> None:

@@ -1,0 +1,175 @@
+"""What scripts/few_step_report.py trains: each method, its setting, and what else was tried.
+
+The first setting of a row is the one that the table shows; the others are what ``--search``
+compares it with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+Fields = Mapping[str, Any]
+"""Field of a config, as "optimizer.learning_rate" -> value."""
+
+_NONE: Fields = MappingProxyType({})
+
+
+class Setting(NamedTuple):
+    """One way to train a method.
+
+    Attributes:
+        distill: what ``config.distill`` says, a string of each stage; each stage's student is the
+            next one's teacher.
+        fields: other fields of the config.
+    """
+
+    distill: tuple[str, ...]
+    fields: Fields = _NONE
+
+
+class Row(NamedTuple):
+    """A method.
+
+    Attributes:
+        config: of configs/distill_*.py.
+        settings: by name, the chosen one first.
+        stage: calls of the student -> which stage made it; None for the last.
+        sampler: fields of config.sampler.
+    """
+
+    config: str
+    settings: dict[str, Setting]
+    stage: dict[int, int] | None = None
+    sampler: Fields = _NONE
+
+
+def _one(distill: str, rate: float = 1e-3) -> Setting:
+    return Setting((distill,), {"optimizer.learning_rate": rate, "optimizer.warmup": 20})
+
+
+def _halved(*steps: int, rate: float = 1e-3) -> Setting:
+    """Progressive stages, the first of a guided teacher."""
+    scales = [2.0, *(1.0 for _ in steps[1:])]
+    stages = [f"progressive(steps={n}, scale={s})" for n, s in zip(steps, scales, strict=True)]
+    return Setting(tuple(stages), {"optimizer.learning_rate": rate, "optimizer.warmup": 10})
+
+
+# Students of levels drawn by log sigma hardly saw levels beyond this one.
+_BELOW_20 = {"grid": "karras(s_min=0.6, s_max=20.0)"}
+
+ROWS: dict[str, Row] = {
+    "progressive": Row(
+        "progressive",
+        {
+            "16 to 1": _halved(16, 8, 4, 2, 1),
+            "4 to 1": _halved(4, 2, 1),
+            "16 to 1, rate 3e-4": _halved(16, 8, 4, 2, 1, rate=3e-4),
+        },
+        stage={4: -3, 2: -2, 1: -1},
+    ),
+    "CD": Row(
+        "cd",
+        {
+            "18 levels": _one("consistency_distillation(levels=18, scale=2.0)"),
+            "8 levels": _one("consistency_distillation(levels=8, scale=2.0)"),
+            "18 levels, rate 3e-4": _one("consistency_distillation(levels=18, scale=2.0)", 3e-4),
+        },
+    ),
+    "CT": Row(
+        "ct",
+        {
+            "to 20 levels": _one("consistency_training(last=20)"),
+            "to 80 levels": _one("consistency_training(last=80)"),
+        },
+    ),
+    "iCT": Row(
+        "ict",
+        {
+            "to 40 levels, mean 0.5": _one("improved_consistency(last=40, mean=0.5)"),
+            "to 40 levels, mean -1.1": _one("improved_consistency(last=40)"),
+            "to 160 levels, mean 0.5": _one("improved_consistency(last=160, mean=0.5)"),
+        },
+        sampler=_BELOW_20,
+    ),
+    "ECT": Row(
+        "ect",
+        {
+            "4 stages, mean 0.5": _one("easy(stages=4, mean=0.5)"),
+            "8 stages, mean 0.5": _one("easy(stages=8, mean=0.5)"),
+            "4 stages, mean -1.1": _one("easy(stages=4)"),
+        },
+        sampler=_BELOW_20,
+    ),
+    "LCM": Row(
+        "lcm",
+        {
+            "20 levels": _one("latent_consistency(levels=20, low=1.0, high=4.0)"),
+            "50 levels": _one("latent_consistency(levels=50, low=1.0, high=4.0)"),
+        },
+        sampler={"guidance_scale": 2.0},
+    ),
+    "sCD": Row(
+        "scd",
+        {
+            "mean 0.5": _one("continuous_distillation(scale=2.0, mean=0.5)"),
+            "mean 0.5, rate 3e-4": _one("continuous_distillation(scale=2.0, mean=0.5)", 3e-4),
+            "mean -0.8": _one("continuous_distillation(scale=2.0)"),
+        },
+        sampler=_BELOW_20,
+    ),
+    "sCT": Row(
+        "sct",
+        {
+            "mean 0.5": _one("continuous_training(mean=0.5)"),
+            "mean 0.5, rate 3e-4": _one("continuous_training(mean=0.5)", 3e-4),
+            "mean -1": _one("continuous_training()"),
+        },
+        sampler=_BELOW_20,
+    ),
+    "MeanFlow": Row(
+        "mean_flow",
+        {
+            "mean 0.5, same 0.5": _one("mean_flow(scale=2.0, mean=0.5, same=0.5)"),
+            "mean -0.4, same 0.75": _one("mean_flow(scale=2.0)"),
+        },
+    ),
+    "improved MeanFlow": Row(
+        "improved_mean_flow",
+        {
+            "mean 0.5": _one("improved_mean_flow(scale=2.0, mean=0.5)"),
+            "mean -0.4": _one("improved_mean_flow(scale=2.0)"),
+        },
+    ),
+    "shortcut": Row(
+        "shortcut",
+        {
+            "finest 16": _one("shortcut(finest=16, bootstrap=0.5)"),
+            "finest 128": _one("shortcut(finest=128)"),
+        },
+    ),
+    "IMM": Row(
+        "imm",
+        {
+            "gap 0.1": _one("moment_matching(particles=4, gap=0.1)"),
+            "gap 0.02": _one("moment_matching(particles=4)"),
+            "gap 0.1, 8 particles": _one("moment_matching(particles=8, gap=0.1)"),
+        },
+    ),
+    "CTM": Row(
+        "ctm",
+        {
+            "4 steps": _one("trajectory(steps=4, scale=2.0)"),
+            "4 steps, rate 3e-4": _one("trajectory(steps=4, scale=2.0)", 3e-4),
+        },
+    ),
+    "reflow": Row(
+        "reflow",
+        {
+            "8 steps": _one("reflow(steps=8, scale=2.0)"),
+            "8 steps, rate 3e-4": _one("reflow(steps=8, scale=2.0)", 3e-4),
+        },
+    ),
+}
+"""Methods by name, in the order they are trained."""
