@@ -128,18 +128,23 @@ def our_unet(folder: Path, dtype: str, side: int) -> dict[str, float]:
     import jax.numpy as jnp
 
     from diffusion_jax.convert.folders import read_json, read_weights
+    from diffusion_jax.convert.mapped import forget
     from diffusion_jax.convert.sd_unet import from_sd_unet
     from diffusion_jax.models.adapter import net_from_module
 
     config: Any = read_json(folder, "unet/config.json")
 
+    def placed(x):
+        on_device = jnp.asarray(x, dtype).block_until_ready()
+        forget(x)
+        return on_device
+
     def load():
         module, params = from_sd_unet(read_weights(folder, "unet", None), config)
-        params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+        params = jax.tree.map(placed, params)
         net = jax.jit(net_from_module(module.clone(dtype=jnp.dtype(dtype))))
         x, time_ = jnp.ones((1, side, side, 4)), jnp.full(1, 500.0)
         cond = {"context": jnp.ones((1, 77, config["cross_attention_dim"]))}
-        jax.block_until_ready(params)
         return lambda: net(params, x, time_, cond).block_until_ready()
 
     jax.devices()

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.convert.mapped import forget
 from diffusion_jax.files import whole
 
 _PICKLE_STARTS = (b"\x80", b"PK\x03\x04")
@@ -236,7 +237,9 @@ def finite(tensors: Mapping[str, Any]) -> None:
 def _all_finite(array: np.ndarray) -> bool:
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         return True
-    return all(np.isfinite(chunk).all() for chunk in _chunks(array.reshape(-1)))
+    fine = all(np.isfinite(chunk).all() for chunk in _chunks(array.reshape(-1)))
+    forget(array)
+    return fine
 
 
 def _chunks(flat: np.ndarray, size: int = 1 << 21) -> Iterable[np.ndarray]:

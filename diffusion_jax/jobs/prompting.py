@@ -21,6 +21,7 @@ from diffusion_jax.apps.generate import prompted
 from diffusion_jax.build_additions import with_loras
 from diffusion_jax.build_checkpoint import TextToImage, Weights, text_to_image
 from diffusion_jax.build_control import hints, steered
+from diffusion_jax.convert.mapped import forget
 from diffusion_jax.convert.stable_diffusion import Checkpoint, read_checkpoint
 from diffusion_jax.convert.textual_inversion import Word, read_word
 from diffusion_jax.core.grids import truncate
@@ -205,9 +206,15 @@ def latent_shape(made: TextToImage, size: tuple[int, int]) -> tuple[int, int, in
 
 
 def place(config: Config, weights: Weights) -> Weights:
-    """Arrays to where ``config.mesh`` says that they lie."""
-    where = places(config, weights, build.mesh(config))
-    return jax.tree.map(lambda x, place: sharding.from_host(np.asarray(x), place), weights, where)
+    """Arrays to where ``config.mesh`` says that they lie; pages of mapped files are given back."""
+
+    def one(x, place):
+        x = np.asarray(x)
+        placed = sharding.from_host(x, place).block_until_ready()
+        forget(x)
+        return placed
+
+    return jax.tree.map(one, weights, places(config, weights, build.mesh(config)))
 
 
 def places(config: Config, weights: Weights, mesh: Mesh) -> Weights:

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import zipfile
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from diffusion_jax.convert import tensors
+from diffusion_jax.convert.mapped import forget
 from diffusion_jax.convert.tensors import (
     DTYPES,
     finite,
@@ -196,3 +198,21 @@ def test_weights_that_are_not_finite_are_named():
     late[2, -1] = np.nan
     with pytest.raises(ValueError, match=re.escape("infinities in low, late:")):
         finite(good | {"low": np.array([1, np.inf], jnp.bfloat16), "late": late})
+
+
+def test_pages_of_a_mapped_file_are_given_back_and_read_again(tmp_path):
+    write_safetensors(tmp_path / "a.safetensors", {"x": np.arange(1 << 21, dtype=np.float32)})
+    x = read_safetensors(tmp_path / "a.safetensors")["x"]
+    held = lambda: next(
+        int(line.split()[1])
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("RssFile")
+    )
+    total = x.sum()
+    before = held()
+    forget(x[::2].reshape(-1, 4).T)  # any view of it
+    assert held() < before - 7000  # kB, of 8192
+    assert x.sum() == total
+    own = np.ones(1 << 20)
+    forget(own)  # not of a file: stays as it is
+    assert own.all()
