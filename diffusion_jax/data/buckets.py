@@ -84,11 +84,9 @@ def sorted_out(image_sizes: np.ndarray, sizes: Sequence[Size], batch_size: int) 
     Raises:
         ValueError: if none can fill a batch.
     """
-    ratios = np.log(image_sizes[:, 0] / image_sizes[:, 1])
     left, missing = list(dict.fromkeys(sizes)), {}
     while True:
-        own = np.log([h / w for h, w in left])
-        nearest = np.argmin(np.abs(ratios[:, None] - own), 1)
+        nearest = _nearest(image_sizes, left)
         counts = np.bincount(nearest, minlength=len(left))
         if counts.max() < batch_size:
             raise ValueError(
@@ -108,6 +106,29 @@ def sorted_out(image_sizes: np.ndarray, sizes: Sequence[Size], batch_size: int) 
             stacklevel=2,
         )
     return [Bucket(size, np.flatnonzero(nearest == j)) for j, size in enumerate(left)]
+
+
+def beside(image_sizes: np.ndarray, led: Sequence[Bucket]) -> list[Bucket]:
+    """Examples of one set in the buckets of another, which says whose turn it is.
+
+    A bucket of the other set that none of these is nearest to shows those of the bucket nearest to
+    it that has some: pictures that are all square stand beside every shape.
+
+    Args:
+        image_sizes: (height, width) of each image, int [n, 2].
+        led: the other set's, of ``sorted_out``.
+    """
+    sizes = [bucket.size for bucket in led]
+    nearest = _nearest(image_sizes, sizes)
+    filled = np.unique(nearest)
+    lender = filled[_nearest(np.array(sizes), [sizes[j] for j in filled])]
+    return [Bucket(size, np.flatnonzero(nearest == lender[j])) for j, size in enumerate(sizes)]
+
+
+def _nearest(image_sizes: np.ndarray, sizes: Sequence[Size]) -> np.ndarray:
+    """Which of ``sizes`` has the aspect ratio nearest to each image's, int64 [n]."""
+    ratios = np.log(image_sizes[:, 0] / image_sizes[:, 1])
+    return np.argmin(np.abs(ratios[:, None] - np.log([h / w for h, w in sizes])), 1)
 
 
 def _text(size: Size) -> str:
@@ -156,16 +177,28 @@ def _epoch(turns: Turns, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     return whose, number
 
 
-def by_bucket(source: Source, spec: DataSpec) -> tuple[Callable[[int], dict[str, Any]], int]:
+def by_bucket(
+    source: Source, spec: DataSpec, leader: Source | None = None
+) -> tuple[Callable[[int], dict[str, Any]], int]:
     """(step -> this process's part of the batch, batches in the first epoch) of a set of images.
+
+    Args:
+        source: of the images.
+        spec: of the batches.
+        leader: the set of ``spec.beside``, whose buckets and turns these are; None for the images'
+            own.
 
     Raises:
         ValueError: as ``sorted_out``.
     """
-    assert source.sizes is not None  # of images, which ``check_against`` sees to
-    found = sorted_out(source.sizes(), spec.buckets, spec.batch_size)
+    led = source if leader is None else leader
+    assert source.sizes is not None and led.sizes is not None  # ``check_against`` sees to images
+    found = sorted_out(led.sizes(), spec.buckets, spec.batch_size)
     counts = tuple(len(bucket.members) for bucket in found)
     turns = Turns(counts, spec.batch_size, _seed(spec.seed, 0), spec.shuffle)
+    if leader is not None:
+        found = beside(source.sizes(), found)
+        counts = tuple(len(bucket.members) for bucket in found)
     fetches = [_fetch(source, spec, bucket) for bucket in found]
     drawn = functools.lru_cache(maxsize=2 * len(found))(order.shuffled)
 

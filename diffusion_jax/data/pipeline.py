@@ -44,8 +44,11 @@ def make_dataset(spec: DataSpec, faults: Faults | None = None) -> grain.MapDatas
     source = open_source(spec.name, spec.split, spec.data_dir)
     source = forgiving(source, Faults() if faults is None else faults)
     check_against(spec, source.info)
-    make = by_bucket if spec.buckets else _in_order
-    batch_at, epoch = make(source, spec)
+    if spec.buckets:
+        leader = open_source(spec.beside, spec.split, spec.data_dir) if spec.beside else None
+        batch_at, epoch = by_bucket(source, spec, leader)
+    else:
+        batch_at, epoch = _in_order(source, spec)
 
     def told(step: int) -> dict[str, np.ndarray]:
         batch = batch_at(step)

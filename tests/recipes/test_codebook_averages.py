@@ -41,7 +41,7 @@ def _draw(i):
 
 
 def test_the_codebook_goes_to_the_means_of_a_mixture():
-    start = MEANS + [[1.0, -1.0], [1.0, 1.0], [-1.0, -0.5], [0.5, 1.5]]
+    start = MEANS + np.array([[1.0, -1.0], [1.0, 1.0], [-1.0, -0.5], [0.5, 1.5]])
     state, metrics = trained(vq_ema(4, 2), start.astype(np.float32), 600)
     book = state.params["autoencoder"]["codebook"]
     # The variance of such an average of n draws a step is that of n·(1 + decay)/(1 - decay).
