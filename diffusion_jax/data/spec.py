@@ -26,7 +26,8 @@ class DataSpec(NamedTuple):
         buckets: sizes (height, width), in place of ``image_size``: each batch is of images of about
             one aspect ratio, brought to one of these (see ``buckets``); () for one size.
         beside: name of another set, with ``buckets``: the batch of a step is of the bucket that the
-            other set's is of, so that the two go together; "" for the set's own turns.
+            other set's is of, so that the two go together, and ``balance`` is of the other set;
+            "" for the set's own turns.
         framing: put ``framing``, int32 [b, 4], into batches: the height and width that an image had
             in the set, and the top and left of what was cut out of it after resizing.
         seed: of the order and of the random choices.
@@ -95,11 +96,6 @@ def _check_buckets(spec: DataSpec) -> None:
         pair = isinstance(size, (tuple, list)) and len(size) == 2
         if not (pair and all(isinstance(side, int) and side > 0 for side in size)):
             raise ValueError(f"buckets has {size!r}; give pairs (height, width), both positive.")
-    if spec.balance:
-        raise ValueError(
-            f"balance is {spec.balance!r} and buckets are {len(spec.buckets)} sizes, but variants "
-            "of one thing may lie in several buckets; set balance = '' or buckets = ()."
-        )
     if not (spec.repeat or spec.drop_remainder):
         raise ValueError(
             "drop_remainder is False, but with buckets every batch is full; set it True, or "
