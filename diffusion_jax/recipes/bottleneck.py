@@ -152,7 +152,7 @@ def vq_ema(
 
     Args:
         entries, width, beta, weight, dead: as of ``vq``; dead = 0 revives none.
-        decay: of N and m.
+        decay: of N and m, once for each micro-batch of a step.
         smoothing: of the counts, > 0.
     """
     if not 0 <= dead < 1 or not 0 <= decay < 1 or not smoothing > 0:
