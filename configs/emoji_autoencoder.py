@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.first_stage = stage = ConfigDict()  # build_autoencoder's tables
     stage.pixel = "l2()"  # l1 leaves red and green brown for the first thousand steps
     stage.perceptual = "efficientnet(weight=0.02)"  # "lpips(weights='vgg.safetensors')"
-    stage.bottleneck = "kl(weight=1e-6)"  # "vq()" for autoencoder_vq
+    stage.bottleneck = "kl(weight=1e-6)"  # "vq()" or "vq_ema()" for autoencoder_vq
     stage.adversary = "hinge(weight=0.5, start=900, channels=16, halvings=2)"  # "" for none
     config.optimizer.learning_rate = 2e-3
     config.optimizer.groups = (("autoencoder", 1.0), ("discriminator", 0.5))

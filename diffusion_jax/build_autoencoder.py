@@ -76,11 +76,12 @@ def experiment(config: Config) -> AutoencoderExperiment:
     shape = (*config.data.image_size, config.data.channels)
     module, section = network(config), config.first_stage
     codebook = getattr(module, "entries", 0)
-    wanted = BOTTLENECK_OF[config.model.name]
-    if parse(section.bottleneck, "first_stage.bottleneck")[0] != wanted:
+    fitting = BOTTLENECKS_OF[config.model.name]
+    if parse(section.bottleneck, "first_stage.bottleneck")[0] not in fitting:
+        wanted = " or ".join(f"'{name}()'" for name in fitting)
         raise ValueError(
             f"config.first_stage.bottleneck = {section.bottleneck!r} does not fit "
-            f"config.model.name = {config.model.name!r}; take '{wanted}()'"
+            f"config.model.name = {config.model.name!r}; take {wanted}"
         )
     width = codebook and (module.entry_channels or module.latent_channels)
     perceptual, read = None, dict
@@ -271,4 +272,7 @@ PERCEPTUALS: dict[str, Callable[..., tuple[Perceptual, Callable[[], Params]]]] =
 ADVERSARIES: dict[str, Callable[..., Adversary]] = {
     game: partial(_patch_gan, game) for game in GAMES
 }
-BOTTLENECK_OF: Mapping[str, str] = {"autoencoder_kl": "kl", "autoencoder_vq": "vq"}
+BOTTLENECKS_OF: Mapping[str, tuple[str, ...]] = {
+    "autoencoder_kl": ("kl",),
+    "autoencoder_vq": ("vq", "vq_ema"),
+}

@@ -19,6 +19,7 @@ from diffusion_jax.data import load_captions, load_images
 from diffusion_jax.data.captions import Encode, encoded
 from diffusion_jax.data.packaged_minilm import packaged_minilm
 from diffusion_jax.data.tokenizers import load_tokenizer
+from diffusion_jax.models.text.bert import mean_pool
 from diffusion_jax.spec import Config, build
 
 Rows = dict[str, np.ndarray]
@@ -109,12 +110,15 @@ class TextEncoder(NamedTuple):
         encode: texts -> "context" float16 [n, length, width], "context_mask" bool [n, length].
         length: tokens of a text.
         width: of a state.
+        pool: (context, context_mask) -> float32 [n, width], one state of a whole text: what a
+            network with ``pooled_features`` reads as "pooled".
     """
 
     name: str
     encode: Encode
     length: int
     width: int
+    pool: Callable[[Any, Any], jax.Array] = mean_pool
 
 
 def minilm(length: int = 24) -> TextEncoder:
@@ -150,16 +154,23 @@ def text_encoder(config: Config) -> TextEncoder:
 
 
 def _text(config: Config) -> Conditioning:
-    """The states of a caption's tokens; the empty text is one state of zeros."""
+    """The states of a caption's tokens, and one of all if the network reads "pooled".
+
+    The empty text is one state of zeros.
+    """
     encoder = text_encoder(config)
+    pooled = _pooled_features(config, encoder)
+
+    def told(context, mask):
+        whole = {"pooled": encoder.pool(context, mask)} if pooled else {}
+        return {"context": context, "context_mask": mask, **whole}
 
     def condition(frozen, batch):
-        context = jnp.asarray(batch["context"], jnp.float32)
-        return {"context": context, "context_mask": batch["context_mask"]}
+        return told(jnp.asarray(batch["context"], jnp.float32), batch["context_mask"])
 
     def null(frozen, cond):
         first = jnp.zeros_like(cond["context_mask"]).at[:, 0].set(True)
-        return {"context": jnp.zeros_like(cond["context"]), "context_mask": first}
+        return told(jnp.zeros_like(cond["context"]), first)
 
     def of_data(split, n=None):
         texts = load_captions(config.data.name, split, n, config.data.dir or None)
@@ -197,6 +208,18 @@ def _text(config: Config) -> Conditioning:
             "context_mask": shape((1, encoder.length), jnp.bool_),
         },
     )
+
+
+def _pooled_features(config: Config, encoder: TextEncoder) -> int:
+    """Width of the pooled text that the network reads; 0 for none."""
+    name = config.model.name
+    wanted = config.model.get(name, {}).get("pooled_features", 0)
+    if wanted not in (0, encoder.width):
+        raise ValueError(
+            f"config.model.{name}.pooled_features = {wanted}, but a pooled text of config.text."
+            f"encoder = {config.text.encoder!r} has {encoder.width}; set that, or 0 for none"
+        )
+    return wanted
 
 
 TEXT_ENCODERS: dict[str, Callable[..., TextEncoder]] = {"minilm": minilm}

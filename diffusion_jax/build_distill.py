@@ -20,9 +20,6 @@ from diffusion_jax.train.workdir import read_config
 # What is the teacher's; a student's config has the rest.
 INHERITED = ("data", "text", "process", "model", "loss")
 
-# Networks without ``scalars``.
-NOT_TOLD = ("mmdit",)
-
 
 def with_teacher(config: Config) -> Config:
     """A config of ``configs/distill_*.py`` with all that it takes over from ``config.teacher``.
@@ -45,12 +42,6 @@ def with_teacher(config: Config) -> Config:
         raise ValueError(
             f"config.teacher = {config.teacher!r} was distilled by {held.distill!r}, and is told "
             f"{tuple(held.model[name].scalars)}; name a run that is told levels alone"
-        )
-    if name in NOT_TOLD and (told := method(config).scalars):
-        raise ValueError(
-            f"config.distill = {config.distill!r} tells its network {told}, which config.model.name"
-            f" = {name!r} of {config.teacher!r} cannot be told; take a method of "
-            "one level, such as 'easy()'"
         )
     whole: Config = build.defaults().unlock()
     for section in INHERITED:

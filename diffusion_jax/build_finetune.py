@@ -100,15 +100,10 @@ def conditioning(config: Config, made: TextToImage, prompt: str | None = None) -
 def training_data(config: Config, made: TextToImage) -> Callable[[int], Any]:
     """start_step -> iterator of this process's batches: pictures with their prompts' tokens.
 
-    With ``config.prior.data`` each has a second set under "prior_" (see ``recipes.dreambooth``).
+    With ``config.prior.data`` each has a second set under "prior_" (see ``recipes.dreambooth``), of
+    the same bucket.
     """
     own = _dataset(config, made, config.data.name, None)
-    if config.prior.data and config.data.get("buckets", ()):
-        raise ValueError(
-            f"config.prior.data = {config.prior.data!r} gives each picture one of its kind, of the "
-            "same size, and config.data.buckets has several sizes; set buckets = (), or prior.data "
-            "= ''"
-        )
     if not config.prior.data:
         return lambda start: batches(own, start, timeout=config.data.timeout)
     if not config.prior.prompt:
@@ -133,7 +128,8 @@ def _dataset(config: Config, made: TextToImage, name: str, prompt: str | None) -
     sizes = bucket_sizes(config, size)
     spec = build.data_spec(config, config.data.split)._replace(
         name=name, image_size=size, channels=3, captions=told.captions,
-        buckets=sizes, framing=made.sized and bool(sizes),
+        buckets=sizes, beside=config.data.name if sizes and name != config.data.name else "",
+        framing=made.sized and bool(sizes),
     )  # fmt: skip
     return make_dataset(spec).map(told.attach)
 

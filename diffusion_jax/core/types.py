@@ -191,11 +191,14 @@ class Recipe(NamedTuple):
         init: (key, batch) -> params.
         loss: (params, Context, batch, key) -> (scalar to minimise, Report).
         carry: () -> the carry before the first step.
+        settle: (params after the optimiser, the new carry) -> params, for those of them that are
+            no gradient's to change; averages and checkpoints see what it returns.
     """
 
     init: Callable[[Array, dict[str, Array]], Params]
     loss: Callable[[Params, Context, dict[str, Array], Array], tuple[Array, Report]]
     carry: Callable[[], Any] = lambda: ()
+    settle: Callable[[Params, Any], Params] = lambda params, carry: params
 
 
 def like(c: Array, x: Array) -> Array:

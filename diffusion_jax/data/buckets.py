@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_jax.data import order
+from diffusion_jax.data.balance import members
 from diffusion_jax.data.fetch import image_fetch
 from diffusion_jax.data.sources import Source
 from diffusion_jax.data.spec import DataSpec
@@ -64,7 +65,7 @@ def buckets(area: int, multiple: int = 64, most_ratio: float = 2.0) -> tuple[Siz
 
 
 class Bucket(NamedTuple):
-    """A size (height, width) and the examples brought to it, int64 [n]."""
+    """A size (height, width) and the examples, or things, brought to it, int64 [n]."""
 
     size: Size
     members: np.ndarray
@@ -77,24 +78,22 @@ def sorted_out(image_sizes: np.ndarray, sizes: Sequence[Size], batch_size: int) 
     warning names all of these.
 
     Args:
-        image_sizes: (height, width) of each image, int [n, 2].
+        image_sizes: (height, width) of each example, [n, 2].
         sizes: of the buckets; of equal ratios the first is taken.
         batch_size: fewest examples of a bucket.
 
     Raises:
         ValueError: if none can fill a batch.
     """
-    ratios = np.log(image_sizes[:, 0] / image_sizes[:, 1])
     left, missing = list(dict.fromkeys(sizes)), {}
     while True:
-        own = np.log([h / w for h, w in left])
-        nearest = np.argmin(np.abs(ratios[:, None] - own), 1)
+        nearest = _nearest(image_sizes, left)
         counts = np.bincount(nearest, minlength=len(left))
         if counts.max() < batch_size:
             raise ValueError(
                 f"batch_size is {batch_size}, but the largest of the buckets, "
                 f"{_text(left[int(counts.argmax())])}, has only {counts.max()} of "
-                f"{len(image_sizes)} images; choose a smaller batch, or fewer buckets."
+                f"{len(image_sizes)} examples; choose a smaller batch, or fewer buckets."
             )
         least = int(counts.argmin())
         if counts[least] >= batch_size:
@@ -103,11 +102,34 @@ def sorted_out(image_sizes: np.ndarray, sizes: Sequence[Size], batch_size: int) 
     if missing:
         told = ", ".join(f"{_text(size)} ({n})" for size, n in missing.items())
         warnings.warn(
-            f"config.data.buckets: these have fewer images than a batch of {batch_size} and are "
+            f"config.data.buckets: these have fewer examples than a batch of {batch_size} and are "
             f"left out, what they have going to the nearest others: {told}",
             stacklevel=2,
         )
     return [Bucket(size, np.flatnonzero(nearest == j)) for j, size in enumerate(left)]
+
+
+def beside(image_sizes: np.ndarray, led: Sequence[Bucket]) -> list[Bucket]:
+    """Examples of one set in the buckets of another, which says whose turn it is.
+
+    A bucket of the other set that none of these is nearest to shows those of the bucket nearest to
+    it that has some: pictures that are all square stand beside every shape.
+
+    Args:
+        image_sizes: (height, width) of each image, int [n, 2].
+        led: the other set's, of ``sorted_out``.
+    """
+    sizes = [bucket.size for bucket in led]
+    nearest = _nearest(image_sizes, sizes)
+    filled = np.unique(nearest)
+    lender = filled[_nearest(np.array(sizes), [sizes[j] for j in filled])]
+    return [Bucket(size, np.flatnonzero(nearest == lender[j])) for j, size in enumerate(sizes)]
+
+
+def _nearest(image_sizes: np.ndarray, sizes: Sequence[Size]) -> np.ndarray:
+    """Which of ``sizes`` has the aspect ratio nearest to each image's, int64 [n]."""
+    ratios = np.log(image_sizes[:, 0] / image_sizes[:, 1])
+    return np.argmin(np.abs(ratios[:, None] - np.log([h / w for h, w in sizes])), 1)
 
 
 def _text(size: Size) -> str:
@@ -156,17 +178,36 @@ def _epoch(turns: Turns, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     return whose, number
 
 
-def by_bucket(source: Source, spec: DataSpec) -> tuple[Callable[[int], dict[str, Any]], int]:
+def by_bucket(
+    source: Source,
+    spec: DataSpec,
+    leader: Source | None = None,
+    groups: Sequence[np.ndarray] | None = None,
+) -> tuple[Callable[[int], dict[str, Any]], int]:
     """(step -> this process's part of the batch, batches in the first epoch) of a set of images.
+
+    Args:
+        source: of the images.
+        spec: of the batches.
+        leader: the set of ``spec.beside``, whose buckets and turns these are; None for the images'
+            own.
+        groups: variants of one thing (``balance.groups_of``), of the set whose turns these are: a
+            thing lies in one bucket, with the mean of its variants' aspect ratios, and is shown in
+            a variant drawn anew.  None for each image by itself.
 
     Raises:
         ValueError: as ``sorted_out``.
     """
-    assert source.sizes is not None  # of images, which ``check_against`` sees to
-    found = sorted_out(source.sizes(), spec.buckets, spec.batch_size)
+    led = source if leader is None else leader
+    assert source.sizes is not None and led.sizes is not None  # ``check_against`` sees to images
+    sizes = led.sizes() if groups is None else _of_things(led.sizes(), groups)
+    found = sorted_out(sizes, spec.buckets, spec.batch_size)
     counts = tuple(len(bucket.members) for bucket in found)
     turns = Turns(counts, spec.batch_size, _seed(spec.seed, 0), spec.shuffle)
-    fetches = [_fetch(source, spec, bucket) for bucket in found]
+    if leader is not None:
+        found, groups = beside(source.sizes(), found), None
+        counts = tuple(len(bucket.members) for bucket in found)
+    fetches = [_fetch(source, spec, bucket, groups) for bucket in found]
     drawn = functools.lru_cache(maxsize=2 * len(found))(order.shuffled)
 
     def batch_at(step: int) -> dict[str, Any]:
@@ -180,13 +221,23 @@ def by_bucket(source: Source, spec: DataSpec) -> tuple[Callable[[int], dict[str,
     return batch_at, sum(turns.before(1))
 
 
-def _fetch(source: Source, spec: DataSpec, bucket: Bucket) -> Any:
-    """A bucket as a set of its own, all of one size."""
-    n = len(bucket.members)
-    info = source.info._replace(num_examples=n)
+def _fetch(source: Source, spec: DataSpec, bucket: Bucket, groups: Any) -> Any:
+    """A bucket as a set of its own, all of one size: (which of its members, positions) -> batch."""
+    things = None if groups is None else [groups[i] for i in bucket.members]
+    own = bucket.members if things is None else np.concatenate(things)
+    n = len(own)
     share = spec.cache_bytes * n // source.info.num_examples
-    own = Source(info, lambda indices: source.read(bucket.members[indices]))
-    return image_fetch(own, spec._replace(image_size=bucket.size, cache_bytes=share))
+    part = Source(source.info._replace(num_examples=n), lambda indices: source.read(own[indices]))
+    fetch = image_fetch(part, spec._replace(image_size=bucket.size, cache_bytes=share))
+    if things is None:
+        return fetch
+    variants = np.split(np.arange(n), np.cumsum([len(thing) for thing in things])[:-1])
+    return lambda which, where: fetch(members(variants, which, where, spec.seed), where)
+
+
+def _of_things(image_sizes: np.ndarray, groups: Sequence[np.ndarray]) -> np.ndarray:
+    """(height, width) of each thing, [n, 2]: geometric means over its variants."""
+    return np.exp([np.log(image_sizes[group]).mean(0) for group in groups])
 
 
 def _seed(seed: int, stream: int) -> int:

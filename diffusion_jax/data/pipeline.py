@@ -44,8 +44,12 @@ def make_dataset(spec: DataSpec, faults: Faults | None = None) -> grain.MapDatas
     source = open_source(spec.name, spec.split, spec.data_dir)
     source = forgiving(source, Faults() if faults is None else faults)
     check_against(spec, source.info)
-    make = by_bucket if spec.buckets else _in_order
-    batch_at, epoch = make(source, spec)
+    if spec.buckets:
+        leader = open_source(spec.beside, spec.split, spec.data_dir) if spec.beside else None
+        groups = _groups(source if leader is None else leader, spec)
+        batch_at, epoch = by_bucket(source, spec, leader, groups)
+    else:
+        batch_at, epoch = _in_order(source, spec)
 
     def told(step: int) -> dict[str, np.ndarray]:
         batch = batch_at(step)
@@ -59,8 +63,7 @@ def make_dataset(spec: DataSpec, faults: Faults | None = None) -> grain.MapDatas
 def _in_order(source: Source, spec: DataSpec) -> tuple[Callable[[int], dict[str, Any]], int]:
     """(step -> this process's part of the batch, batches in an epoch), all of one shape."""
     fetch = FETCHES[source.info.kind](source, spec)
-    captions = _captions(source) if spec.balance else []
-    groups = groups_of(captions, spec.balance) if spec.balance else None
+    groups = _groups(source, spec)
     n = source.info.num_examples if groups is None else len(groups)
 
     def batch_at(step: int) -> dict[str, Any]:
@@ -73,6 +76,11 @@ def _in_order(source: Source, spec: DataSpec) -> tuple[Callable[[int], dict[str,
         return fetch(which, where)
 
     return batch_at, n // spec.batch_size if spec.drop_remainder else -(-n // spec.batch_size)
+
+
+def _groups(source: Source, spec: DataSpec) -> list[np.ndarray] | None:
+    """The set's variants of one thing; None where every example is one."""
+    return groups_of(_captions(source), spec.balance) if spec.balance else None
 
 
 class Batches:

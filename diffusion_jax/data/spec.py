@@ -25,6 +25,9 @@ class DataSpec(NamedTuple):
             thing is shown once an epoch, in a variant drawn anew; "" shows every example.
         buckets: sizes (height, width), in place of ``image_size``: each batch is of images of about
             one aspect ratio, brought to one of these (see ``buckets``); () for one size.
+        beside: name of another set, with ``buckets``: the batch of a step is of the bucket that the
+            other set's is of, so that the two go together, and ``balance`` is of the other set;
+            "" for the set's own turns.
         framing: put ``framing``, int32 [b, 4], into batches: the height and width that an image had
             in the set, and the top and left of what was cut out of it after resizing.
         seed: of the order and of the random choices.
@@ -48,6 +51,7 @@ class DataSpec(NamedTuple):
     crop: str = "center"
     balance: str = ""
     buckets: tuple[tuple[int, int], ...] = ()
+    beside: str = ""
     framing: bool = False
     seed: int = 0
     shuffle: bool = True
@@ -80,6 +84,11 @@ def check(spec: DataSpec) -> None:
         raise ValueError(f"image_size is {size!r}; give (height, width), both positive, or None.")
     if spec.buckets:
         _check_buckets(spec)
+    elif spec.beside:
+        raise ValueError(
+            f"beside is {spec.beside!r}, a set whose buckets to take, but buckets are (); give "
+            "sizes, or set beside = ''."
+        )
 
 
 def _check_buckets(spec: DataSpec) -> None:
@@ -87,11 +96,6 @@ def _check_buckets(spec: DataSpec) -> None:
         pair = isinstance(size, (tuple, list)) and len(size) == 2
         if not (pair and all(isinstance(side, int) and side > 0 for side in size)):
             raise ValueError(f"buckets has {size!r}; give pairs (height, width), both positive.")
-    if spec.balance:
-        raise ValueError(
-            f"balance is {spec.balance!r} and buckets are {len(spec.buckets)} sizes, but variants "
-            "of one thing may lie in several buckets; set balance = '' or buckets = ()."
-        )
     if not (spec.repeat or spec.drop_remainder):
         raise ValueError(
             "drop_remainder is False, but with buckets every batch is full; set it True, or "

@@ -182,7 +182,7 @@ def quantise(before: Float[Array, "b h w d"], codebook: Float[Array, "k d"]) -> 
     square = jnp.square(codebook).sum(-1)
     distance = square - 2 * jnp.einsum("bhwd,kd->bhwk", before, codebook)  # less ‖before‖²
     indices: Int[Array, "b h w"] = jnp.argmin(distance, -1).astype(jnp.int32)
-    entries = codebook[indices]
+    entries = jnp.asarray(codebook)[indices]  # of weights from a file, NumPy's
     z = before + jax.lax.stop_gradient(entries - before)
     return Quantised(z, indices, before, entries)
 

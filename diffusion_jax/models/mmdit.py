@@ -100,6 +100,7 @@ class MMDiT(nn.Module):
             text, what modulates and the output are float32 whatever it is.
         remat: name in ``REMATS``: what the backward pass of a layer recomputes.
         attention: name in ``attention_memory.ATTENTIONS``; "chunked" saves memory.
+        scalars: see ``embeddings.ConditionEmbedding``.
     """
 
     width: int = 1536
@@ -118,6 +119,7 @@ class MMDiT(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
     attention: str = "full"
+    scalars: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(
@@ -134,10 +136,10 @@ class MMDiT(nn.Module):
             x: scaled noisy input; h and w must be multiples of ``patch``.
             time: [b]; the published networks take 1000·t.
             cond: "context" [b, n, d], the states of a text, whose order does not matter; with
-                ``pooled_features`` also "pooled" [b, p].  It may have "context_mask" bool [b, n],
-                False for padding; "label" of a net with labels; and for guidance the gates of
-                ``UNet``, a column for each layer: 1 where the image's tokens attend to themselves
-                alone, or where both streams stay as they are.
+                ``pooled_features`` also "pooled" [b, p]; float [b] for each of ``scalars``.  It may
+                have "context_mask" bool [b, n], False for padding; "label" of a net with labels;
+                and for guidance the gates of ``UNet``, a column for each layer: 1 where the image's
+                tokens attend to themselves alone, or where both streams stay as they are.
             train: not read: the net has no dropout.
 
         Returns:
@@ -178,10 +180,9 @@ class MMDiT(nn.Module):
 
     def _embed(self, time: Array, cond: Mapping[str, Any]) -> Array:
         features = partial(TIME_FEATURES["sinusoidal"], **(self.time_options or {}))
-        embed = ConditionEmbedding(
-            self.width, FREQUENCIES, features, self.num_classes, name="embed"
-        )
-        emb = embed(time, {key: cond[key] for key in ("label",) if key in cond})
+        parts = (self.width, FREQUENCIES, features, self.num_classes, tuple(self.scalars))
+        told = {key: cond[key] for key in ("label", *self.scalars) if key in cond}
+        emb = ConditionEmbedding(*parts, name="embed")(time, told)
         if not self.pooled_features:
             return emb
         return emb + AddedEmbedding(self.width, name="pooled")(cond["pooled"])
@@ -208,9 +209,12 @@ class MMDiT(nn.Module):
         check_name("qk_norm", self.qk_norm, QK_NORMS)
         check_name("remat", self.remat, REMATS)
         check_name("attention", self.attention, ATTENTIONS)
-        needed = {"context"} | ({"pooled"} if self.pooled_features else set())
+        needed = {"context", *self.scalars} | ({"pooled"} if self.pooled_features else set())
         more = {"context_mask", *HOOKS} | ({"label"} if self.num_classes else set())
-        fields = f"pooled_features={self.pooled_features}, num_classes={self.num_classes}"
+        fields = (
+            f"pooled_features={self.pooled_features}, num_classes={self.num_classes}, "
+            f"scalars={tuple(self.scalars)}"
+        )
         check_keys(cond, needed, more, fields)
         pooled = self.pooled_features and cond["pooled"].shape[-1]
         if pooled != self.pooled_features:

@@ -126,7 +126,10 @@ def autoencoder(
         whole = _linear(made, value + played.value, grad + played.grad)
         return whole + held.loss + played.own, Report(metrics, held.carry)
 
-    return Recipe(init, loss, bottleneck.carry)
+    def settle(params: Params, carry: Any) -> Params:
+        return {**params, "autoencoder": bottleneck.settle(params["autoencoder"], carry)}
+
+    return Recipe(init, loss, bottleneck.carry, settle)
 
 
 class _Played(NamedTuple):

@@ -1,6 +1,7 @@
 """What holds a code in shape while an autoencoder is trained: a KL term, or a codebook.
 
-Each is (code, ...) -> the z that is decoded, a summand of the loss, and the recipe's carry.
+Each is (code, ...) -> the z that is decoded, a summand of the loss, and the recipe's carry.  A
+codebook follows its codes by gradients (``vq``) or is their moving average (``vq_ema``).
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ class Bottleneck(NamedTuple):
     Attributes:
         apply: (autoencoder's params, its code, values of an example, carry, key) -> Held.
         carry: () -> the carry before the first step.
+        settle: (autoencoder's params, carry) -> its params, those set that follow from the carry.
     """
 
     apply: Callable[[Params, Any, int, Any, Array], Held]
     carry: Callable[[], Any] = lambda: ()
+    settle: Callable[[Params, Any], Params] = lambda params, carry: params
 
 
 class Usage(NamedTuple):
@@ -48,6 +51,18 @@ class Usage(NamedTuple):
 
     share: Array
     anchor: Array
+
+
+class Sums(NamedTuple):
+    """Moving averages over the codes of each entry of a codebook.
+
+    Attributes:
+        count: [k], N of (1): how many positions of a batch an entry is chosen for.
+        total: [k, d], m of (1): the sum of an encoder's outputs there.
+    """
+
+    count: Array
+    total: Array
 
 
 def kl(weight: float = 1e-6) -> Bottleneck:
@@ -113,6 +128,68 @@ def vq(
     return Bottleneck(apply, start)
 
 
+def vq_ema(
+    entries: int,
+    width: int,
+    beta: float = 0.25,
+    weight: float = 1.0,
+    decay: float = 0.99,
+    dead: float = 0.1,
+    smoothing: float = 1e-5,
+) -> Bottleneck:
+    """A codebook of moving averages: only the commitment is left in the loss.
+
+        N <- decay·N + (1 - decay)·n,   m <- decay·m + (1 - decay)·Σ before,   entry = m/N   (1)
+
+    with n the positions of a batch that choose the entry and the sum over these; N counts with
+    Laplace smoothing, N' = ΣN·(N + smoothing)/(ΣN + k·smoothing) (van den Oord et al. 2017,
+    appendix A.1; Razavi et al. 2019, section 2.1 and its code).  N and m start from 0, so the first
+    entries are means of the first batch.
+
+    An entry that is chosen less than ``dead`` times as often as the average goes to a random output
+    of the encoder (Dhariwal et al. 2020, section 3.1), with the average count: so it has
+    log(dead)/log(decay) steps until it can be dead again.  One never chosen stays where it was.
+
+    Args:
+        entries, width, beta, weight, dead: as of ``vq``; dead = 0 revives none.
+        decay: of N and m, once for each micro-batch of a step.
+        smoothing: of the counts, > 0.
+    """
+    if not 0 <= dead < 1 or not 0 <= decay < 1 or not smoothing > 0:
+        raise ValueError(
+            f"vq_ema(decay={decay}, dead={dead}, smoothing={smoothing}) needs decay and dead in "
+            "[0, 1) and smoothing > 0"
+        )
+
+    def apply(params, code, values, carry, key):
+        before = jax.lax.stop_gradient(code.before)
+        commitment = jnp.square(code.before - jax.lax.stop_gradient(code.entries)).mean()
+        new = _summed(before, code.indices, entries)
+        sums = jax.tree.map(lambda old, now: decay * old + (1 - decay) * now, carry, new)
+        mean = sums.count.mean()
+        is_dead = sums.count < dead * mean
+        fresh = mean * _outputs(key, before, entries)
+        metrics = {
+            "commitment": commitment,
+            "perplexity": perplexity(new.count / code.indices.size),
+            "dead_entries": is_dead.sum().astype(jnp.float32),
+        }
+        revived = Sums(
+            jnp.where(is_dead, mean, sums.count),
+            jnp.where(is_dead[:, None], fresh, sums.total),
+        )
+        return Held(code.z, weight * beta * commitment, metrics, revived)
+
+    def settle(params, carry):
+        whole = carry.count.sum()
+        smooth = whole * (carry.count + smoothing) / (whole + entries * smoothing)
+        chosen = (carry.count > 0)[:, None]
+        mean = carry.total / jnp.where(chosen, smooth[:, None], 1.0)
+        return {**params, "codebook": jnp.where(chosen, mean, params["codebook"])}
+
+    return Bottleneck(apply, lambda: Sums(jnp.zeros(entries), jnp.zeros((entries, width))), settle)
+
+
 def shares(indices: Int[Array, "..."], entries: int) -> Float[Array, " k"]:
     """The share of positions that each entry is chosen for; they sum to 1."""
     return jnp.zeros(entries).at[indices.reshape(-1)].add(1.0) / indices.size
@@ -123,12 +200,22 @@ def perplexity(share: Float[Array, " k"]) -> Float[Array, ""]:
     return jnp.exp(-jnp.sum(share * jnp.log(jnp.maximum(share, 1e-20))))
 
 
+def _summed(before: Float[Array, "b h w d"], indices: Int[Array, "b h w"], entries: int) -> Sums:
+    flat, rows = indices.reshape(-1), before.reshape(-1, before.shape[-1])
+    total = jnp.zeros((entries, rows.shape[-1])).at[flat].add(rows)
+    return Sums(jnp.zeros(entries).at[flat].add(1.0), total)
+
+
+def _outputs(key: Array, before: Array, n: int) -> Array:
+    outputs = before.reshape(-1, before.shape[-1])
+    return outputs[jax.random.randint(key, (n,), 0, len(outputs))]
+
+
 def _anchors(key: Array, before: Array, old: Array, dead: Array) -> Array:
     of_place, of_time = jax.random.split(key)
-    outputs = before.reshape(-1, before.shape[-1])
-    fresh = outputs[jax.random.randint(of_place, dead.shape, 0, len(outputs))]
+    fresh = _outputs(of_place, before, len(dead))
     renew = ~dead | jax.random.bernoulli(of_time, 1 / _HOLD, dead.shape)
     return jnp.where(renew[:, None], fresh, old)
 
 
-BOTTLENECKS: dict[str, Callable[..., Bottleneck]] = {"kl": kl, "vq": vq}
+BOTTLENECKS: dict[str, Callable[..., Bottleneck]] = {"kl": kl, "vq": vq, "vq_ema": vq_ema}

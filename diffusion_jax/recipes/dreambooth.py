@@ -44,7 +44,8 @@ def dreambooth(recipe: Recipe, weight: float = 1.0) -> Recipe:
         metrics = {**report.metrics, "instance_loss": first, "prior_loss": second}
         return first + weight * second, Report(metrics, last.carry)
 
-    return Recipe(lambda key, batch: recipe.init(key, parted(batch)[0]), loss, recipe.carry)
+    init = lambda key, batch: recipe.init(key, parted(batch)[0])
+    return recipe._replace(init=init, loss=loss)
 
 
 def parted(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

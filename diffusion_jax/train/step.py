@@ -1,6 +1,6 @@
 """One optimiser step as a pure function: the only place where gradients are taken.
 
-    key = fold_in(key(seed), step) -> loss -> gradient -> optimiser -> moving average
+    key = fold_in(key(seed), step) -> loss -> gradient -> optimiser -> settle -> moving average
 
 A step is a function of (state, batch) alone, so a run that stops and goes on is the run that never
 stopped.  A loss or gradient that is not finite changes nothing: ``state.finite`` turns False and
@@ -62,7 +62,7 @@ def make_step(
         loss, report, grads = gradient(state.params, context, batch, key)
         norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = recipe.settle(optax.apply_updates(state.params, updates), report.carry)
         average = ema.update(state.ema, params, state.step)
         finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm)
         new = TrainState(state.step + 1, params, opt_state, average, report.carry, finite)

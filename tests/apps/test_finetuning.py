@@ -159,9 +159,16 @@ def test_sdxl_is_told_sizes_and_crops_of_buckets(place, tmp_path):
     assert seen == set(wanted)
     np.testing.assert_array_equal(made.rows(["a"], (8, 16))["time_ids"], [[8, 16, 0, 0, 8, 16]])
 
-    config.prior.update(data="image_folder/kind", prompt="a photo of a dog")
-    with pytest.raises(ValueError, match=r"config\.data\.buckets has several sizes; set buckets"):
-        build_finetune.training_data(config, made)
+    config.prior.update(data="image_folder/kind", prompt="a photo of a dog")  # all are 40x40
+    stream = build_finetune.training_data(config, made)(0)
+    for _ in range(6):
+        batch = next(stream)
+        height, width = size = batch["image"].shape[1:3]
+        assert batch["prior_image"].shape[1:3] == size
+        np.testing.assert_array_equal(batch["time_ids"], [wanted[size]] * 2)
+        # A square covers 16x32 as 32x32, of which the middle is left.
+        cut = [abs(size[0] - max(size)) // 2, abs(size[1] - max(size)) // 2]
+        np.testing.assert_array_equal(batch["prior_time_ids"], [[40, 40, *cut, height, width]] * 2)
 
 
 def test_a_lora_is_trained_on_buckets(place, tmp_path):
@@ -172,8 +179,9 @@ def test_a_lora_is_trained_on_buckets(place, tmp_path):
         wrong = config.copy_and_resolve_references()
         wrong.data.buckets = ((32, 16), (20, 16))
         jobs.train(wrong, tmp_path / "wrong")
+    config.prior.update(data="image_folder/kind", prompt="a photo of a dog")
     with pytest.warns(UserWarning, match=r"left out.* 32x16 \(0\)"):
         state = jobs.train(config, tmp_path / "run")
     assert int(state.step) == 2 and list(state.params) == ["lora"]
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert all(np.isfinite(json.loads(line)["loss"]) for line in lines) and len(lines) == 2
+    assert all(np.isfinite(json.loads(line)["prior_loss"]) for line in lines) and len(lines) == 2

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.data import DataSpec, batches, images, make_dataset, sizes, sources, to_uint8
-from diffusion_jax.data.buckets import Turns, buckets, by_bucket, sorted_out
+from diffusion_jax.data.buckets import Turns, beside, buckets, by_bucket, sorted_out
 from diffusion_jax.data.prepare import Options, prepare
 
 SIZES = ((4, 8), (6, 6), (8, 4))
@@ -45,6 +45,18 @@ def test_an_image_lies_in_the_nearest_ratio_and_small_buckets_give_way():
     assert [len(bucket.members) for bucket in found] == [9, 23]
     with pytest.raises(ValueError, match=r"batch_size is 18, but the largest .* 6x6, has only 17"):
         sorted_out(np.array(SHAPES), SIZES, 18)
+
+
+def test_a_set_beside_another_lies_in_its_buckets_and_lends_to_empty_ones():
+    led = sorted_out(np.array(SHAPES), SIZES, 4)
+    found = beside(np.array([(9, 17), (14, 14), (16, 8), (15, 14)]), led)
+    assert [(bucket.size, *bucket.members) for bucket in found] == [
+        ((4, 8), 0), ((6, 6), 1, 3), ((8, 4), 2),
+    ]  # fmt: skip
+    square = beside(np.array([(14, 14), (30, 29)]), led)
+    assert [tuple(bucket.members) for bucket in square] == [(0, 1)] * 3
+    tall = beside(np.array([(14, 14), (9, 4)]), led)  # the widest is nearer to the square one
+    assert [tuple(bucket.members) for bucket in tall] == [(0,), (0,), (1,)]
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -127,6 +139,51 @@ def test_any_step_at_once_and_processes_agree(spec):
     assert any(shown(other[step]) != shown(dataset[step]) for step in range(3))
 
 
+def test_a_set_beside_another_takes_its_turns(spec, root):
+    for i in range(3):  # fewer than a batch, and none is tall
+        (root / "kind").mkdir(exist_ok=True)
+        size = [(30, 16), (20, 20), (20, 20)][i]
+        Image.new("RGB", size, (80 * i, 0, 0)).save(root / "kind" / f"{i}.png")
+    options = Options(folder=str(root / "kind"), set_name="kind", test_fraction=0.0)
+    prepare("image_folder", root, options)
+    own, spec_of_own = make_dataset(spec), spec
+    spec = spec._replace(name="image_folder/kind", beside=spec.name, captions=False)
+    kind, seen = make_dataset(spec), {size: Counter() for size in SIZES}
+    assert kind[0]["image"].shape == own[0]["image"].shape
+    for step in range(32):
+        size = kind[step]["image"].shape[1:3]
+        assert size == own[step]["image"].shape[1:3]
+        seen[size].update((to_uint8(kind[step]["image"])[:, 0, 0, 0] / 80).round().astype(int))
+    # 9, 17 and 6 batches of 4; those of a bucket as often as one another.
+    assert seen == {(4, 8): {0: 36}, (6, 6): {1: 34, 2: 34}, (8, 4): {1: 12, 2: 12}}
+    halves = [make_dataset(spec._replace(process_index=k, process_count=2))[7] for k in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate([h["image"] for h in halves]), kind[7]["image"])
+    # Where the other set counts variants as one, its turns are those of its things.
+    change = {"balance": r"(?<=[12])\d\b", "batch_size": 2}
+    own, kind = (make_dataset(each._replace(**change)) for each in (spec_of_own, spec))
+    shapes = [[each[step]["image"].shape for step in range(24)] for each in (own, kind)]
+    assert shapes[0] == shapes[1] and len(set(shapes[0])) == 3
+
+
+def test_variants_of_one_thing_lie_in_one_bucket_and_are_shown_as_one(spec):
+    # Two things of eleven pictures, 1 and 10 to 19, 2 and 20 to 29: wide, square and tall ones.
+    spec = spec._replace(balance=r"(?<=[12])\d\b", batch_size=2)
+    things = [[2, *range(20, 30)], [1, *range(10, 20)], *([i] for i in (0, *range(3, 10), 30, 31))]
+    dataset, sizes, seen = make_dataset(spec), {}, Counter()
+    for step in range(40 * len(things) // 2):
+        batch = dataset[step]
+        seen.update(shown(batch))
+        sizes.update(dict.fromkeys(shown(batch), batch["image"].shape[1:3]))
+    assert [sum(seen[i] for i in thing) for thing in things] == [40] * len(things)
+    for thing in things[:2]:  # one of eleven, forty times
+        found = [i for i in thing if seen[i]]
+        assert len(found) >= 8 and max(seen[i] for i in found) <= 10
+        assert {sizes[i] for i in found} == {(6, 6)}
+    assert sizes[0] == (4, 8) and sizes[30] == (8, 4)
+    halves = [make_dataset(spec._replace(process_index=k, process_count=2))[9] for k in (0, 1)]
+    assert [i for half in halves for i in shown(half)] == shown(dataset[9])
+
+
 def test_framing_tells_the_first_size_and_the_corner_of_the_crop(tmp_path):
     """Pictures of a horizontal ramp, so that a crop's first column tells where it lies."""
     ramp = np.tile(np.arange(40, dtype=np.uint8) * 6, (20, 1))
@@ -183,9 +240,10 @@ def test_a_header_that_cannot_be_read_has_the_size_of_the_next():
     [
         ({"buckets": ((4, 8), 6)}, r"buckets has 6; give pairs"),
         ({"buckets": ((4, -8),)}, r"buckets has \(4, -8\)"),
-        ({"balance": "tone"}, "variants of one thing may lie in several buckets"),
+        ({"balance": "("}, "is no regular expression"),
         ({"repeat": False, "drop_remainder": False}, "with buckets every batch is full"),
         ({"name": "toy2d:moons"}, "holds points"),
+        ({"buckets": (), "beside": "mnist"}, "give sizes, or set beside = ''"),
         ({"batch_size": 20}, "choose a smaller batch, or fewer buckets"),
     ],
 )

@@ -7,9 +7,11 @@ import pytest
 from numpy.testing import assert_allclose
 from tiny_unet import quick
 
+from diffusion_jax.models import MODELS
 from diffusion_jax.models.adapter import init_params, net_from_module
 from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.mlp import MLP
+from diffusion_jax.models.mmdit import MMDiT
 from diffusion_jax.models.text_unet import TextUNet
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.train.start import widened
@@ -19,13 +21,18 @@ TEXT = TextUNet(
     channels=16, channel_mults=(1,), num_res_blocks=1, depths=(1,), heads=(2,), mid_depth=0,
     out_channels=3, num_classes=3, group_channels=4,  # a norm of one would hear no shift
 )  # fmt: skip
+JOINT = MMDiT(
+    width=16, depth=2, heads=2, out_channels=3, num_classes=3, pooled_features=5, max_side=4
+)  # fmt: skip
 PAIRS = {
     "mlp": (MLP(width=16, depth=1, num_classes=3), (4, 2)),
     "unet": (UNET, (4, 8, 8, 3)),
     "text_unet": (TEXT, (4, 8, 8, 3)),
     "dit": (DiT(width=16, depth=1, heads=2, out_channels=3, num_classes=3), (4, 8, 8, 3)),
+    "mmdit": (JOINT, (4, 8, 8, 3)),
 }
-READ = {"text_unet": {"context": np.ones((4, 2, 5), np.float32)}}
+TEXTS = {"context": np.ones((4, 2, 5), np.float32)}
+READ = {"text_unet": TEXTS, "mmdit": {**TEXTS, "pooled": np.ones((4, 5), np.float32)}}
 SCALARS = ("end", "guidance_scale")
 
 
@@ -64,6 +71,10 @@ def test_a_student_starts_as_its_teacher_to_the_bit_and_then_hears(name):
         after = run(heard, x, time, {**told, scalar: told[scalar].at[1].add(40.0)})
         assert np.abs(after - before)[1].max() > 1e-3
         assert_allclose(np.delete(after, 1, 0), np.delete(before, 1, 0), atol=1e-5)
+
+
+def test_every_network_can_be_told():
+    assert set(PAIRS) == set(MODELS)
 
 
 def test_a_scalar_learns_from_the_first_step():

@@ -3,6 +3,7 @@
 In a process of its own, ``start(workdir, "--steps=40", "--signal=SIGTERM", "--at=12")``, it signals
 itself when it draws the batch of a step; with ``--mesh`` it trains on eight devices; with
 ``--snapshots=5`` it tracks power-function averages and keeps them every five steps; with
+``--buckets=FOLDER`` it trains on the pictures of many shapes prepared there; with
 ``--coordinator=HOST:PORT --processes=N --process=I`` it is one of several.
 """
 
@@ -72,6 +73,25 @@ def batches(start, size=16, part=(0, 1)):
     while True:
         yield {"x": np.random.default_rng(start).normal(size=(size, 8)).astype(np.float32)[mine]}
         start += 1
+
+
+def bucketed(folder, part=(0, 1), seen=None):
+    """Batches of the set "image_folder/many" in three buckets; ``seen`` gets (size, colours)."""
+    from diffusion_jax.data import DataSpec, make_dataset, to_uint8  # slow to import
+
+    spec = DataSpec("image_folder/many", batch_size=4, data_dir=folder, seed=5)
+    spec = spec._replace(buckets=((4, 8), (6, 6), (8, 4)))
+    dataset = make_dataset(spec._replace(process_index=part[0], process_count=part[1]))
+
+    def data(start):
+        while True:
+            image = dataset[start]["image"]
+            colours = to_uint8(image)[:, 0, 0, 0].tolist()
+            (seen if seen is not None else []).append((list(image.shape[1:3]), colours))
+            yield {"x": image}
+            start += 1
+
+    return data
 
 
 def run(
@@ -187,6 +207,7 @@ def _main(arguments):
     parser.add_argument("--snapshots", type=int, default=0)
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--per-call", type=int, default=1)
+    parser.add_argument("--buckets")
     parser.add_argument("--coordinator", default="")
     parser.add_argument("--processes", type=int)
     parser.add_argument("--process", type=int)
@@ -195,7 +216,9 @@ def _main(arguments):
     hosts.connect(hosts.Hosts("", args.coordinator, args.processes, args.process))
     mesh = sharding.make_mesh(args.mesh)
     part = sharding.data_part(mesh)
-    data = lambda start: batches(start, part=part)
+    data, seen = lambda start: batches(start, part=part), []
+    if args.buckets:
+        data = bucketed(args.buckets, part, seen)
     if args.signal:
         data = signalling(args.signal, args.at, part)
     rules = [("hidden/kernel", (None, ("fsdp", "tensor")))]
@@ -207,7 +230,8 @@ def _main(arguments):
         state = run(args.workdir, args.steps, data, mesh=mesh, rules=rules, **plan)
         kernel = state.params["net"]["hidden"]["kernel"]
     shard = kernel.sharding.shard_shape(kernel.shape)
-    print(json.dumps({"devices": jax.device_count(), "kernel": shard}))
+    told = {"devices": jax.device_count(), "kernel": shard}
+    print(json.dumps({**told, "seen": seen} if args.buckets else told))
 
 
 def _guarded_main(arguments):

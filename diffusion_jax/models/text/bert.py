@@ -118,7 +118,9 @@ class Bert(nn.Module):
         return BertStates(x, jnp.tanh(Dense(self.width, self.dtype, name="pooler")(x[:, 0])))
 
 
-def mean_pool(states: Float[Array, "b n d"], mask: Int[Array, "b n"]) -> Float[Array, "b d"]:
+def mean_pool(
+    states: Float[Array, "b n d"], mask: Int[Array, "b n"] | Bool[Array, "b n"]
+) -> Float[Array, "b d"]:
     """The mean over the tokens that are no padding, float32 [b, d]; 0 for a text of padding."""
     weight = mask.astype(jnp.float32)[..., None]
     total = (states.astype(jnp.float32) * weight).sum(1)
