@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import build
 from diffusion_jax.build_students import METHODS, Method, Pair
-from diffusion_jax.build_weights import averaged
+from diffusion_jax.build_weights import averaged, settings
 from diffusion_jax.core.types import Params
+from diffusion_jax.data.catalog import LATENTS
 from diffusion_jax.spec import Config
 from diffusion_jax.spec import build as build_from
 from diffusion_jax.train.workdir import read_config
@@ -31,7 +32,7 @@ def with_teacher(config: Config) -> Config:
         raise ValueError(
             "config.teacher is empty; name the folder of a trained run: --config.teacher=runs/mnist"
         )
-    held: Config = ConfigDict(read_config(config.teacher))
+    held: Config = ConfigDict(settings(config.teacher))
     name = held.get("model", {}).get("name")
     if "process" not in held or name in build.EXPERIMENTS:
         raise ValueError(
@@ -47,8 +48,13 @@ def with_teacher(config: Config) -> Config:
     for section in INHERITED:
         if section in held:
             whole[section] = held[section]
+    # A release names pictures; training reads their codes.
+    if whole.model.get("autoencoder", "") and not whole.data.name.startswith(LATENTS):
+        whole.data.name = LATENTS + whole.data.name
     for field in config:
         whole[field] = config[field]
+    if not whole.sampler.prompts:
+        whole.sampler.prompts = held.get("sampler", {}).get("prompts", ())
     if scalars := method(config).scalars:
         whole.model[name].scalars = scalars
     return whole.lock()

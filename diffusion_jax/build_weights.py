@@ -18,6 +18,7 @@ from diffusion_jax.core.ema import EMAS
 from diffusion_jax.core.types import Params
 from diffusion_jax.spec import build
 from diffusion_jax.train.checkpoint import restore_params_at
+from diffusion_jax.train.workdir import read_config
 
 WEIGHTS = "weights.safetensors"
 FIRST_STAGE = "autoencoder"
@@ -49,6 +50,18 @@ def averaged(workdir: str | os.PathLike, ema: str, step: int = 0) -> tuple[Param
 def is_release(workdir: str | os.PathLike) -> bool:
     """Whether a folder holds released weights."""
     return (Path(workdir) / WEIGHTS).is_file()
+
+
+def settings(workdir: str | os.PathLike) -> dict[str, Any]:
+    """What a run's or a release's config.json says, its own first stage where that lies now.
+
+    Raises:
+        ValueError: if there is no run.
+    """
+    held = read_config(workdir)
+    if (Path(workdir) / FIRST_STAGE).is_dir():
+        held["model"]["autoencoder"] = str(Path(workdir) / FIRST_STAGE)
+    return held
 
 
 def write_weights(path: Path, params: Params, step: int, dtype: Any = np.float16) -> None:

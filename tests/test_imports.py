@@ -61,7 +61,7 @@ ALLOWED = {
         "build_tuning",
         "spec",
     },
-    "build_distill": {"core", "train", "build", "build_students", "build_weights", "spec"},
+    "build_distill": {"core", "data", "train", "build", "build_students", "build_weights", "spec"},
     "build_students": {"core", "recipes"},
     "build_tuning": {"convert", "core", "data", "recipes", "build_checkpoint", "spec"},
     "configs": {

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion_jax import build_autoencoder
+from diffusion_jax.build_weights import is_release
 from diffusion_jax.data import DataSpec, Info, info, make_dataset
 from diffusion_jax.data.catalog import open_builder
 from diffusion_jax.data.latents import Contents, Scaling, write_latents
@@ -55,7 +56,7 @@ def encode_latents(
     """Encode all splits of a set; write ``latents.json`` to workdir, and the set ``latents/NAME``.
 
     The scale is 1/deviation of the training split's codes (with the posterior's own, if kept), the
-    shift is their mean; of all channels or each.
+    shift is their mean; of all channels or each.  A release keeps those that it came with.
 
     Args:
         workdir: the autoencoder's run.
@@ -82,11 +83,16 @@ def encode_latents(
             split: _encoded(run, spec._replace(split=split), Path(scratch))
             for split in _splits(data, data_dir)
         }
+        released = is_release(workdir)
         scale, shift, figures = measure(kept["train"].arrays, per_channel)
+        if released:  # whoever diffuses its codes was trained with the scale that it came with
+            scale, shift, step = build_autoencoder.measured(workdir)
         source = f"{data} at {size}, step {step}, {keep}, scale {scale}"
         contents = _contents(kept, info(data, "train", data_dir), source, (scale, shift, step))
         name = name or data.replace("/", "-").replace(":", "-")
         path = write_latents(name, contents, data_dir, overwrite=overwrite)
+    if released:
+        return path
     held = {"scale": scale, "shift": shift, "step": step, "data": data, **figures}
     with whole(Path(workdir) / build_autoencoder.MEASURED) as temporary:
         temporary.write_text(json.dumps(held, indent=2) + "\n")

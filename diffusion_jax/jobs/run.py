@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax import build, build_distill
-from diffusion_jax.build_weights import FIRST_STAGE, averaged, is_release
+from diffusion_jax.build_weights import averaged, is_release, settings
 from diffusion_jax.core.types import Params
 from diffusion_jax.jobs.placing import place_params
 from diffusion_jax.spec import Config
@@ -65,15 +65,13 @@ def run_config(workdir: str | os.PathLike, overrides: dict[str, Any] | None = No
     Raises:
         ValueError: if there is no run, or a field is unknown or says what the parameters mean.
     """
-    config: Config = ConfigDict(read_config(workdir))
+    config: Config = ConfigDict(settings(workdir))
     for section in LATER:  # fields newer than the run
         if section not in config:
             config[section] = ConfigDict()
         for name, value in build.defaults()[section].items():
             if name not in config[section]:
                 config[section][name] = value
-    if (Path(workdir) / FIRST_STAGE).is_dir():  # of a release, wherever that lies now
-        config.model.autoencoder = str(Path(workdir) / FIRST_STAGE)
     for field, value in (overrides or {}).items():
         if _is_fixed(field):
             held = read_config(workdir)
