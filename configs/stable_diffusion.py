@@ -43,9 +43,10 @@ def get_config() -> ConfigDict:
     config.sampler.solver = ""  # core.solvers.SOLVERS; "" is that of the checkpoint's author
     config.sampler.grid = ""  # core.grids.GRIDS; "" likewise
     config.sampler.end = ""  # "clean", or "first": the table's first level, as diffusers' DDIM
+    config.sampler.start = ""  # core.sampling.STARTS: "prior", or "noise" as in diffusers' Euler
     config.sampler.steps = 30
     config.sampler.guidance = "cfg()"
-    config.sampler.guidance_scale = 7.5
+    config.sampler.guidance_scale = 7.5  # 1 or less is the prompt alone, at half the cost
     config.sampler.post = ()
     config.sampler.reference = ""
     return config

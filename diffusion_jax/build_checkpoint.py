@@ -13,7 +13,13 @@ import numpy as np
 
 from diffusion_jax.build_additions import with_words
 from diffusion_jax.convert import sd_autoencoder
-from diffusion_jax.convert.schedulers import Sampling, process_of, sampling_of, target_of
+from diffusion_jax.convert.schedulers import (
+    Sampling,
+    boundary_of,
+    process_of,
+    sampling_of,
+    target_of,
+)
 from diffusion_jax.convert.stable_diffusion import Checkpoint, Part, find_tokenizers
 from diffusion_jax.convert.textual_inversion import Word
 from diffusion_jax.core import network_io
@@ -25,6 +31,7 @@ from diffusion_jax.models.adapter import net_from_module
 from diffusion_jax.models.autoencoder_codec import Tiling, codec
 from diffusion_jax.models.text.clip import READS
 from diffusion_jax.models.text.prompts import Reader, read_prompts
+from diffusion_jax.recipes.students import told
 
 Rows = dict[str, np.ndarray]
 
@@ -147,6 +154,7 @@ def text_to_image(
         codec=codec(coder, *sd_autoencoder.scale_of(vae_config), tiling=tiling),
         condition=partial(_condition, readers, sized),
         null=partial(_null, readers, _empty(loaded), sized and _zeros(checkpoint)),
+        student=told(boundary_of(checkpoint.scheduler)) if unet.module.guidance_features else None,
     )
     texts = tuple(part.params for part in checkpoint.text_encoders)
     factor, sample = vae.module.factor, checkpoint.configs["unet"].get("sample_size") or 64

@@ -40,8 +40,9 @@ def read_controlnet(path: str | Path, checkpoint: Checkpoint) -> Part:
     if path.is_dir():
         config, state = read_json(path, "config.json"), read_weights(path)
     else:
-        shared = ("_class_name", "sample_size", "in_channels", "out_channels", "up_block_types")
-        config = {k: v for k, v in unet.items() if k not in shared}
+        own = ("_class_name", "sample_size", "in_channels", "out_channels", "up_block_types")
+        own += ("time_cond_proj_dim",)
+        config = {k: v for k, v in unet.items() if k not in own}
         state = read_safetensors(path)
         if not any(name.startswith("controlnet_down_blocks.") for name in state):
             state = controlnet_to_diffusers(state, config)

@@ -19,6 +19,7 @@ BLOCKS = {
 }
 UNETS = {
     "sd1": {},
+    "lcm": {"time_cond_proj_dim": 24},
     "sd2": {"attention_head_dim": (2, 4), "use_linear_projection": True},
     "sdxl": {
         "attention_head_dim": (2, 4), "use_linear_projection": True,
@@ -79,7 +80,8 @@ def randomised(module, seed):
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            size = 2.0 if "attn2" in name or "cond_embedding" in name else 0.3
+            heard = ("attn2", "cond_embedding", "cond_proj")
+            size = 2.0 if any(part in name for part in heard) else 0.3
             parameter.add_(noise * (size / max(1, parameter[0].numel()) ** 0.5))
     return module.eval()
 
@@ -96,7 +98,7 @@ def text_encoder(kind, made, projected=False):
 
 
 def pipeline(kind, folder):
-    """A tiny pipeline of one family ("sd1", "sd2", "sdxl"), saved into a folder."""
+    """A tiny pipeline of one kind ("sd1", "sd2", "sdxl", "lcm"), saved into a folder."""
     random.seed(0)
     torch.manual_seed(0)
     made = tokenizer(folder / "made", pad="!" if kind == "sd2" else "<|endoftext|>")
@@ -112,9 +114,12 @@ def pipeline(kind, folder):
         parts |= {"text_encoder_2": text_encoder(kind, made, True), "tokenizer_2": made}
         pipe = diffusers.StableDiffusionXLPipeline(**parts, add_watermarker=False)
     else:
-        pipe = diffusers.StableDiffusionPipeline(
-            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
+        parts |= {"safety_checker": None, "feature_extractor": None}
+        make = diffusers.StableDiffusionPipeline
+        if kind == "lcm":
+            parts["scheduler"] = diffusers.LCMScheduler(**SCHEDULER)
+            make = diffusers.LatentConsistencyModelPipeline
+        pipe = make(**parts, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     pipe.save_pretrained(folder / kind)
     return pipe, folder / kind

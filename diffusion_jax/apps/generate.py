@@ -13,7 +13,7 @@ from jaxtyping import Array
 from diffusion_jax.core.flow_maps import to_clean
 from diffusion_jax.core.guidance import GUIDANCES, Guidance, Weight
 from diffusion_jax.core.process import corrupt
-from diffusion_jax.core.sampling import prior, sample, trajectory
+from diffusion_jax.core.sampling import STARTS, prior, sample, trajectory
 from diffusion_jax.core.targets import denoiser
 from diffusion_jax.core.types import Cond, Jump, Model, NoiseLevel, Params, Solver
 
@@ -107,12 +107,14 @@ def prompted(
     levels: NoiseLevel,
     guidance: Guidance = CFG,
     end: NoiseLevel | None = None,
+    deviation: Callable[[NoiseLevel], Array] = STARTS["prior"],
 ) -> Callable[..., Array]:
     """Text to image as one function, to be jitted once for all prompts, seeds and scales.
 
     Args:
         model, solver, levels, guidance, end: as for ``generate``.
         shape: of x without the batch.
+        deviation: of x at the first level, see ``core.sampling.STARTS``.
 
     Returns:
         (weights, key, request, negative, scale, start={}) -> uint8 [b, h, w, c].  weights has
@@ -142,7 +144,7 @@ def prompted(
         if "pixels" in start:
             x = corrupt(model.codec.encode(frozen, start["pixels"], of_codec), x, first)
         else:
-            x = x * jnp.sqrt(first.alpha**2 + first.sigma**2)
+            x = x * deviation(first)
         how = (solver, levels, scale, guidance, avoid, end, x)
         return to_uint8(generate(key, model, params, frozen, cond, full, *how))
 

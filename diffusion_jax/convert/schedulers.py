@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.core import schedules, targets
+from diffusion_jax.core import flow_maps, schedules, targets
+from diffusion_jax.core.flow_maps import Boundary
 from diffusion_jax.core.process import Process, vp
 from diffusion_jax.core.types import Target
 
@@ -27,11 +28,15 @@ class Sampling(NamedTuple):
         solver: for ``core.solvers.SOLVERS``, such as "dpmpp_2m()".
         grid: for ``core.grids.GRIDS``, such as "leading(offset=1)".
         ends_clean: whether the last step goes to sigma = 0, or to the table's first level.
+        post: for ``core.guidance.POSTS``: what the solver does to x0, such as LCM's boundary.
+        start: for ``core.sampling.STARTS``: how large x is at the first level.
     """
 
     solver: str
     grid: str
     ends_clean: bool
+    post: tuple[str, ...] = ()
+    start: str = "prior"
 
 
 def process_of(config: Mapping[str, Any]) -> Process:
@@ -50,7 +55,7 @@ def process_of(config: Mapping[str, Any]) -> Process:
         if name not in BETAS:
             raise ValueError(_unknown("beta_schedule", name, BETAS))
         start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
-        betas = BETAS[name](config.get("num_train_timesteps", 1000), start, end)
+        betas = BETAS[name](_steps(config), start, end)
     schedule = schedules.discrete(betas)
     if config.get("rescale_betas_zero_snr", False):
         schedule = schedules.zero_terminal_snr(schedule)
@@ -81,6 +86,8 @@ def sampling_of(config: Mapping[str, Any]) -> Sampling:
     family = SCHEDULERS[name]
     spacing = config.get("timestep_spacing", family.spacing)
     known = ("karras", "leading", "linspace", "trailing")
+    # Its y = x/alpha begins as s·noise there, which lacks the data's share.
+    bare = family.in_sigma and spacing in ("linspace", "trailing")
     if config.get("use_karras_sigmas"):
         spacing = "karras"
     if spacing not in known:
@@ -88,12 +95,40 @@ def sampling_of(config: Mapping[str, Any]) -> Sampling:
     offset = config.get("steps_offset", 0)
     grids = {"leading": f"{family.leading}(offset={offset})", "linspace": f"{family.linspace}()"}
     grid = grids.get(spacing, f"{spacing}()")
-    ends_clean = config.get("set_alpha_to_one", family.ends_clean)
-    return Sampling(family.solver(config), family.grid or grid, ends_clean)
+    return Sampling(
+        solver=family.solver(config),
+        grid=grid if family.grid is None else family.grid(config),
+        ends_clean=family.ends_clean(config),
+        post=() if family.post is None else (family.post(config),),
+        start="noise" if bare else "prior",
+    )
+
+
+def boundary_of(config: Mapping[str, Any]) -> Boundary:
+    """Of a whole network that is told its guidance, whose f is bounded where LCM samples it."""
+    if config.get("_class_name") == "LCMScheduler":
+        return flow_maps.latent_consistency(_scaling(config), steps=_steps(config))
+    return flow_maps.free()
+
+
+def _scaling(config: Mapping[str, Any]) -> float:
+    return float(config.get("timestep_scaling", 10.0))
+
+
+def _steps(config: Mapping[str, Any]) -> int:
+    return config.get("num_train_timesteps", 1000)
 
 
 def _unknown(field: str, value: Any, known: Any) -> str:
     return f"{FILE}: {field} = {value!r} is not known here; known are {', '.join(sorted(known))}"
+
+
+def _by_alpha(config: Mapping[str, Any], default: bool = True) -> bool:
+    return bool(config.get("set_alpha_to_one", default))
+
+
+def _by_sigma(config: Mapping[str, Any]) -> bool:
+    return config.get("final_sigmas_type", "zero") == "zero"
 
 
 class _Family(NamedTuple):
@@ -101,10 +136,12 @@ class _Family(NamedTuple):
 
     solver: Callable[[Mapping[str, Any]], str]
     spacing: str
-    ends_clean: bool = True
+    ends_clean: Callable[[Mapping[str, Any]], bool] = _by_sigma
     leading: str = "leading"
     linspace: str = "linspace"
-    grid: str = ""  # the only one, if there is only one
+    in_sigma: bool = False  # whether it works in y = x/alpha
+    grid: Callable[[Mapping[str, Any]], str] | None = None  # the only one, if there is only one
+    post: Callable[[Mapping[str, Any]], str] | None = None
 
 
 def _dpm(config: Mapping[str, Any]) -> str:
@@ -139,13 +176,15 @@ PREDICTIONS: dict[str, Target] = {
     "v_prediction": targets.v(),
     "sample": targets.x0(),
 }
-_in_sigma = partial(_Family, spacing="linspace", linspace="fractional_linspace")
+_in_sigma = partial(_Family, spacing="linspace", linspace="fractional_linspace", in_sigma=True)
 _multistep = partial(_Family, spacing="linspace", leading="dpm_leading", linspace="dpm_linspace")
 SCHEDULERS: dict[str, _Family] = {
-    "DDIMScheduler": _Family(lambda config: "ddim()", "leading"),
+    "DDIMScheduler": _Family(lambda config: "ddim()", "leading", _by_alpha),
     "DDPMScheduler": _Family(lambda config: "ddpm()", "leading"),
     "PNDMScheduler": _Family(
-        lambda config: "plms()" if config.get("skip_prk_steps") else "pndm()", "leading", False
+        lambda config: "plms()" if config.get("skip_prk_steps") else "pndm()",
+        "leading",
+        partial(_by_alpha, default=False),
     ),
     "EulerDiscreteScheduler": _in_sigma(lambda config: "euler()"),
     "EulerAncestralDiscreteScheduler": _in_sigma(lambda config: "euler_ancestral()"),
@@ -155,5 +194,10 @@ SCHEDULERS: dict[str, _Family] = {
     "DPMSolverMultistepScheduler": _multistep(_dpm),
     "UniPCMultistepScheduler": _multistep(_unipc),
     "DEISMultistepScheduler": _multistep(lambda config: "deis()"),
-    "LCMScheduler": _Family(lambda config: "consistency()", "leading", grid="consistency()"),
+    "LCMScheduler": _Family(
+        lambda config: "consistency()",
+        "leading",
+        grid=lambda c: f"consistency(original={c.get('original_inference_steps', 50)})",
+        post=lambda c: f"latent_consistency(scale={_scaling(c)}, steps={_steps(c)})",
+    ),
 }

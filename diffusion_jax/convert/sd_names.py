@@ -46,6 +46,7 @@ _SCOPES = (
 )
 _SHARED: tuple[Row, ...] = (
     *ENDS,
+    Row("embed/guidance", "time_embedding.cond_proj", "dense"),
     Row("added/dense_0", "add_embedding.linear_1", "dense"),
     Row("added/dense_1", "add_embedding.linear_2", "dense"),
     *scoped(_SCOPES),

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from diffusion_jax.convert.fitting import load_params, parameter_shapes, save_params
 from diffusion_jax.convert.sd_names import rows
+from diffusion_jax.models.embeddings import GUIDANCE
 from diffusion_jax.models.text_unet import TextEncoderSide, TextUNet
 
 
@@ -69,6 +70,7 @@ def encoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "heads": _numbers(config, "attention_head_dim", len(down)),
         "added_features": config["addition_time_embed_dim"] if _adds(config) else 0,
         "num_classes": max(0, (config["num_class_embeds"] or 0) - 1),
+        "guidance_features": config["time_cond_proj_dim"] or 0,
         "groups": config["norm_num_groups"],
         "group_channels": 1,
         "eps": config["norm_eps"],
@@ -97,6 +99,8 @@ def check_supported(config: Mapping[str, Any], table: Mapping[str, tuple[Any, ..
 def _check_widths(config: Mapping[str, Any]) -> None:
     """Refuse what is a number in all that can be converted, but may be something else."""
     fields = ["norm_num_groups", "cross_attention_dim"]
+    if config["time_cond_proj_dim"] is not None:
+        fields.append("time_cond_proj_dim")
     if _adds(config):
         fields += ["addition_time_embed_dim", "projection_class_embeddings_input_dim"]
     for field in fields:
@@ -137,6 +141,8 @@ def example(config: Mapping[str, Any], side: int) -> tuple[tuple[int, ...], dict
     shaped = {key: ShapeDtypeStruct(shape, np.float32) for key, shape in cond.items()}
     if config["num_class_embeds"]:
         shaped["label"] = ShapeDtypeStruct((1,), np.int32)
+    if config["time_cond_proj_dim"]:
+        shaped[GUIDANCE] = ShapeDtypeStruct((1,), np.float32)
     return (1, side, side, config["in_channels"]), shaped
 
 
@@ -203,6 +209,7 @@ DEFAULTS: dict[str, Any] = {
     "addition_time_embed_dim": None,
     "num_class_embeds": None,
     "time_embedding_dim": None,
+    "time_cond_proj_dim": None,
     "projection_class_embeddings_input_dim": None,
 }
 # The first value is diffusers' default.
@@ -226,7 +233,6 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "time_embedding_type": ("positional",),
     "time_embedding_act_fn": (None,),
     "timestep_post_act": (None,),
-    "time_cond_proj_dim": (None,),
     "conv_in_kernel": (3,),
     "conv_out_kernel": (3,),
     "attention_type": ("default",),

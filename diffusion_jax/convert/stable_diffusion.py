@@ -184,6 +184,8 @@ _LOADERS = {
 PIPELINES: dict[str, int] = {
     "StableDiffusionPipeline": 1,
     "StableDiffusionImg2ImgPipeline": 1,
+    "LatentConsistencyModelPipeline": 1,
+    "LatentConsistencyModelImg2ImgPipeline": 1,
     "StableDiffusionXLPipeline": 2,
     "StableDiffusionXLImg2ImgPipeline": 2,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +18,18 @@ def prior(key: Key[Array, ""], shape: tuple[int, ...], levels: NoiseLevel) -> Fl
 
     On the variance preserving path this is N(0, I); the data's own mean is taken as 0.
     """
-    scale = jnp.sqrt(levels.alpha[0] ** 2 + levels.sigma[0] ** 2)
-    return scale * jax.random.normal(key, shape)
+    first = jax.tree.map(lambda leaf: leaf[0], levels)
+    return STARTS["prior"](first) * jax.random.normal(key, shape)
+
+
+STARTS: dict[str, Callable[[NoiseLevel], Array]] = {
+    "prior": lambda first: jnp.sqrt(first.alpha**2 + first.sigma**2),
+    "noise": lambda first: first.sigma,
+}
+"""First level of a grid -> deviation of x there: of unit-variance data too, or the noise's alone.
+
+The second is that of k-diffusion, y = x/alpha ~ N(0, s²), and in few steps it shows.
+"""
 
 
 def walk(
@@ -129,4 +139,4 @@ def pairs(levels: NoiseLevel) -> tuple[NoiseLevel, NoiseLevel, NoiseLevel]:
     return take(slice(None, -1)), take(slice(1, None)), take(-1)
 
 
-__all__ = ["pairs", "prior", "sample", "trajectory", "walk"]
+__all__ = ["STARTS", "pairs", "prior", "sample", "trajectory", "walk"]

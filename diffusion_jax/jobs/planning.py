@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from diffusion_jax import build
 from diffusion_jax.apps.generate import generate
 from diffusion_jax.jobs import prompting
-from diffusion_jax.jobs.drawing import is_guided, sampling_function
+from diffusion_jax.jobs.drawing import sampling_function
 from diffusion_jax.profiling.flops import Flops, count
 from diffusion_jax.spec import Config
 from diffusion_jax.train import sharding
@@ -101,7 +101,7 @@ def _drawing_prompts(config: Config, mesh: Mesh) -> Job:
     everywhere = NamedSharding(mesh, P())
     key = jax.eval_shape(lambda: jax.random.key(0))
     one = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
-    scale = one((), jnp.float32) if is_guided(config) else None
+    scale = one((), jnp.float32) if prompting.guidance_scale(config, made) is not None else None
     rows, avoid, start = jax.tree.map(where, (rows, avoid, {"noise": noise}))
     jitted = jax.jit(sharding.on_mesh(draw, mesh), out_shardings=everywhere)
     return Job(jitted, (weights, one(key.shape, key.dtype), rows, avoid, scale, start))

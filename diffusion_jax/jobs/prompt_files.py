@@ -1,4 +1,7 @@
-"""The files of drawn prompts: a PNG of each image, which holds its settings, and a sheet of all."""
+"""The files of drawn prompts: a PNG of each image, which holds its settings, and a sheet of all.
+
+And the pictures that they start from.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from diffusion_jax import pictures
+from diffusion_jax.data import to_unit
 from diffusion_jax.jobs.run import plain
 from diffusion_jax.spec import Config
 
@@ -44,3 +49,24 @@ def save(config: Config, folder: Path, requests: list[Request], images: np.ndarr
 def _name(request: Request) -> str:
     words = "".join(c if c.isalnum() else "-" for c in request.prompt.lower())
     return f"{request.seed:06d}-{'-'.join(filter(None, words.split('-')))[:60]}"
+
+
+def read_picture(path: str, size: tuple[int, int], field: str = "image") -> np.ndarray:
+    """A picture of any format, resized: float32 [h, w, 3] in [-1, 1].
+
+    Args:
+        path: of the file.
+        size: (height, width).
+        field: of the config that names it.
+
+    Raises:
+        ValueError: if the file is no picture, or is absent.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = file.convert("RGB").resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(
+            f"config.{field} = {path!r} cannot be read as a picture ({error})"
+        ) from None
+    return to_unit(np.asarray(picture))

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from diffusion_jax import build, build_sampling
@@ -25,13 +24,13 @@ from diffusion_jax.convert.mapped import forget
 from diffusion_jax.convert.stable_diffusion import Checkpoint, read_checkpoint
 from diffusion_jax.convert.textual_inversion import Word, read_word
 from diffusion_jax.core.grids import truncate
-from diffusion_jax.data import to_unit
-from diffusion_jax.jobs.drawing import is_guided
-from diffusion_jax.jobs.prompt_files import Request, save
+from diffusion_jax.core.guidance import ALWAYS_GUIDED
+from diffusion_jax.core.sampling import STARTS
+from diffusion_jax.jobs.prompt_files import Request, read_picture, save
 from diffusion_jax.jobs.run import cache_compilations
 from diffusion_jax.models.autoencoder_codec import Tiling
 from diffusion_jax.models.partition import PARTITIONS
-from diffusion_jax.spec import Config
+from diffusion_jax.spec import Config, parse
 from diffusion_jax.train import sharding
 
 NETWORKS = ("text_unet", "clip_text", "autoencoder")
@@ -92,7 +91,7 @@ def draw_requests(
             where = lambda x: sharding.from_host(np.asarray(x), sharding.of_rows(mesh, len(x)))
             arguments = jax.tree.map(where, (rows, avoid, start(part)))
             key = jax.random.key(part[0].seed)
-            scale = jnp.float32(config.sampler.guidance_scale) if is_guided(config) else None
+            scale = guidance_scale(config, made)
             images.append(jax.device_get(draw(weights, key, *arguments[:2], scale, arguments[2])))
             bar.update(min(count, len(requests) - i))
     return np.concatenate(images)[: len(requests)]
@@ -121,6 +120,27 @@ def requests_of(config: Config) -> list[Request]:
         raise ValueError("config.prompt is empty; say what to draw: --config.prompt='a red house'")
     wanted = [prompt for prompt in prompts for _ in range(config.n)]
     return [Request(prompt, config.seed + i) for i, prompt in enumerate(wanted)]
+
+
+def guidance_scale(config: Config, made: TextToImage) -> np.float32 | None:
+    """What the sampler is given; None for the prompt alone, by one call of the network.
+
+    That is a scale of 1, and any below, as in diffusers: few-step checkpoints ask for 0.  A
+    network that is told its guidance is told any.
+
+    Raises:
+        ValueError: for a negative prompt that then is not looked at.
+    """
+    told, scale = made.model.student is not None, config.sampler.guidance_scale
+    name = parse(config.sampler.guidance, "sampler.guidance")[0]
+    guided = not told and (scale > 1 or name in ALWAYS_GUIDED)
+    if config.negative_prompt and not guided:
+        why = "the checkpoint is told its guidance" if told else f"guidance_scale is {scale}"
+        raise ValueError(
+            f"config.negative_prompt = {config.negative_prompt!r} changes nothing, as {why}; leave "
+            "it away, or guide by sampler.guidance_scale above 1"
+        )
+    return np.float32(scale) if guided or told else None
 
 
 def load(config: Config) -> TextToImage:
@@ -175,6 +195,9 @@ def with_defaults(config: Config, made: TextToImage) -> Config:
     chosen.sampler.solver = config.sampler.solver or own.solver
     chosen.sampler.grid = config.sampler.grid or own.grid
     chosen.sampler.end = config.sampler.end or ("clean" if own.ends_clean else "first")
+    chosen.sampler.start = config.sampler.get("start") or own.start
+    if not config.sampler.solver:  # its author's solver bounds x0 after whatever else is done to it
+        chosen.sampler.post = (*config.sampler.post, *own.post)
     return chosen
 
 
@@ -196,7 +219,11 @@ def sampling_function(
     ends = {"clean": None, "first": process.at(jnp.asarray(1 / (process.schedule.steps or 1000)))}
     if config.sampler.end not in ends:
         raise ValueError(f"config.sampler.end = {config.sampler.end!r}; known are clean, first")
+    if config.sampler.start not in STARTS:
+        known = ", ".join(STARTS)
+        raise ValueError(f"config.sampler.start = {config.sampler.start!r}; known are {known}")
     how = (build_sampling.weighing(config, made.model, made.net), ends[config.sampler.end])
+    how += (STARTS[config.sampler.start],)
     return prompted(made.model, latent_shape(made, size), solver, levels, *how)
 
 
@@ -258,24 +285,3 @@ def _noise(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def _progress(total: int) -> tqdm:
     silent = jax.process_index() > 0
     return tqdm(total=total, desc="drawing", unit="image", leave=False, disable=silent)
-
-
-def read_picture(path: str, size: tuple[int, int], field: str = "image") -> np.ndarray:
-    """A picture of any format, resized: float32 [h, w, 3] in [-1, 1].
-
-    Args:
-        path: of the file.
-        size: (height, width).
-        field: of the config that names it.
-
-    Raises:
-        ValueError: if the file is no picture, or is absent.
-    """
-    try:
-        with Image.open(path) as file:
-            picture = file.convert("RGB").resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(
-            f"config.{field} = {path!r} cannot be read as a picture ({error})"
-        ) from None
-    return to_unit(np.asarray(picture))

@@ -23,6 +23,7 @@ from diffusion_jax.train import snapshots
 from diffusion_jax.train.loop import Hook
 from diffusion_jax.train.loop import train as run_loop
 from diffusion_jax.train.state import TrainState
+from diffusion_jax.train.symptoms import spread
 
 
 def train(config: Config, workdir: str | os.PathLike) -> TrainState:
@@ -98,7 +99,8 @@ def _of_diffusion(config: Config, experiment: build.Experiment, folder: Path) ->
 
     def show(step, params):
         samples = draw_many(config, experiment, draw, params, config.sampler.n)
-        return save_samples(folder / f"step_{step:07d}", samples)
+        shown = save_samples(folder / f"step_{step:07d}", samples)
+        return {**shown, "sample_spread": spread(*samples)}
 
     return View(show, lambda params: save_strip(config, experiment, params, folder / "strip.png"))
 

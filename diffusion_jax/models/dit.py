@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -146,7 +145,7 @@ class _MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        h = jax.nn.gelu(Dense(self.width, self.dtype, name="in")(x), approximate=True)
+        h = primitives.gelu_tanh(Dense(self.width, self.dtype, name="in")(x))
         h = nn.Dropout(self.dropout, deterministic=self.dropout == 0, name="dropout")(h)
         return Dense(x.shape[-1], self.dtype, name="out")(h)
 

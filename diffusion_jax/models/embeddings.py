@@ -14,6 +14,9 @@ from jaxtyping import Array, Float
 from diffusion_jax.models.layers import Dense
 from diffusion_jax.models.primitives import silu
 
+GUIDANCE = "guidance_scale"
+"""The key of cond by which a network is told its guidance."""
+
 
 def sinusoidal(
     time: Float[Array, " b"],
@@ -84,6 +87,8 @@ class ConditionEmbedding(nn.Module):
             network without labels.
         scalars: keys of cond that hold more numbers to be told, such as "end" and
             "guidance_scale"; nothing is heard of them at initialisation.
+        guidance_features: 0, or the number of features of cond["guidance_scale"] whose linear map
+            is added to time's, as in latent consistency models (Luo et al. 2023, section 4.2).
     """
 
     dim: int
@@ -91,6 +96,7 @@ class ConditionEmbedding(nn.Module):
     features: Callable[[Array, int], Array]
     num_classes: int = 0
     scalars: tuple[str, ...] = ()
+    guidance_features: int = 0
 
     @nn.compact
     def __call__(self, time: Float[Array, " b"], cond: Mapping[str, Any]) -> Float[Array, "b dim"]:
@@ -98,19 +104,26 @@ class ConditionEmbedding(nn.Module):
 
         Args:
             time: [b].
-            cond: {"label": int [b]} or {}, and float [b] for each of ``scalars``.
+            cond: {"label": int [b]} or {}, and float [b] for each of ``scalars``, and for
+                "guidance_scale" with ``guidance_features``.
 
         Raises:
             ValueError: if cond has a key that this network has no use for, or lacks a scalar, or
                 for labels that are not integers.
         """
         known = ({"label"} if self.num_classes else set()) | set(self.scalars)
+        known |= {GUIDANCE} if self.guidance_features else set()
         if unknown := sorted(set(cond) - known):
             raise ValueError(
                 f"cond has {unknown}, but this network (num_classes={self.num_classes}) knows "
                 f"{sorted(known) or 'no key'}: drop them, or build the network with them."
             )
         h = self.features(time.astype(jnp.float32), self.feature_dim)
+        if self.guidance_features:
+            # Of w = scale - 1, in thousandths, sines first: the authors' code.
+            w = 1000 * (cond[GUIDANCE].astype(jnp.float32) - 1)
+            told = sinusoidal(w, self.guidance_features, cos_first=False, shift=1.0)
+            h = h + Dense(self.feature_dim, use_bias=False, name="guidance")(told)
         h = silu(Dense(self.dim, name="time_0")(h))
         h = Dense(self.dim, name="time_1")(h)
         for name in self.scalars:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.models.attention_memory import ATTENTIONS
-from diffusion_jax.models.embeddings import TIME_FEATURES, ConditionEmbedding
+from diffusion_jax.models.embeddings import GUIDANCE, TIME_FEATURES, ConditionEmbedding
 from diffusion_jax.models.layers import CONDITIONINGS, Conv, ConvDown, ConvUp, GroupNormSilu, Style
 from diffusion_jax.models.primitives import depth_to_space, silu, space_to_depth
 from diffusion_jax.models.text_unet_blocks import (
@@ -71,7 +71,7 @@ class TextEncoderSide(nn.Module):
             the output are float32 whatever it is.
         remat: name in ``REMATS``: what the backward pass of a block recomputes.
         attention: name in ``attention_memory.ATTENTIONS``; "chunked" saves memory.
-        scalars: see ``embeddings.ConditionEmbedding``.
+        scalars, guidance_features: see ``embeddings.ConditionEmbedding``.
     """
 
     channels: int = 320
@@ -96,6 +96,7 @@ class TextEncoderSide(nn.Module):
     remat: str = "none"
     attention: str = "full"
     scalars: tuple[str, ...] = ()
+    guidance_features: int = 0
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -117,6 +118,11 @@ class TextEncoderSide(nn.Module):
         pairs = zip((*depths, mid), (*heads, heads[-1]), strict=True)
         return tuple(Layout(d, h, self.transformer_eps) for d, h in pairs)
 
+    @property
+    def _numbers(self) -> set[str]:
+        """Keys of cond with a number for each example."""
+        return {*self.scalars} | ({GUIDANCE} if self.guidance_features else set())
+
     def _style(self, train: bool) -> Style:
         return Style(
             dtype=jnp.dtype(self.dtype),
@@ -134,9 +140,9 @@ class TextEncoderSide(nn.Module):
         dim = self.time_dim or 4 * self.channels
         features = partial(TIME_FEATURES[self.time_features], **(self.time_options or {}))
         told = {"label": cond["label"]} if self.num_classes else {}
-        told |= {name: cond[name] for name in self.scalars}
+        told |= {name: cond[name] for name in self._numbers}
         parts = (dim, self.channels, features, self.num_classes, tuple(self.scalars))
-        h = ConditionEmbedding(*parts, name="embed")(time, told)
+        h = ConditionEmbedding(*parts, self.guidance_features, name="embed")(time, told)
         if self.added_features:
             added = AddedEmbedding(dim, features, self.added_features, name="added")
             h = h + added(cond["pooled"], cond["time_ids"])
@@ -175,10 +181,10 @@ class TextEncoderSide(nn.Module):
         check_name("time_features", self.time_features, TIME_FEATURES)
         needed = {"context"} | ({"label"} if self.num_classes else set())
         needed |= {"pooled", "time_ids"} if self.added_features else set()
-        needed |= set(self.scalars)
+        needed |= self._numbers
         fields = (
             f"added_features={self.added_features}, num_classes={self.num_classes}, "
-            f"scalars={tuple(self.scalars)}"
+            f"scalars={tuple(self.scalars)}, guidance_features={self.guidance_features}"
         )
         check_keys(cond, needed, {"context_mask", *more}, fields)
 
@@ -209,12 +215,13 @@ class TextUNet(TextEncoderSide):
             x: scaled noisy input; h and w must be multiples of patch·2^(levels - 1).
             time: [b]; the published networks take the discrete time index.
             cond: "context" [b, n, d], the states of a text; with ``added_features`` also "pooled"
-                [b, p] and "time_ids" [b, k]; with ``num_classes`` "label" int [b]; and float [b]
-                for each of ``scalars``.  It may have "context_mask" bool [b, n], False for padding;
-                "control", what ``ControlNet`` returns, to add to the skips and the middle; and, for
-                guidance, "identity_attention" [b, len(attention_layers)], 1 where the image's
-                attention to itself becomes the identity, and "skip_blocks" [b, len(blocks)], 1
-                where a block returns its input.
+                [b, p] and "time_ids" [b, k]; with ``num_classes`` "label" int [b]; float [b] for
+                each of ``scalars``, and with ``guidance_features`` "guidance_scale".  It may have
+                "context_mask" bool [b, n], False for padding; "control", what ``ControlNet``
+                returns, to add to the skips and the middle; and, for guidance,
+                "identity_attention" [b, len(attention_layers)], 1 where the image's attention to
+                itself becomes the identity, and "skip_blocks" [b, len(blocks)], 1 where a block
+                returns its input.
             train: whether dropout is on, which needs an rng named "dropout".
 
         Returns:

@@ -34,10 +34,18 @@ def _told(cond: Cond, scale: Array | None) -> Cond:
     return {**cond, SCALE: jnp.full((b,), 1.0 if scale is None else scale, jnp.float32)}
 
 
-def latent_consistency(model: Model, params: Params, cond: Cond, scale: Array | None) -> Jump:
-    """As ``consistency``, told the scale, with LCM's boundary."""
-    f = flow_maps.bounded(denoiser(model, params), flow_maps.latent_consistency())
-    return flow_maps.to_clean(lambda x, level: f(x, level, _told(cond, scale)))
+def told(boundary: flow_maps.Boundary) -> Reading:
+    """As ``consistency``, told the scale, with a boundary."""
+
+    def read(model: Model, params: Params, cond: Cond, scale: Array | None) -> Jump:
+        f = flow_maps.bounded(denoiser(model, params), boundary)
+        return flow_maps.to_clean(lambda x, level: f(x, level, _told(cond, scale)))
+
+    return read
+
+
+latent_consistency: Reading = told(flow_maps.latent_consistency())
+"""``told`` with LCM's boundary."""
 
 
 def guided(model: Model, params: Params, cond: Cond, scale: Array | None) -> Jump:

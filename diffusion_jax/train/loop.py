@@ -31,6 +31,7 @@ from diffusion_jax.train.plan import Plan, check
 from diffusion_jax.train.preemption import EXIT_CODES, Stopped, stop_signals
 from diffusion_jax.train.program import Program
 from diffusion_jax.train.state import TrainState, abstract_state, init_state, with_shardings
+from diffusion_jax.train.symptoms import Watch
 from diffusion_jax.train.trace import Trace
 
 
@@ -61,6 +62,7 @@ class _Session(NamedTuple):
     stop: Callable[[int], str | None]
     gauges: Gauges
     trace: Trace
+    watch: Watch
 
 
 def train(
@@ -132,7 +134,7 @@ def train(
                 state = init_state(recipe, tx, ema, jax.random.key(seed), batch, places, start)
             save = lambda state: saved.save(state, config)
             session = _Session(
-                calls, frozen, data, mesh, plan, hooks, places, save, stop, gauges, trace
+                calls, frozen, data, mesh, plan, hooks, places, save, stop, gauges, trace, Watch()
             )
             with open_log(folder, int(state.step)) as log:
                 state, asked = _run(state, session, log)
@@ -168,7 +170,9 @@ def _run(state: TrainState, s: _Session, log: Log) -> tuple[TrainState, str | No
                     if save:
                         s.save(state)
                     for hook in hooks:
-                        log.show(step, hook.call(step, fetched(state, s.places)) or {})
+                        shown = hook.call(step, fetched(state, s.places)) or {}
+                        log.show(step, shown)
+                        _look(step, shown, log, s, bar)
                     meter.pause()
         except NonFinite:
             s.save(state)
@@ -195,12 +199,22 @@ def _read(
         step = start + i + 1
         if passed := meter.add(step, {name: values[i] for name, values in each.items()}):
             bar.write(passed, file=sys.stderr)
+        for warning in s.watch.see(step, {name: values[i] for name, values in each.items()}):
+            bar.write(warning, file=sys.stderr)
         if step % s.plan.log_every == 0 or step == s.plan.steps:
-            means = meter.means()
+            means = meter.means() | s.watch.counts()
             flops = s.calls[size].flops / size
             log.line(step, {**means, **s.gauges.read(means.get("steps_per_second"), flops)})
             bar.set_postfix(loss=f"{means.get('loss', np.nan):.4g}", refresh=False)
     bar.update(size)
+
+
+def _look(step: int, shown: Mapping[str, Any], log: Log, s: _Session, bar: tqdm) -> None:
+    """Watch a hook's numbers; a warning has its own line, as the plan may end with the hook."""
+    numbers = {name: float(value) for name, value in shown.items() if np.ndim(value) == 0}
+    if warnings := s.watch.see(step, numbers):
+        bar.write("\n".join(warnings), file=sys.stderr)
+        log.line(step, numbers | s.watch.counts())
 
 
 def _due(every: int, step: int, size: int, plan: Plan) -> bool:

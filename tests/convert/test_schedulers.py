@@ -6,9 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.convert.schedulers import process_of, sampling_of, target_of
+from diffusion_jax.convert.schedulers import Sampling, process_of, sampling_of, target_of
 from diffusion_jax.core.grids import GRIDS
+from diffusion_jax.core.sampling import STARTS
 from diffusion_jax.core.solvers import SOLVERS
+from diffusion_jax.core.types import NoiseLevel
 from diffusion_jax.spec import build
 
 STABLE_DIFFUSION = {
@@ -23,26 +25,44 @@ def solver_of(sampling, process):
 
 
 @pytest.mark.parametrize(
-    ("config", "expected"),
+    ("name", "changes", "expected"),
     [
-        ({"_class_name": "PNDMScheduler"}, ("plms()", "leading(offset=1)", False)),
-        ({"_class_name": "DDIMScheduler"}, ("ddim()", "leading(offset=1)", False)),
+        ("PNDM", {}, Sampling("plms()", "leading(offset=1)", False)),
+        ("DDIM", {}, Sampling("ddim()", "leading(offset=1)", False)),
+        ("DDIM", {"set_alpha_to_one": True}, Sampling("ddim()", "leading(offset=1)", True)),
+        # Only the two above read set_alpha_to_one, though files of all have it.
+        ("DPMSolverMultistep", {}, Sampling("dpmpp_2m(rule='midpoint')", "dpm_linspace()", True)),
+        ("EulerDiscrete", {}, Sampling("euler()", "fractional_linspace()", True, start="noise")),
         (
-            {"_class_name": "DPMSolverMultistepScheduler", "set_alpha_to_one": True},
-            ("dpmpp_2m(rule='midpoint')", "dpm_linspace()", True),
+            "EulerDiscrete",
+            {"timestep_spacing": "leading", "final_sigmas_type": "sigma_min"},
+            Sampling("euler()", "leading(offset=1)", False),
         ),
         (
-            {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"},
-            ("euler()", "trailing()", False),
+            "EulerAncestralDiscrete",
+            {"timestep_spacing": "trailing"},
+            Sampling("euler_ancestral()", "trailing()", True, start="noise"),
         ),
         (
-            {"_class_name": "LCMScheduler", "set_alpha_to_one": True},
-            ("consistency()", "consistency()", True),
+            "HeunDiscrete",
+            {"use_karras_sigmas": True},
+            Sampling("heun()", "karras()", True, start="noise"),
+        ),
+        (
+            "LCM",
+            {"timestep_scaling": 8},
+            Sampling(
+                "consistency()",
+                "consistency(original=50)",
+                True,
+                ("latent_consistency(scale=8.0, steps=1000)",),
+            ),
         ),
     ],
 )
-def test_an_authors_sampler_has_our_names(config, expected):
-    assert sampling_of({**STABLE_DIFFUSION, **config}) == expected
+def test_an_authors_sampler_has_our_names(name, changes, expected):
+    config = {**STABLE_DIFFUSION, "_class_name": f"{name}Scheduler", **changes}
+    assert sampling_of(config) == expected
 
 
 @pytest.mark.parametrize(
@@ -75,7 +95,7 @@ def test_betas_may_be_given_one_by_one(zero):
     [
         "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "LMSDiscreteScheduler",
         "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler",
-        "UniPCMultistepScheduler", "DEISMultistepScheduler",
+        "UniPCMultistepScheduler", "DEISMultistepScheduler", "LCMScheduler",
     ],
 )  # fmt: skip
 def test_levels_are_those_of_the_scheduler(name, spacing):
@@ -84,6 +104,7 @@ def test_levels_are_those_of_the_scheduler(name, spacing):
     else:
         diffusers = pytest.importorskip("diffusers")
     given = {**STABLE_DIFFUSION, **({"timestep_spacing": spacing} if spacing else {})}
+    given |= {"original_inference_steps": 40} if name == "LCMScheduler" else {}
     scheduler = getattr(diffusers, name).from_config(given)
     scheduler.set_timesteps(12)
     config = dict(scheduler.config, _class_name=name)
@@ -94,3 +115,8 @@ def test_levels_are_those_of_the_scheduler(name, spacing):
     alphas = np.interp(times, np.arange(1000), scheduler.alphas_cumprod.numpy())
     np.testing.assert_allclose(levels.alpha**2, alphas, rtol=1e-4)
     solver_of(sampling, process)
+    # How large x is at first, in y = x/alpha for those that have sigmas of it.
+    first = NoiseLevel(*(leaf[0] for leaf in levels))
+    scale = first.alpha if "Discrete" in name else 1.0
+    size = STARTS[sampling.start](first) / scale
+    np.testing.assert_allclose(size, float(scheduler.init_noise_sigma), rtol=1e-4)

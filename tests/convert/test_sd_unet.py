@@ -83,7 +83,7 @@ def test_every_misfit_is_named(state):
         ({"only_cross_attention": [True, False]}, r"only_cross_attention=\(True, False\)"),
         ({"dual_cross_attention": True}, "dual_cross_attention=True"),
         ({"encoder_hid_dim": 8}, "encoder_hid_dim=8"),
-        ({"time_cond_proj_dim": 256}, "time_cond_proj_dim=256"),
+        ({"time_cond_proj_dim": "256"}, "time_cond_proj_dim=.256."),
         ({"down_block_types": ("KDownBlock2D", "DownBlock2D")}, "up_block_types="),
         ({"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}, "up_block_types="),
         ({"transformer_layers_per_block": [[1], [2, 2]]}, "transformer_layers_per_block="),

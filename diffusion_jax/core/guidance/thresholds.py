@@ -1,4 +1,4 @@
-"""Bounds on the predicted x0, of any Denoise: ``config.sampler.post`` names them."""
+"""What is done to the predicted x0, of any Denoise: ``config.sampler.post`` names it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from diffusion_jax.core import flow_maps
 from diffusion_jax.core.guidance.moves import move_x0
 from diffusion_jax.core.types import Denoise, NoiseLevel, Prediction, like
 
@@ -42,6 +43,25 @@ def dynamic_threshold(percentile: float | Array = 0.995, limit: float | Array = 
     return _of_x0(bounded)
 
 
+def latent_consistency(
+    scale: float = 10.0, sigma_data: float = 0.5, steps: int = 1000
+) -> Transform:
+    """The boundary of a latent consistency model, ``flow_maps.latent_consistency``, made f of x0.
+
+    Around the guided prediction, for models that LCM-LoRA has made (Luo et al. 2023b).
+
+    Args:
+        scale, sigma_data, steps: see there.
+    """
+    boundary = flow_maps.latent_consistency(scale, sigma_data, steps)
+
+    def transform(denoise: Denoise) -> Denoise:
+        f = flow_maps.bounded(lambda x, level, cond: denoise(x, level), boundary)
+        return lambda x, level: f(x, level, {})
+
+    return transform
+
+
 def _of_x0(bounded: Callable[[Array], Array]) -> Transform:
     def transform(denoise: Denoise) -> Denoise:
         def changed(x: Array, level: NoiseLevel) -> Prediction:
@@ -57,4 +77,5 @@ def _of_x0(bounded: Callable[[Array], Array]) -> Transform:
 POSTS: dict[str, Callable[..., Transform]] = {
     "clip": clip,
     "dynamic_threshold": dynamic_threshold,
+    "latent_consistency": latent_consistency,
 }

@@ -63,11 +63,6 @@ def gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=False)
 
 
-def gelu_tanh(x: Array) -> Array:
-    """The tanh form of GELU, (Hendrycks & Gimpel 2016, section 2)."""
-    return jax.nn.gelu(x, approximate=True)
-
-
 # x @ kernel, without a bias.
 Linear = partial(Dense, use_bias=False)
 
@@ -187,7 +182,7 @@ def check_length(n: int, positions: int) -> None:
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": quick_gelu,
     "gelu": gelu,
-    "gelu_tanh": gelu_tanh,
+    "gelu_tanh": primitives.gelu_tanh,
     "silu": primitives.silu,
     "relu": jax.nn.relu,
 }
