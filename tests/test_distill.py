@@ -14,8 +14,8 @@ from diffusion_jax.build_weights import averaged
 from diffusion_jax.train.workdir import read_config
 
 CONFIGS = (
-    "cd", "ct", "ctm", "ect", "guidance", "ict", "imm", "improved_mean_flow", "lcm", "mean_flow",
-    "progressive", "reflow", "scd", "sct", "shortcut",
+    "add", "cd", "ct", "ctm", "dmd", "dmd2", "ect", "guidance", "ict", "imm", "improved_mean_flow",
+    "ladd", "lcm", "mean_flow", "progressive", "reflow", "scd", "sct", "shortcut", "sid",
 )  # fmt: skip
 
 
@@ -35,6 +35,8 @@ def config_of(name, teacher, steps=2):
     config.train.update(steps=steps, sample_every=0, checkpoint_every=steps, log_every=1)
     config.train.batch_size = 64
     config.sampler.n = config.sampler.batch_size = 64
+    if name == "add":
+        config.distill = "adversarial(steps=2, features='waves')"  # points are no pixels
     return config
 
 

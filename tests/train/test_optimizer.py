@@ -90,7 +90,7 @@ def test_values_out_of_range_name_their_field(make, field):
 
 
 def test_groups_are_clipped_and_stepped_by_themselves():
-    make = lambda factor: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(factor))
+    make = lambda factor, every: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(factor))
     tx = o.grouped(make, (("one", 1.0), ("two", 0.5)))
     params = {"one": {"w": jnp.zeros(2)}, "two": [jnp.zeros(2)]}
     grads = {"one": {"w": jnp.array([300.0, 400.0])}, "two": [jnp.array([0.3, 0.4])]}
