@@ -116,7 +116,7 @@ def _of_scores(
 
 def adversarial(
     steps: int = 1, scale: float = 1.0, distillation: float = 0.1, features: str = "efficientnet",
-    weight: float = 1.0, r1: float = 1e-2, ratio: int = 1, discriminator: float = 1.0,
+    weight: float = 1.0, r1: float = 0.1, ratio: int = 2, discriminator: float = 2.0,
 ) -> Method:  # fmt: skip
     """ADD (``recipes.adversarial``), a student of ``steps`` calls.
 
@@ -150,9 +150,9 @@ def adversarial(
 
 
 def latent_adversarial_distillation(
-    steps: int = 1, scale: float = 1.0, distillation: float = 0.1, mean: float = 1.0,
-    std: float = 1.0, weight: float = 1.0, r1: float = 1e-2, ratio: int = 1,
-    discriminator: float = 1.0,
+    steps: int = 1, scale: float = 1.0, distillation: float = 0.1, mean: float = -0.5,
+    std: float = 1.0, weight: float = 1.0, r1: float = 0.1, ratio: int = 2,
+    discriminator: float = 2.0,
 ) -> Method:  # fmt: skip
     """LADD (``recipes.latent_adversarial``); arguments as of ``adversarial``, and (m, s) of it."""
     at_least_1("latent_adversarial", ratio=ratio, steps=steps)

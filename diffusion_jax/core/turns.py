@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
 
-from jaxtyping import Array, Bool
 
-
-def is_turn(step: Any, every: int) -> Bool[Array, ""]:
+def is_turn(step: Int[Array, ""] | int, every: int) -> Bool[Array, ""]:
     """Whether a step is the last of ``every``: so the others have moved before, and a log at a
     multiple of ``every`` steps shows it.
 
@@ -15,4 +14,4 @@ def is_turn(step: Any, every: int) -> Bool[Array, ""]:
         step: int32 [], steps done before this one.
         every: at least 1.
     """
-    return (step + 1) % every == 0
+    return (jnp.asarray(step) + 1) % every == 0
