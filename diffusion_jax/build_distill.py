@@ -68,7 +68,7 @@ def with_teacher(config: Config) -> Config:
                 f"config.optimizer.groups = {config.optimizer.groups} is of what config.distill = "
                 f"{config.distill!r} says; leave it empty and give that its ratio and factors"
             )
-        whole.optimizer.groups = how.groups
+        whole.optimizer = ConfigDict({**config.optimizer, "groups": how.groups})
     return whole.lock()
 
 

@@ -77,7 +77,7 @@ def improved_distribution_matching(
 
     def recipe(pair: Pair) -> Recipe:
         start = players.simulated(pair.student, GRID(pair.student.process, steps))
-        critic, features = _critic("non_saturating", weight), _features(pair, _middle)
+        critic, features = critic_of("non_saturating", weight), _features(pair, _middle)
         return improved.improved_distribution_matching(
             pair.student,
             pair.init,
@@ -138,7 +138,7 @@ def adversarial(
     of_data, read = FROZEN[features]()
 
     def recipe(pair: Pair) -> Recipe:
-        critic, seen = _critic("hinge", weight, r1), against.of_pixels(pair.student, of_data)
+        critic, seen = critic_of("hinge", weight, r1), against.of_pixels(pair.student, of_data)
         # Its heads are as wide as the features, of which the parameters tell the shapes.
         shown = lambda net, x, level, cond: seen({**pair.frozen(), **read()}, None, x, cond)
         return against.adversarial(
@@ -158,7 +158,7 @@ def latent_adversarial_distillation(
     at_least_1("latent_adversarial", ratio=ratio, steps=steps)
 
     def recipe(pair: Pair) -> Recipe:
-        critic, features = _critic("hinge", weight, r1), _features(pair, _all)
+        critic, features = critic_of("hinge", weight, r1), _features(pair, _all)
         draw = latent_adversarial.logit_normal(mean, std)
         seen = latent_adversarial.of_teacher(pair.teacher, features, draw)
         return against.adversarial(
@@ -177,8 +177,9 @@ def _of_data(pair: Pair, steps: int) -> players.Start:
     return players.noised_data(GRID(pair.student.process, steps))
 
 
-def _critic(game: str, weight: float, r1: float = 0.0) -> critics.Critic:
-    module = FeatureHeads()
+def critic_of(game: str, weight: float, r1: float = 0.0, width: int = 128) -> critics.Critic:
+    """Heads on features, which play a game of ``GAMES``; see ``critics.Critic``."""
+    module = FeatureHeads(width)
 
     def init(key: jax.Array, features: list) -> Params:
         zeros = [jnp.zeros((1, *one.shape[1:])) for one in features]

@@ -114,8 +114,12 @@ def flow_model(net):
     return model_of(net, rectified(), targets.flow(), network_io.continuous(10.0))
 
 
+def mlp_module(scalars=()):
+    return MLP(width=48, depth=2, scalars=scalars)
+
+
 def mlp(scalars=()):
-    module = MLP(width=48, depth=2, scalars=scalars)
+    module = mlp_module(scalars)
     init = lambda key, x, cond: module.init(key, x, jnp.zeros(x.shape[:1]), cond)["params"]
     inner = net_from_module(module)
     net = lambda params, x, time, cond, *, key=None: inner(params["net"], x, time, cond, key=key)
