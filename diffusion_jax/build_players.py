@@ -139,8 +139,9 @@ def adversarial(
 
     def recipe(pair: Pair) -> Recipe:
         critic, seen = critic_of("hinge", weight, r1), against.of_pixels(pair.student, of_data)
+        key = jax.random.key(0)  # pixels are seen as they are
         # Its heads are as wide as the features, of which the parameters tell the shapes.
-        shown = lambda net, x, level, cond: seen({**pair.frozen(), **read()}, None, x, cond)
+        shown = lambda net, x, level, cond: seen({**pair.frozen(), **read()}, key, x, cond)
         return against.adversarial(
             pair.student, pair.init, teacher_of(pair, scale), _of_data(pair, steps), critic, seen,
             critics.initialiser(critic, shown), ratio, distillation,

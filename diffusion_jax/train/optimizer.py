@@ -121,7 +121,9 @@ def grouped(
     Raises:
         ValueError: for an ``every`` below 1; when it is initialised, for params with other keys.
     """
-    made = {str(name): _of_group(make, name, *rest) for name, *rest in groups}
+    made: dict[Any, optax.GradientTransformation] = {
+        str(name): _of_group(make, name, *rest) for name, *rest in groups
+    }
 
     def labels(params):
         for name in params:
@@ -153,8 +155,9 @@ def in_turn(inner: optax.GradientTransformation, every: int) -> optax.GradientTr
         return inner
     of_step = optax.with_extra_args_support(inner)
 
-    def update(updates, state, params=None, *, step, **more):
-        work = lambda: of_step.update(updates, state, params, step=step, **more)
+    def update(updates, state, params=None, **more) -> Any:
+        step = more["step"]
+        work = lambda: of_step.update(updates, state, params, **more)
         rest = lambda: (optax.tree.zeros_like(updates), state)
         return jax.lax.cond(is_turn(step, every), work, rest)
 
