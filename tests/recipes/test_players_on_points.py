@@ -19,6 +19,7 @@ from diffusion_jax.recipes import (
     latent_adversarial,
     players,
     reflow,
+    students,
     teachers,
 )
 from diffusion_jax.recipes.diffusion import TERMS, diffusion
@@ -75,8 +76,8 @@ def _dmd2():
     return made, _groups(5, "fake", "discriminator")
 
 
-def _sid(ratio=5):
-    made = score_identity(MODEL, INIT, TEACHER, players.simulated(MODEL, ONE), ratio)
+def _sid(ratio=5, levels=ONE):
+    made = score_identity(MODEL, INIT, TEACHER, players.simulated(MODEL, levels), ratio)
     return made, _groups(ratio, "fake")
 
 
@@ -105,14 +106,25 @@ def _train(name, steps, **options):
     )
 
 
+def _distance(params, levels):
+    student = students.plain(MODEL, {"net": params["net"]}, {}, None)
+    return toy.distance(toy.draw(student, SOLVERS["jump"](HERE, 1.0), levels))
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_one_call_draws_the_points(name):
     params = _train(name, 1200)
-    student = lambda x, level: targets.denoiser(MODEL, {"net": params["net"]})(x, level, {})
-    made = toy.draw(student, SOLVERS["ddim"](), ONE)
-    far, mean = toy.distance(made), toy.distance_of_the_mean()
+    far, mean = _distance(params, ONE), toy.distance_of_the_mean()
     print(name, far, mean)
     assert far < 0.1 and far < 0.25 * mean
+
+
+def test_two_calls_are_learned_where_they_are_made():
+    """A student of one call is asked at t = 1 alone, and knows nothing of a second level."""
+    two = grids.trailing(HERE, 2)
+    alone, both = (_distance(_train("sid", 1200, levels=levels), two) for levels in (ONE, two))
+    print(alone, both)
+    assert both < 0.1 and both < 0.5 * alone
 
 
 def test_the_fake_score_follows_a_student_that_waits_its_turn():
