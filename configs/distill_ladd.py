@@ -11,5 +11,6 @@ from configs import distill
 def get_config() -> ConfigDict:
     config = distill.get_config()
     config.distill = "latent_adversarial(steps=1, scale=1.0)"
+    config.optimizer.b1 = 0.0  # a momentum swings with the two players
     config.sampler.steps = 1  # as many as the method's
     return config

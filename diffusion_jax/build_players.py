@@ -115,15 +115,15 @@ def _of_scores(
 
 
 def adversarial(
-    steps: int = 1, scale: float = 1.0, distillation: float = 0.1, features: str = "efficientnet",
-    weight: float = 1.0, r1: float = 0.1, ratio: int = 2, discriminator: float = 2.0,
+    steps: int = 1, scale: float = 1.0, distillation: float = 2.5, features: str = "efficientnet",
+    weight: float = 1.0, r1: float = 1.0, ratio: int = 2, discriminator: float = 2.0,
 ) -> Method:  # fmt: skip
     """ADD (``recipes.adversarial``), a student of ``steps`` calls.
 
     Args:
         steps: of the sampler; the paper's students learn 4 and are sampled by 1 to 4.
         scale: of the teacher's guidance.
-        distillation: λ.
+        distillation: λ; the paper's 2.5.
         features: of ``FROZEN``.
         weight: of the adversarial term in the student's loss.
         r1: of the penalty on the discriminator.
@@ -151,8 +151,8 @@ def adversarial(
 
 
 def latent_adversarial_distillation(
-    steps: int = 1, scale: float = 1.0, distillation: float = 0.1, mean: float = -0.5,
-    std: float = 1.0, weight: float = 1.0, r1: float = 0.1, ratio: int = 2,
+    steps: int = 1, scale: float = 1.0, distillation: float = 2.5, mean: float = -0.5,
+    std: float = 1.0, weight: float = 1.0, r1: float = 1.0, ratio: int = 2,
     discriminator: float = 2.0,
 ) -> Method:  # fmt: skip
     """LADD (``recipes.latent_adversarial``); arguments as of ``adversarial``, and (m, s) of it."""
