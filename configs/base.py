@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
     config.optimizer.eps = 1e-8
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip = 1.0  # global gradient norm
-    config.optimizer.groups = ()  # (parameters, factor of the rate): each clipped by itself
+    config.optimizer.groups = ()  # (parameters, factor of the rate[, one turn in how many])
 
     config.ema = "warmup(decay=0.995)"  # core.ema
 

@@ -196,7 +196,10 @@ def training(config: Config) -> dict[str, Any]:
     decay = build(optimizer.SCHEDULES, section.schedule, "optimizer.schedule", steps=steps)
     rate = optimizer.learning_rate(section.learning_rate, decay, section.warmup)
     settings = {name: section[name] for name in ("b1", "b2", "eps", "weight_decay", "clip")}
-    scaled = lambda factor: optimizer.adamw(lambda step: factor * rate(step), **settings)
+    # Of a group that moves in the last of so many steps, which counts its own turns.
+    scaled = lambda factor, every: optimizer.adamw(
+        lambda turn: factor * rate(every * (turn + 1) - 1), **settings
+    )
     groups = section.get("groups", ())
     every = ("accumulate", "steps_per_call", "log_every", "checkpoint_every", "keep",
              "skip_nonfinite")  # fmt: skip

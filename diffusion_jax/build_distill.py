@@ -10,7 +10,8 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from diffusion_jax import build
-from diffusion_jax.build_students import METHODS, Method, Pair
+from diffusion_jax.build_methods import Method, Pair
+from diffusion_jax.build_students import METHODS
 from diffusion_jax.build_weights import averaged, settings
 from diffusion_jax.core.types import Params
 from diffusion_jax.data.catalog import LATENTS
@@ -53,10 +54,19 @@ def with_teacher(config: Config) -> Config:
         whole.data.name = LATENTS + whole.data.name
     for field in config:
         whole[field] = config[field]
-    if not whole.sampler.prompts:
-        whole.sampler.prompts = held.get("sampler", {}).get("prompts", ())
-    if scalars := method(config).scalars:
-        whole.model[name].scalars = scalars
+    if not config.sampler.prompts:
+        prompts = held.get("sampler", {}).get("prompts", ())
+        whole.sampler = ConfigDict({**config.sampler, "prompts": prompts})
+    how = method(config)
+    if how.scalars:
+        whole.model[name].scalars = how.scalars
+    if how.groups:
+        if config.optimizer.groups:
+            raise ValueError(
+                f"config.optimizer.groups = {config.optimizer.groups} is of what config.distill = "
+                f"{config.distill!r} says; leave it empty and give that its ratio and factors"
+            )
+        whole.optimizer = ConfigDict({**config.optimizer, "groups": how.groups})
     return whole.lock()
 
 
@@ -69,7 +79,10 @@ def experiment(config: Config) -> build.Experiment:
         del theirs.model[config.model.name].scalars
         teacher = build.diffusion_experiment(theirs).model
     student = plain.model._replace(student=how.reads)
-    pair = Pair(student, teacher, build.initialiser(config), config.loss.condition_dropout)
+    pair = Pair(
+        student, teacher, build.initialiser(config), config.loss.condition_dropout,
+        config.model.name, build.network(config, plain.shape[-1]), plain.frozen,
+    )  # fmt: skip
 
     def taught() -> Params:
         return {"teacher": _params(config.teacher), **how.frozen()}
@@ -78,7 +91,7 @@ def experiment(config: Config) -> build.Experiment:
         model=student,
         recipe=how.recipe(pair),
         taught=taught,
-        start=lambda: {"net": _params(config.teacher)["net"]},
+        start=lambda: dict.fromkeys(how.copies, _params(config.teacher)["net"]),
     )
 
 

@@ -7,13 +7,14 @@ well (``core.flow_maps``).  Solvers call either as a ``Jump``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from diffusion_jax import build_players as several
+from diffusion_jax.build_methods import Method, Pair, at_least_1, followed, teacher_of
 from diffusion_jax.core import flow_maps, grids, proposals
 from diffusion_jax.core.solvers import SOLVERS
-from diffusion_jax.core.types import Model, Params, Recipe
+from diffusion_jax.core.types import Recipe
 from diffusion_jax.recipes import consistency as one_function
 from diffusion_jax.recipes import continuous_consistency as continuous
 from diffusion_jax.recipes import guidance_distillation as of_guidance
@@ -25,44 +26,6 @@ from diffusion_jax.recipes import shortcut as doubling
 from diffusion_jax.recipes import students, teachers, two_times
 from diffusion_jax.recipes import trajectory as meeting
 from diffusion_jax.recipes.latent_consistency import latent_consistency as latent
-
-
-class Pair(NamedTuple):
-    """What a recipe is made of.
-
-    Attributes:
-        student, teacher: what their parameters mean.
-        init: (key, x, cond) -> the student's network's parameters.
-        dropout: share of examples whose condition is emptied.
-    """
-
-    student: Model
-    teacher: Model
-    init: Callable[..., Params]
-    dropout: float
-
-
-class Method(NamedTuple):
-    """One way to distill.
-
-    Attributes:
-        recipe: how a student is trained.
-        reads: how it is sampled.
-        scalars: what its network is told beside level and condition.
-        frozen: () -> what the loss reads beside the teacher.
-    """
-
-    recipe: Callable[[Pair], Recipe]
-    reads: students.Reading
-    scalars: tuple[str, ...] = ()
-    frozen: Callable[[], Params] = dict
-
-
-def _teacher(pair: Pair, scale: float) -> teachers.Teacher:
-    """Under classifier-free guidance, unless the scale is 1."""
-    if scale == 1:
-        return teachers.plain(pair.teacher)
-    return teachers.guided(pair.teacher, scale=jnp.float32(scale))
 
 
 def _of_one_level(
@@ -77,11 +40,16 @@ def _of_one_level(
     return Method(recipe, students.consistency)
 
 
-def consistency_distillation(levels: int = 18, solver: str = "heun", scale: float = 1.0) -> Method:
-    """Consistency distillation (``consistency.distillation``) of a teacher under guidance."""
-    _at_least_1("consistency_distillation", levels=levels)
-    _followed("consistency_distillation", solver)
-    made = lambda pair: one_function.distillation(_teacher(pair, scale), solver, levels)
+def consistency_distillation(
+    levels: int = 18, solver: str = "flow_heun", scale: float = 1.0
+) -> Method:
+    """Consistency distillation (``consistency.distillation``) of a teacher under guidance.
+
+    The paper's Heun, in sigma, is for grids of sigma; from pure noise its first step is far off.
+    """
+    at_least_1("consistency_distillation", levels=levels)
+    followed("consistency_distillation", solver)
+    made = lambda pair: one_function.distillation(teacher_of(pair, scale), solver, levels)
     return _of_one_level(made)
 
 
@@ -107,7 +75,7 @@ def easy(
     std: float = 2.0,
 ) -> Method:
     """Easy consistency tuning (``consistency.easy``), its stages of equal length."""
-    _at_least_1("easy", stages=stages)
+    at_least_1("easy", stages=stages)
     stage = -(-total // stages)
     made = lambda pair: one_function.easy(stage, q, k, 1.0, mean, std)
     return _of_one_level(made)
@@ -129,7 +97,7 @@ def continuous_distillation(
     scale: float = 1.0, total: int = 0,
 ) -> Method:  # fmt: skip
     """sCD (``recipes.continuous_consistency``); warm_up = 0 is a fifth of the training."""
-    velocity = lambda pair: continuous.of_teacher(_teacher(pair, scale))
+    velocity = lambda pair: continuous.of_teacher(teacher_of(pair, scale))
     return _continuous(velocity, mean, std, sigma_data, warm_up or total // 5)
 
 
@@ -167,9 +135,9 @@ def progressive(steps: int, scale: float = 1.0) -> Method:
 
     The next stage is a run of its own, whose teacher is this one's student.
     """
-    _at_least_1("progressive", steps=steps)
+    at_least_1("progressive", steps=steps)
     recipe = lambda pair: halving.progressive(
-        pair.student, _teacher(pair, scale), pair.init, condition_dropout=pair.dropout
+        pair.student, teacher_of(pair, scale), pair.init, condition_dropout=pair.dropout
     )
     return Method(recipe, students.plain, frozen=lambda: {halving.STEPS: jnp.int32(steps)})
 
@@ -215,44 +183,27 @@ def moment_matching(particles: int = 4, gap: float = 0.02) -> Method:
 
 def trajectory(steps: int = 4, scale: float = 1.0, matching: float = 1.0) -> Method:
     """Consistency trajectory models (``recipes.trajectory``), ``steps`` of the teacher at most."""
-    _at_least_1("trajectory", steps=steps)
+    at_least_1("trajectory", steps=steps)
     recipe = lambda pair: meeting.trajectory(
-        pair.student, pair.init, _teacher(pair, scale), steps=steps, matching=matching,
+        pair.student, pair.init, teacher_of(pair, scale), steps=steps, matching=matching,
         condition_dropout=pair.dropout,
     )  # fmt: skip
     return Method(recipe, students.two_levels, (flow_maps.END,))
 
 
-def reflow(steps: int = 8, scale: float = 1.0, solver: str = "heun") -> Method:
+def reflow(steps: int = 8, scale: float = 1.0, solver: str = "flow_heun") -> Method:
     """Reflow (``recipes.reflow``): pairs by ``steps`` of the teacher, made as they are needed."""
-    _at_least_1("reflow", steps=steps)
-    _followed("reflow", solver)
+    at_least_1("reflow", steps=steps)
+    followed("reflow", solver)
 
     def recipe(pair: Pair) -> Recipe:
         levels = grids.trailing(pair.student.process, steps)
-        coupling = straight.solved(_teacher(pair, scale), SOLVERS[solver](), levels)
+        coupling = straight.solved(teacher_of(pair, scale), SOLVERS[solver](), levels)
         return straight.reflow(
             pair.student, pair.init, coupling, proposals.uniform(), condition_dropout=pair.dropout
         )
 
     return Method(recipe, students.plain)
-
-
-def _followed(name: str, solver: str) -> None:
-    if solver not in FOLLOWED:
-        raise ValueError(
-            f"config.distill: {name}(solver={solver!r}); known are {', '.join(FOLLOWED)}"
-        )
-
-
-def _at_least_1(name: str, **given: int) -> None:
-    for field, value in given.items():
-        if value < 1:
-            raise ValueError(f"config.distill: {name}({field}={value}) must be 1 or more")
-
-
-# Solvers of one step without memory, which a teacher is followed by.
-FOLLOWED = ("ddim", "heun")
 
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -271,4 +222,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "moment_matching": moment_matching,
     "trajectory": trajectory,
     "reflow": reflow,
+    "distribution_matching": several.distribution_matching,
+    "improved_distribution_matching": several.improved_distribution_matching,
+    "score_identity": several.score_identity,
+    "adversarial": several.adversarial,
+    "latent_adversarial": several.latent_adversarial_distillation,
 }

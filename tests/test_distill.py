@@ -6,6 +6,7 @@ import shutil
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from configs import toy2d
@@ -14,8 +15,8 @@ from diffusion_jax.build_weights import averaged
 from diffusion_jax.train.workdir import read_config
 
 CONFIGS = (
-    "cd", "ct", "ctm", "ect", "guidance", "ict", "imm", "improved_mean_flow", "lcm", "mean_flow",
-    "progressive", "reflow", "scd", "sct", "shortcut",
+    "add", "cd", "ct", "ctm", "dmd", "dmd2", "ect", "guidance", "ict", "imm", "improved_mean_flow",
+    "ladd", "lcm", "mean_flow", "progressive", "reflow", "scd", "sct", "shortcut", "sid",
 )  # fmt: skip
 
 
@@ -35,6 +36,8 @@ def config_of(name, teacher, steps=2):
     config.train.update(steps=steps, sample_every=0, checkpoint_every=steps, log_every=1)
     config.train.batch_size = 64
     config.sampler.n = config.sampler.batch_size = 64
+    if name == "add":
+        config.distill = "adversarial(steps=2, features='waves')"  # points are no pixels
     return config
 
 
@@ -67,13 +70,30 @@ def test_each_config_trains_a_student_that_is_sampled_alone(name, teacher, tmp_p
         jobs.run_config(tmp_path, {"distill": "easy()"})
 
 
+def both_ways(config, folder):
+    """The state of a run of four steps, and of one that was stopped after the second."""
+    whole = jobs.train(config, folder / "whole")
+    config.train.checkpoint_every = 2
+    jobs.train(config, folder / "half")
+    shutil.rmtree(folder / "half" / "checkpoints" / "4")
+    return whole, jobs.train(config, folder / "half")
+
+
+def test_several_players_go_on_bit_for_bit_each_in_its_turn(teacher, tmp_path):
+    config = config_of("sid", teacher, 4)
+    config.distill = "score_identity(ratio=3, fake=2.0)"
+    whole, again = both_ways(config, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)
+    jax.tree.map(np.testing.assert_array_equal, whole.opt_state, again.opt_state)
+    turns = lambda held: {int(n) for _, n in optax.tree.get_all_with_path(held, "count")}
+    states = whole.opt_state.inner_states
+    assert {name: turns(held) for name, held in states.items()} == {"net": {1}, "fake": {4}}
+    written = read_config(tmp_path / "whole")["optimizer"]["groups"]
+    assert written == [["net", 1.0, 3], ["fake", 2.0, 1]]
+
+
 def test_a_student_goes_on_bit_for_bit_and_can_teach(teacher, tmp_path):
-    whole = jobs.train(config_of("progressive", teacher, 4), tmp_path / "whole")
-    half = config_of("progressive", teacher, 4)
-    half.train.checkpoint_every = 2
-    jobs.train(half, tmp_path / "half")
-    shutil.rmtree(tmp_path / "half" / "checkpoints" / "4")
-    again = jobs.train(half, tmp_path / "half")
+    whole, again = both_ways(config_of("progressive", teacher, 4), tmp_path)
     jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)
     after = config_of("progressive", tmp_path / "whole")
     after.distill = "progressive(steps=4)"
@@ -93,6 +113,12 @@ def test_a_student_goes_on_bit_for_bit_and_can_teach(teacher, tmp_path):
         ({"distill": "easy(stages=0)"}, r"easy\(stages=0\) must be 1 or more"),
         ({"distill": "latent_consistency(low=3, high=2)"}, "give the lower one first"),
         ({"distill": "consistency_distillation(solver='ddmi')"}, "'ddmi'\\); known are"),
+        ({"distill": "score_identity(ratio=0)"}, r"score_identity\(ratio=0\) must be 1 or more"),
+        ({"distill": "adversarial(features='vgg')"}, "'vgg'\\); known are efficientnet, waves"),
+        (
+            {"distill": "score_identity()", "optimizer": {"groups": (("net", 1.0),)}},
+            r"config\.optimizer\.groups = .* leave it empty and give that its ratio",
+        ),
     ],
 )
 def test_mistakes_are_sentences(teacher, tmp_path, changes, says):

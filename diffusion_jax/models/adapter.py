@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from diffusion_jax.core.types import Cond, Net, Params
 
@@ -54,3 +56,68 @@ def init_params(
         return module.init(key, x, time, cond, train=False)["params"]
 
     return init(key, {} if cond is None else cond)
+
+
+def features_from_module(module: nn.Module, names: Sequence[str]) -> Callable[..., list[Array]]:
+    """What some of a network's submodules say, as a function with the arguments of its ``Net``.
+
+    Of a network that is only asked for these, a compiler leaves out all that comes after them.
+
+    Args:
+        module: as for ``net_from_module``.
+        names: of submodules, such as ``LAYERS`` gives; of one that returns several arrays the first
+            counts.
+
+    Returns:
+        (params, x, time, cond, *, key=None) -> a float32 array [b, ..., c] for each name.
+    """
+    wanted = {(name,) for name in names}
+
+    def features(params: Params, x, time, cond: Cond, *, key=None):
+        rngs = None if key is None else {"dropout": key}
+        _, held = module.apply(
+            {"params": params}, x, time, cond, train=key is not None, rngs=rngs,
+            capture_intermediates=lambda part, method: method == "__call__" and part.path in wanted,
+            mutable=["intermediates"],
+        )  # fmt: skip
+        kept = [held["intermediates"][name]["__call__"][0] for name in names]
+        return [jnp.asarray(jax.tree.leaves(one)[0], jnp.float32) for one in kept]
+
+    return features
+
+
+class Layers(NamedTuple):
+    """Submodules of a network whose outputs say what it sees, in the order that they run.
+
+    Attributes:
+        middle: of its deepest state.
+        all: of several depths.
+    """
+
+    middle: tuple[str, ...]
+    all: tuple[str, ...]
+
+
+def _of_unet(net: Any) -> Layers:
+    ways = tuple(f"down_{i}" for i in range(len(net.channel_mults)))
+    return Layers(("mid",), (*ways, "mid"))
+
+
+def _of_transformer(net: Any) -> Layers:
+    quarters = sorted({max(net.depth * k // 4 - 1, 0) for k in (1, 2, 3)})
+    return Layers((net.blocks[net.depth // 2],), tuple(net.blocks[i] for i in quarters))
+
+
+def _of_mlp(net: Any) -> Layers:
+    norms = tuple(f"norm_{i}" for i in range(net.depth))
+    return Layers(norms[-1:], norms)
+
+
+LAYERS: dict[str, Callable[[Any], Layers]] = {
+    "unet": _of_unet,
+    "text_unet": _of_unet,
+    "dit": _of_transformer,
+    "mmdit": _of_transformer,
+    "mlp": _of_mlp,
+}
+"""Network of ``MODELS`` -> its ``Layers``."""

@@ -1,11 +1,13 @@
-"""PatchGAN's discriminator (Isola et al. 2017, section 3.2.2): a logit for each patch.
+"""Discriminators: PatchGAN's, of images, and heads on features of another network.
 
-With group norm where theirs has batch norm: an example's logit is then its own, whatever else is in
-the batch or on other devices, and there are no running statistics.
+PatchGAN's (Isola et al. 2017, section 3.2.2) gives a logit for each patch.  With group norm where
+theirs has batch norm: an example's logit is then its own, whatever else is in the batch or on other
+devices, and there are no running statistics.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.models import primitives
-from diffusion_jax.models.layers import GroupNorm, Style
+from diffusion_jax.models.layers import Dense, GroupNorm, Style
 
 _NORMAL = nn.initializers.normal(0.02)
 
@@ -62,3 +64,29 @@ class PatchDiscriminator(nn.Module):
             h = jax.nn.leaky_relu(h, 0.2)
         h = _PatchConv(1, 1, dtype, name="conv_out")(h)
         return h.astype(jnp.float32)
+
+
+class FeatureHeads(nn.Module):
+    """Features of another network -> a logit of each, large for what is real.
+
+    Each array, [b, places ..., c] or [b, c], has a perceptron of its own, one for all its places,
+    whose hidden layer is averaged over them: so it serves images, tokens and points of any number.
+    They are normalised over channels first, whatever their network's scale.
+
+    Attributes:
+        width: of the hidden layers.
+    """
+
+    width: int = 128
+
+    @nn.compact
+    def __call__(self, features: Sequence[Array]) -> Float[Array, "b heads"]:
+        """Arrays [b, ..., c] -> [b, heads] float32; 0 at initialisation."""
+        zeros, logits = nn.initializers.zeros_init(), []
+        for i, one in enumerate(features):
+            h = one.reshape(one.shape[0], -1, one.shape[-1])
+            h = nn.LayerNorm(use_bias=False, use_scale=False, name=f"norm_{i}")(h)
+            h = jax.nn.leaky_relu(Dense(self.width, name=f"dense_{i}")(h), 0.2)
+            h = jax.nn.leaky_relu(Dense(self.width, name=f"hidden_{i}")(h), 0.2).mean(1)
+            logits.append(Dense(1, kernel_init=zeros, name=f"logit_{i}")(h))
+        return jnp.concatenate(logits, axis=-1)

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from diffusion_jax.core.turns import is_turn
+
 Rate = Callable[[Any], Array]
 """Steps done, int32 [] -> a factor or a learning rate, float32 []."""
 
@@ -104,28 +106,62 @@ def adamw(
 
 
 def grouped(
-    make: Callable[[float], optax.GradientTransformation], groups: Sequence[tuple[str, float]]
-) -> optax.GradientTransformation:
+    make: Callable[[float, int], optax.GradientTransformation], groups: Sequence[Sequence[Any]]
+) -> optax.GradientTransformationExtraArgs:
     """One optimiser for each top-level group of parameters, so that players do not meet.
 
     Args:
-        make: factor of the learning rate -> optimiser.
-        groups: (key of params, factor); all keys of params are there.
+        make: (factor of the learning rate, every) -> optimiser, which counts a group's own turns.
+        groups: (key of params, factor), or (key, factor, every) of a group whose parameters and
+            moments change in the last of ``every`` steps alone; all keys of params are there.
+
+    Returns:
+        An optimiser whose update is told the ``step``, if a group has turns.
 
     Raises:
-        ValueError: when it is initialised, for params with other keys.
+        ValueError: for an ``every`` below 1; when it is initialised, for params with other keys.
     """
-    factors = {str(name): float(factor) for name, factor in groups}
+    made: dict[Any, optax.GradientTransformation] = {
+        str(name): _of_group(make, name, *rest) for name, *rest in groups
+    }
 
     def labels(params):
         for name in params:
-            if name not in factors:
+            if name not in made:
                 raise ValueError(
                     f"config.optimizer.groups lacks {name!r}, which is trained; add ({name!r}, 1.0)"
                 )
         return {name: jax.tree.map(lambda _, name=name: name, params[name]) for name in params}
 
-    return optax.partition({name: make(factor) for name, factor in factors.items()}, labels)
+    return optax.partition(made, labels)
+
+
+def _of_group(make, name: str, factor: float, every: int = 1) -> optax.GradientTransformation:
+    if every < 1 or every != int(every):
+        raise ValueError(
+            f"config.optimizer.groups: ({name!r}, {factor}, {every}) moves in the last of so many "
+            "steps; give 1 or more"
+        )
+    return in_turn(make(float(factor), int(every)), int(every))
+
+
+def in_turn(inner: optax.GradientTransformation, every: int) -> optax.GradientTransformation:
+    """An optimiser that works in the last of ``every`` steps, and else changes nothing.
+
+    The step is the run's own (``step`` of an update), not a count of updates, so that losses that
+    are spent on its turns alone (``core.turns``) are never out of step with it.
+    """
+    if every == 1:
+        return inner
+    of_step = optax.with_extra_args_support(inner)
+
+    def update(updates, state, params=None, **more) -> Any:
+        step = more["step"]
+        work = lambda: of_step.update(updates, state, params, **more)
+        rest = lambda: (optax.tree.zeros_like(updates), state)
+        return jax.lax.cond(is_turn(step, every), work, rest)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def decayed(params: Any) -> Any:

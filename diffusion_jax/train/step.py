@@ -40,7 +40,7 @@ def make_step(
 
     Args:
         recipe: what is trained.
-        tx: the optimiser.
+        tx: the optimiser; one that takes more than gradients is told the ``step``.
         ema: the moving average, which the loss sees as ``Context.ema``.
         seed: of every random draw, with the step's number.
         accumulate: micro-batches whose gradients are averaged; divides the batch.
@@ -56,12 +56,14 @@ def make_step(
     """
     gradient = _accumulated(recipe, accumulate) if accumulate > 1 else _gradient(recipe)
 
+    optimise = optax.with_extra_args_support(tx)
+
     def step(state: TrainState, frozen: Params, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         context = Context(state.step, ema.params(state.ema), frozen, state.carry)
         loss, report, grads = gradient(state.params, context, batch, key)
         norm = optax.tree.norm(grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimise.update(grads, state.opt_state, state.params, step=state.step)
         params = recipe.settle(optax.apply_updates(state.params, updates), report.carry)
         average = ema.update(state.ema, params, state.step)
         finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm)

@@ -14,6 +14,7 @@ from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.core.types import Codec, Context, Model
 from diffusion_jax.models.adapter import net_from_module
 from diffusion_jax.models.mlp import MLP
+from diffusion_jax.train import optimizer
 from diffusion_jax.train.state import new_state
 from diffusion_jax.train.step import make_step
 
@@ -113,19 +114,29 @@ def flow_model(net):
     return model_of(net, rectified(), targets.flow(), network_io.continuous(10.0))
 
 
+def mlp_module(scalars=()):
+    return MLP(width=48, depth=2, scalars=scalars)
+
+
 def mlp(scalars=()):
-    module = MLP(width=48, depth=2, scalars=scalars)
+    module = mlp_module(scalars)
     init = lambda key, x, cond: module.init(key, x, jnp.zeros(x.shape[:1]), cond)["params"]
     inner = net_from_module(module)
     net = lambda params, x, time, cond, *, key=None: inner(params["net"], x, time, cond, key=key)
     return net, init
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _run(recipe, ema, rate, batch, steps, state, frozen):
+def _tx(rate, groups):
+    falling = lambda factor, every: optax.adam(
+        optax.linear_schedule(factor * rate, 0.1 * factor * rate, 1500 // every)
+    )
+    return optimizer.grouped(falling, groups) if groups else falling(1.0, 1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 7))
+def _run(recipe, ema, rate, batch, steps, state, frozen, groups=()):
     # ``steps`` is traced: one program for any number of them.
-    tx = optax.adam(optax.linear_schedule(rate, 0.1 * rate, 1500))
-    step = make_step(recipe, tx, ema, seed=1)
+    step = make_step(recipe, _tx(rate, groups), ema, seed=1)
 
     def body(i, carry):
         state, _ = carry
@@ -136,21 +147,21 @@ def _run(recipe, ema, rate, batch, steps, state, frozen):
     return jax.lax.fori_loop(0, steps, body, (state, jnp.float32(0)))
 
 
-def start(recipe, ema, rate=2e-3):
-    tx = optax.adam(optax.linear_schedule(rate, 0.1 * rate, 1500))
+def start(recipe, ema, rate=2e-3, groups=()):
     batch = {"image": jnp.zeros((2, 2))}
-    return new_state(recipe, tx, ema, jax.random.key(0), batch)
+    return new_state(recipe, _tx(rate, groups), ema, jax.random.key(0), batch)
 
 
 _EMA = averages.warmup(0.98)
 
 
-def train(recipe, steps, frozen=None, ema=_EMA, start_from=None, rate=2e-3, batch=128):
+def train(recipe, steps, frozen=None, ema=_EMA, start_from=None, rate=2e-3, batch=128, groups=()):
     """Parameters' average after so many steps; start_from gives {"net": ...} to begin with."""
-    state = start(recipe, ema, rate)
+    state = start(recipe, ema, rate, groups)
     if start_from is not None:
-        state = state._replace(params=start_from, ema=ema.init(start_from))
-    state, _ = _run(recipe, ema, rate, batch, steps, state, frozen or {})
+        params = {**state.params, **start_from}
+        state = state._replace(params=params, ema=ema.init(params))
+    state, _ = _run(recipe, ema, rate, batch, steps, state, frozen or {}, groups)
     assert bool(state.finite)
     return ema.params(state.ema)
 

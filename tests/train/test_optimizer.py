@@ -4,7 +4,13 @@ import numpy as np
 import optax
 import pytest
 
+from configs import base
+from diffusion_jax import build
+from diffusion_jax.core import ema
+from diffusion_jax.core.types import Recipe, Report
 from diffusion_jax.train import optimizer as o
+from diffusion_jax.train.state import new_state
+from diffusion_jax.train.step import make_step
 
 
 @pytest.mark.parametrize(
@@ -90,7 +96,7 @@ def test_values_out_of_range_name_their_field(make, field):
 
 
 def test_groups_are_clipped_and_stepped_by_themselves():
-    make = lambda factor: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(factor))
+    make = lambda factor, every: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(factor))
     tx = o.grouped(make, (("one", 1.0), ("two", 0.5)))
     params = {"one": {"w": jnp.zeros(2)}, "two": [jnp.zeros(2)]}
     grads = {"one": {"w": jnp.array([300.0, 400.0])}, "two": [jnp.array([0.3, 0.4])]}
@@ -99,3 +105,62 @@ def test_groups_are_clipped_and_stepped_by_themselves():
     np.testing.assert_allclose(updates["two"][0], [-0.15, -0.2], rtol=1e-6)
     with pytest.raises(ValueError, match=r"optimizer.groups lacks 'three'"):
         tx.init({"three": jnp.zeros(1)})
+
+
+def _turns(accumulated=1):
+    """A step of two players, of which ``slow`` moves in the last of three."""
+    make = lambda factor, every: o.adamw(lambda turn: factor * 0.01 * (turn + 1), clip=1.0)
+    tx = o.grouped(make, (("slow", 1.0, 3), ("fast", 2.0)))
+    loss = lambda params, context, batch, key: (
+        sum(jnp.sum((p["w"] - batch["x"]) ** 2) for p in params.values()),
+        Report({}),
+    )
+    params = {"slow": {"w": jnp.ones(2)}, "fast": {"w": jnp.ones(2)}}
+    recipe = Recipe(lambda key, batch: params, loss)
+    state = new_state(recipe, tx, ema.warmup(0.9), jax.random.key(0), {})
+    return jax.jit(
+        make_step(recipe, tx, ema.warmup(0.9), 0, accumulated, skip_nonfinite=True)
+    ), state
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_group_changes_in_its_turns_alone_to_the_bit(accumulated):
+    step, state = _turns(accumulated)
+    for k in range(9):
+        new, _ = step(state, {}, {"x": jnp.full((2, 2), float(k))})
+        held = lambda s: (s.params["slow"], s.opt_state.inner_states["slow"])
+        pairs = zip(*map(jax.tree.leaves, (held(state), held(new))), strict=True)
+        same = [np.array_equal(a, b) for a, b in pairs]
+        assert all(same) if k % 3 != 2 else not any(same), k
+        assert not np.array_equal(state.params["fast"]["w"], new.params["fast"]["w"])
+        state = new
+    assert step._cache_size() == 1
+
+
+def test_turns_follow_the_step_past_one_that_is_not_finite():
+    step, state = _turns()
+    for k in range(6):
+        x = jnp.full((2, 2), jnp.nan if k == 1 else 0.0)
+        new, _ = step(state, {}, {"x": x})
+        moved = not np.array_equal(state.params["slow"]["w"], new.params["slow"]["w"])
+        assert moved == (k % 3 == 2), k
+        state = new
+
+
+def test_a_group_sees_the_rate_of_the_runs_own_step():
+    config = base.get_config()
+    config.optimizer.update(warmup=6, schedule="constant()", learning_rate=0.6, eps=0.0)
+    config.optimizer.groups = (("slow", 1.0, 3), ("fast", 0.5))
+    tx = build.training(config)["tx"]
+    params = {"slow": {"w": jnp.zeros(1)}, "fast": {"w": jnp.zeros(1)}}
+    state, sizes = tx.init(params), []
+    for k in range(6):
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params, step=k)
+        sizes.append([-float(updates[name]["w"][0]) for name in ("slow", "fast")])
+    want = [[0.1 * (k + 1) * (k % 3 == 2), 0.05 * (k + 1)] for k in range(6)]
+    np.testing.assert_allclose(sizes, want, rtol=1e-4)
+
+
+def test_a_turn_in_less_than_one_step_is_refused():
+    with pytest.raises(ValueError, match=r"\('net', 1\.0, 0\) moves in the last of so many steps"):
+        o.grouped(lambda factor, every: optax.sgd(factor), (("net", 1.0, 0),))

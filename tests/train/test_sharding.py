@@ -7,9 +7,9 @@ import tiny
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from diffusion_jax.train import sharding
+from diffusion_jax.train import optimizer, sharding
 from diffusion_jax.train.checkpoint import restore_params, steps
-from diffusion_jax.train.state import abstract_state
+from diffusion_jax.train.state import TrainState, abstract_state
 
 MESH = AbstractMesh((2, 4, 1, 1), sharding.AXES)
 WIDE = AbstractMesh((1, 2, 4, 1), sharding.AXES)
@@ -94,6 +94,24 @@ def test_moments_and_averages_lie_where_their_parameter_lies():
     _, (adam, _, schedule) = places.opt_state
     assert _specs(adam.mu) == _specs(adam.nu) == _specs(places.ema) == params
     assert schedule.count.spec == adam.count.spec == places.step.spec == P()
+
+
+def test_players_of_one_network_lie_alike_with_their_moments():
+    """A rule is a regex over paths, whoever's network it is; turns change nothing of it."""
+    net = {"attention": {"kernel": _shape(64, 64)}, "out": {"kernel": _shape(64, 128)}}
+    params = {"net": net, "fake": net, "discriminator": {"logit": _shape(64, 3)}}
+    make = lambda factor, every: optimizer.adamw(lambda turn: factor)
+    tx = optimizer.grouped(make, (("net", 1.0, 5), ("fake", 1.0), ("discriminator", 1.0)))
+    state = TrainState(_shape(), params, jax.eval_shape(tx.init, params), params, (), _shape())
+    rules = [("/attention/kernel$", (None, "tensor"))]
+    places = sharding.of_state(state, WIDE, rules)
+    where = _specs(places.params)
+    assert where["net"] == where["fake"] == {
+        "attention": {"kernel": P(None, "tensor")}, "out": {"kernel": P(None, "fsdp")},
+    }  # fmt: skip
+    for name in ("net", "fake"):
+        adam = places.opt_state.inner_states[name].inner_state[0]
+        assert _specs(adam.mu[name]) == _specs(adam.nu[name]) == where[name]
 
 
 def test_a_batch_must_divide_over_the_devices():

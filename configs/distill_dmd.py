@@ -1,0 +1,16 @@
+"""Distribution matching (Yin et al. 2024a): one call, and regression to the teacher's pairs.
+
+python main.py --config=configs/distill_dmd.py --config.teacher=runs/mnist --workdir=runs/dmd
+"""
+
+from ml_collections import ConfigDict
+
+from configs import distill
+
+
+def get_config() -> ConfigDict:
+    config = distill.get_config()
+    config.distill = "distribution_matching(ratio=5, scale=1.0)"
+    config.optimizer.learning_rate = 5e-4
+    config.sampler.steps = 1
+    return config

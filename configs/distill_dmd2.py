@@ -1,0 +1,16 @@
+"""Improved distribution matching, DMD2 (Yin et al. 2024b), of a teacher and of data.
+
+python main.py --config=configs/distill_dmd2.py --config.teacher=runs/mnist --workdir=runs/dmd2
+"""
+
+from ml_collections import ConfigDict
+
+from configs import distill
+
+
+def get_config() -> ConfigDict:
+    config = distill.get_config()
+    config.distill = "improved_distribution_matching(ratio=5, steps=1, scale=1.0)"
+    config.optimizer.learning_rate = 5e-4
+    config.sampler.steps = 1  # as many as the method's
+    return config

@@ -1,0 +1,16 @@
+"""Latent adversarial distillation (Sauer et al. 2024), on the teacher's own features.
+
+python main.py --config=configs/distill_ladd.py --config.teacher=runs/mnist --workdir=runs/ladd
+"""
+
+from ml_collections import ConfigDict
+
+from configs import distill
+
+
+def get_config() -> ConfigDict:
+    config = distill.get_config()
+    config.distill = "latent_adversarial(steps=1, scale=1.0)"
+    config.optimizer.b1 = 0.0  # a momentum swings with the two players
+    config.sampler.steps = 1  # as many as the method's
+    return config

@@ -1,0 +1,16 @@
+"""Score identity distillation (Zhou et al. 2024): one call, without data.
+
+python main.py --config=configs/distill_sid.py --config.teacher=runs/mnist --workdir=runs/sid
+"""
+
+from ml_collections import ConfigDict
+
+from configs import distill
+
+
+def get_config() -> ConfigDict:
+    config = distill.get_config()
+    config.distill = "score_identity(ratio=5, a=1.2)"
+    config.optimizer.learning_rate = 5e-4
+    config.sampler.steps = 1
+    return config
