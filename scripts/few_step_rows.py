@@ -75,6 +75,9 @@ ROWS: dict[str, Row] = {
             "18 levels": _one("consistency_distillation(levels=18, scale=2.0)"),
             "8 levels": _one("consistency_distillation(levels=8, scale=2.0)"),
             "18 levels, rate 3e-4": _one("consistency_distillation(levels=18, scale=2.0)", 3e-4),
+            "18 levels, DDIM": _one(
+                "consistency_distillation(levels=18, solver='ddim', scale=2.0)"
+            ),
         },
     ),
     "CT": Row(
@@ -96,6 +99,7 @@ ROWS: dict[str, Row] = {
     "ECT": Row(
         "ect",
         {
+            "3 stages, mean 0, rate 3e-4": _one("easy(stages=3, mean=0.0)", 3e-4),
             "4 stages, mean 0.5": _one("easy(stages=4, mean=0.5)"),
             "8 stages, mean 0.5": _one("easy(stages=8, mean=0.5)"),
             "4 stages, mean -1.1": _one("easy(stages=4)"),
@@ -169,6 +173,45 @@ ROWS: dict[str, Row] = {
         {
             "8 steps": _one("reflow(steps=8, scale=2.0)"),
             "8 steps, rate 3e-4": _one("reflow(steps=8, scale=2.0)", 3e-4),
+        },
+    ),
+    "DMD": Row(
+        "dmd",
+        {
+            "ratio 5": _one("distribution_matching(ratio=5, scale=2.0)", 5e-4),
+            "ratio 2": _one("distribution_matching(ratio=2, scale=2.0)", 5e-4),
+        },
+    ),
+    "DMD2": Row(
+        "dmd2",
+        {
+            "ratio 5": _one("improved_distribution_matching(ratio=5, scale=2.0)", 5e-4),
+            "ratio 2": _one("improved_distribution_matching(ratio=2, scale=2.0)", 5e-4),
+        },
+    ),
+    "DMD2 of 4": Row(
+        "dmd2",
+        {"ratio 5": _one("improved_distribution_matching(ratio=5, steps=4, scale=2.0)", 5e-4)},
+    ),
+    "SiD": Row(
+        "sid",
+        {
+            "ratio 5": _one("score_identity(ratio=5, scale=2.0)", 5e-4),
+            "ratio 2": _one("score_identity(ratio=2, scale=2.0)", 5e-4),
+        },
+    ),
+    "ADD": Row(
+        "add",
+        {
+            "distillation 1": _one("adversarial(scale=2.0, distillation=1.0)", 3e-4),
+            "weight 0.05": _one("adversarial(scale=2.0, weight=0.05)", 3e-4),
+        },
+    ),
+    "LADD": Row(
+        "ladd",
+        {
+            "distillation 1": _one("latent_adversarial(scale=2.0, distillation=1.0)", 3e-4),
+            "weight 0.05": _one("latent_adversarial(scale=2.0, weight=0.05)", 3e-4),
         },
     ),
 }

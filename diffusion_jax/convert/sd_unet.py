@@ -73,6 +73,7 @@ def encoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "guidance_features": config["time_cond_proj_dim"] or 0,
         "groups": config["norm_num_groups"],
         "group_channels": 1,
+        "attention": "by_size",
         "eps": config["norm_eps"],
         # diffusers pads by (0, 1) where its padding is 0.
         "downsample_padding": (padding, padding) if padding else (0, 1),

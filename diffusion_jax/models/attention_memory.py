@@ -64,6 +64,12 @@ def chunked(
     return out.swapaxes(0, 1).reshape(b, -1, *q.shape[2:])[:, :m].astype(q.dtype)
 
 
+def by_size(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """``chunked`` where a head has many logits, which then also cost time; ``full`` elsewhere."""
+    few = q.shape[1] * k.shape[1] <= _FEW
+    return (full if few else chunked)(q, k, v, mask)
+
+
 def flash(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     """cuDNN's attention for half precision on a GPU without a mask; ``chunked`` everywhere else.
 
@@ -76,6 +82,9 @@ def flash(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     fused = partial(jax.nn.dot_product_attention, implementation="cudnn")
     return jax.lax.platform_dependent(q, k, v, cuda=fused, default=chunked)
 
+
+# Logits of a head, 1 MB in float32: beyond, CPUs take longer to write them than to compute them.
+_FEW = 1 << 18
 
 # As in ``primitives``: finite, so that a row without any key is a mean and not NaN.
 _LOWEST = 0.7 * float(jnp.finfo(jnp.float32).min)
@@ -115,4 +124,9 @@ def _add_block(q: Array, carry: tuple[Array, ...], block: tuple[Array, ...]) -> 
 
 
 # Each (q [b, m, heads, dim], k [b, n, heads, dim], v, mask [b, n] or nothing) -> q's shape.
-ATTENTIONS: dict[str, Callable[..., Array]] = {"full": full, "chunked": chunked, "flash": flash}
+ATTENTIONS: dict[str, Callable[..., Array]] = {
+    "full": full,
+    "chunked": chunked,
+    "by_size": by_size,
+    "flash": flash,
+}

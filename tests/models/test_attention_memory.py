@@ -153,3 +153,12 @@ def test_unknown_names_and_empty_blocks_are_refused():
         jax.eval_shape(net, params, *tiny_unet.inputs(), tiny_unet.LABEL)
     with pytest.raises(ValueError, match="queries=0 by keys=1024 is empty"):
         chunked(*draw(2, 2), queries=0)
+
+
+@pytest.mark.parametrize(("m", "same"), [(512, "full"), (513, "chunked")])
+def test_by_size_changes_form_where_logits_are_many(m, same):
+    arguments = draw(m, 512, b=1, heads=1)
+    traced = [str(jax.make_jaxpr(ATTENTIONS[name])(*arguments)) for name in ("by_size", same)]
+    assert traced[0] == traced[1]
+    other = {"full": "chunked", "chunked": "full"}[same]
+    assert traced[0] != str(jax.make_jaxpr(ATTENTIONS[other])(*arguments))
