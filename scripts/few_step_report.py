@@ -39,7 +39,6 @@ from diffusion_jax.jobs.training import train
 
 FLAGS = flags.FLAGS
 CALLS = (1, 2, 4)
-TEACHER_CALLS = (1, 2, 4, 8, 50, 250)
 SHOWN = 10  # samples of each in the picture
 TEACHER = "teacher (DDIM)"
 
@@ -154,9 +153,7 @@ def of_teacher(log: Log, measure: Measure) -> None:
     """The teacher with and without guidance, in more and more steps."""
     own = float(run_config(FLAGS.teacher).sampler.guidance_scale)
     for scale in dict.fromkeys((own, 1.0)):
-        for calls in TEACHER_CALLS:
-            if scale == 1 and calls == max(TEACHER_CALLS) and own != 1:
-                continue  # the longest row, of what is compared with guided students
+        for calls in map(int, FLAGS.teacher_calls):
             asked = {"method": TEACHER, "setting": f"scale {scale:g}", "calls": calls}
             asked |= {"asked": FLAGS.n, "teacher": FLAGS.teacher}
             if not log.has(asked):
@@ -240,6 +237,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("teacher", "runs/mnist", "A trained run of images.")
     flags.DEFINE_string("out", "runs/few_steps", "Folder of the runs and the results.")
     flags.DEFINE_list("methods", [], "Names of rows; all if empty.")
+    flags.DEFINE_list("teacher_calls", ["1", "2", "4", "8", "50", "250"], "Its DDIM steps.")
     flags.DEFINE_integer("steps", 600, "Training steps of each method, all its stages together.")
     flags.DEFINE_integer("n", 5000, "Samples of each.")
     flags.DEFINE_bool("search", False, "Compare the settings of each method instead.")

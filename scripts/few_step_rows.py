@@ -56,9 +56,6 @@ def _halved(*steps: int, rate: float = 1e-3) -> Setting:
     return Setting(tuple(stages), {"optimizer.learning_rate": rate, "optimizer.warmup": 10})
 
 
-# Students of levels drawn by log sigma hardly saw levels beyond this one.
-_BELOW_20 = {"grid": "karras(s_min=0.6, s_max=20.0)"}
-
 ROWS: dict[str, Row] = {
     "progressive": Row(
         "progressive",
@@ -72,9 +69,9 @@ ROWS: dict[str, Row] = {
     "CD": Row(
         "cd",
         {
-            "18 levels": _one("consistency_distillation(levels=18, scale=2.0)"),
-            "8 levels": _one("consistency_distillation(levels=8, scale=2.0)"),
-            "18 levels, rate 3e-4": _one("consistency_distillation(levels=18, scale=2.0)", 3e-4),
+            "18 levels": _one("consistency_distillation(levels=18, scale=2.0)", 5e-4),
+            "8 levels": _one("consistency_distillation(levels=8, scale=2.0)", 5e-4),
+            "18 levels, rate 1e-3": _one("consistency_distillation(levels=18, scale=2.0)"),
             "18 levels, DDIM": _one(
                 "consistency_distillation(levels=18, solver='ddim', scale=2.0)"
             ),
@@ -94,22 +91,20 @@ ROWS: dict[str, Row] = {
             "to 40 levels, mean -1.1": _one("improved_consistency(last=40)"),
             "to 160 levels, mean 0.5": _one("improved_consistency(last=160, mean=0.5)"),
         },
-        sampler=_BELOW_20,
     ),
     "ECT": Row(
         "ect",
         {
-            "3 stages, mean 0, rate 3e-4": _one("easy(stages=3, mean=0.0)", 3e-4),
+            "3 stages, mean 0": _one("easy(stages=3, mean=0.0)", 3e-4),
             "4 stages, mean 0.5": _one("easy(stages=4, mean=0.5)"),
             "8 stages, mean 0.5": _one("easy(stages=8, mean=0.5)"),
             "4 stages, mean -1.1": _one("easy(stages=4)"),
         },
-        sampler=_BELOW_20,
     ),
     "LCM": Row(
         "lcm",
         {
-            "20 levels": _one("latent_consistency(levels=20, low=1.0, high=4.0)"),
+            "20 levels": _one("latent_consistency(levels=20, low=1.0, high=4.0)", 5e-4),
             "50 levels": _one("latent_consistency(levels=50, low=1.0, high=4.0)"),
         },
         sampler={"guidance_scale": 2.0},
@@ -117,46 +112,46 @@ ROWS: dict[str, Row] = {
     "sCD": Row(
         "scd",
         {
-            "mean 0.5": _one("continuous_distillation(scale=2.0, mean=0.5)"),
-            "mean 0.5, rate 3e-4": _one("continuous_distillation(scale=2.0, mean=0.5)", 3e-4),
+            "mean 0": _one("continuous_distillation(scale=2.0, mean=0.0)", 5e-4),
+            "mean 0, rate 1e-3": _one("continuous_distillation(scale=2.0, mean=0.0)"),
             "mean -0.8": _one("continuous_distillation(scale=2.0)"),
         },
-        sampler=_BELOW_20,
     ),
     "sCT": Row(
         "sct",
         {
-            "mean 0.5": _one("continuous_training(mean=0.5)"),
-            "mean 0.5, rate 3e-4": _one("continuous_training(mean=0.5)", 3e-4),
+            "mean 0": _one("continuous_training(mean=0.0)", 5e-4),
+            "mean 0, rate 1e-3": _one("continuous_training(mean=0.0)"),
             "mean -1": _one("continuous_training()"),
         },
-        sampler=_BELOW_20,
     ),
     "MeanFlow": Row(
         "mean_flow",
         {
-            "mean 0.5, same 0.5": _one("mean_flow(scale=2.0, mean=0.5, same=0.5)"),
+            "mean 0, std 2, same 0.5": _one(
+                "mean_flow(scale=2.0, mean=0.0, std=2.0, same=0.5)", 5e-4
+            ),
             "mean -0.4, same 0.75": _one("mean_flow(scale=2.0)"),
         },
     ),
     "improved MeanFlow": Row(
         "improved_mean_flow",
         {
-            "mean 0.5": _one("improved_mean_flow(scale=2.0, mean=0.5)"),
+            "mean 0, std 2": _one("improved_mean_flow(scale=2.0, mean=0.0, std=2.0)", 5e-4),
             "mean -0.4": _one("improved_mean_flow(scale=2.0)"),
         },
     ),
     "shortcut": Row(
         "shortcut",
         {
-            "finest 16": _one("shortcut(finest=16, bootstrap=0.5)"),
+            "finest 16": _one("shortcut(finest=16, bootstrap=0.5)", 5e-4),
             "finest 128": _one("shortcut(finest=128)"),
         },
     ),
     "IMM": Row(
         "imm",
         {
-            "gap 0.1": _one("moment_matching(particles=4, gap=0.1)"),
+            "gap 0.1": _one("moment_matching(particles=4, gap=0.1)", 5e-4),
             "gap 0.02": _one("moment_matching(particles=4)"),
             "gap 0.1, 8 particles": _one("moment_matching(particles=8, gap=0.1)"),
         },
@@ -164,15 +159,15 @@ ROWS: dict[str, Row] = {
     "CTM": Row(
         "ctm",
         {
-            "4 steps": _one("trajectory(steps=4, scale=2.0)"),
-            "4 steps, rate 3e-4": _one("trajectory(steps=4, scale=2.0)", 3e-4),
+            "4 steps": _one("trajectory(steps=4, scale=2.0)", 5e-4),
+            "4 steps, rate 1e-3": _one("trajectory(steps=4, scale=2.0)"),
         },
     ),
     "reflow": Row(
         "reflow",
         {
-            "8 steps": _one("reflow(steps=8, scale=2.0)"),
-            "8 steps, rate 3e-4": _one("reflow(steps=8, scale=2.0)", 3e-4),
+            "8 steps": _one("reflow(steps=8, scale=2.0)", 5e-4),
+            "8 steps, rate 1e-3": _one("reflow(steps=8, scale=2.0)"),
         },
     ),
     "DMD": Row(
