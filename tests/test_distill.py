@@ -3,6 +3,7 @@
 import importlib
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -132,3 +133,15 @@ def test_a_student_that_is_told_more_teaches_no_other(teacher, tmp_path):
     jobs.train(config_of("lcm", teacher), tmp_path / "told")
     with pytest.raises(ValueError, match="was distilled by 'latent_consistency"):
         jobs.train(config_of("ect", tmp_path / "told"), tmp_path / "new")
+
+
+def test_a_release_in_codes_teaches_with_its_own_first_stage_and_prompts():
+    release = str(Path(__file__).parents[1] / "weights" / "emoji")
+    config = config_of("lcm", release)
+    whole = build_distill.with_teacher(config)
+    assert whole.model.autoencoder == f"{release}/autoencoder"
+    assert whole.data.name == "latents/noto_emoji"  # sampling names pictures, training reads codes
+    assert "red heart" in whole.sampler.prompts and not config.sampler.prompts
+    asked = config_of("lcm", release)
+    asked.sampler.prompts = ("a dog",)
+    assert build_distill.with_teacher(asked).sampler.prompts == ("a dog",)

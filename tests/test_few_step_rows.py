@@ -1,0 +1,22 @@
+"""What the report of few-step methods trains can be built: a typo fails before hours of it."""
+
+import importlib
+
+import pytest
+
+from diffusion_jax.build_students import METHODS
+from diffusion_jax.spec import build
+from scripts.few_step_rows import ROWS
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_setting_names_a_method_and_fields(name):
+    row = ROWS[name]
+    config = importlib.import_module(f"configs.distill_{row.config}").get_config()
+    for setting in row.settings.values():
+        for distill in setting.distill:
+            build(METHODS, distill, "distill", total=600)
+        config.update_from_flattened_dict(dict(setting.fields))
+    for stage in (row.stage or {}).values():
+        assert all(abs(stage) <= len(setting.distill) for setting in row.settings.values())
+    assert set(row.sampler) <= set(config.sampler)
