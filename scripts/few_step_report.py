@@ -209,9 +209,18 @@ def picture(log: Log) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Train and measure what is missing, then write the table and the picture."""
+    """Do what the command line says; a mistake is one sentence, code 2."""
     del argv
     logging.set_verbosity(logging.WARNING)
+    try:
+        report()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def report() -> None:
+    """Train and measure what is missing, then write the table and the picture."""
     cache_compilations()
     methods = FLAGS.methods or list(ROWS)
     if unknown := [name for name in methods if name not in ROWS]:
