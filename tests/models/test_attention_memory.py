@@ -149,7 +149,7 @@ def test_transformers_hand_the_field_to_both_attentions():
 def test_unknown_names_and_empty_blocks_are_refused():
     net = net_from_module(tiny_unet.TINY.clone(attention="sparse"))
     params = tiny_unet.abstract_params(tiny_unet.TINY)
-    with pytest.raises(ValueError, match="attention='sparse' is unknown: use one of by_size, chunked, fl"):
+    with pytest.raises(ValueError, match="'sparse' is unknown: use one of by_size, chunked, fl"):
         jax.eval_shape(net, params, *tiny_unet.inputs(), tiny_unet.LABEL)
     with pytest.raises(ValueError, match="queries=0 by keys=1024 is empty"):
         chunked(*draw(2, 2), queries=0)
