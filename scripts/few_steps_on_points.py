@@ -25,6 +25,7 @@ from diffusion_jax import jobs
 from diffusion_jax.apps.generate import generate
 from diffusion_jax.build_sampling import sampler
 from diffusion_jax.jobs.run import open_run
+from diffusion_jax.spec import Config
 
 FLAGS = flags.FLAGS
 
@@ -44,7 +45,7 @@ METHODS = {
 
 def teach(folder: Path, time_input: str) -> None:
     """A teacher of two moons."""
-    config = toy2d.get_config()
+    config: Config = toy2d.get_config()
     config.model.time_input = time_input
     config.train.update(steps=1500, sample_every=0, checkpoint_every=1500)
     config.sampler.n = 100
