@@ -45,8 +45,9 @@ class Row(NamedTuple):
     sampler: Fields = _NONE
 
 
-def _one(distill: str, rate: float = 1e-3) -> Setting:
-    return Setting((distill,), {"optimizer.learning_rate": rate, "optimizer.warmup": 20})
+def _one(distill: str, rate: float = 1e-3, **more: Any) -> Setting:
+    fields = {"optimizer.learning_rate": rate, "optimizer.warmup": 20}
+    return Setting((distill,), {**fields, **{f"optimizer.{k}": v for k, v in more.items()}})
 
 
 def _halved(*steps: int, rate: float = 1e-3) -> Setting:
@@ -72,6 +73,9 @@ ROWS: dict[str, Row] = {
             "18 levels": _one("consistency_distillation(levels=18, scale=2.0)", 5e-4),
             "8 levels": _one("consistency_distillation(levels=8, scale=2.0)", 5e-4),
             "18 levels, rate 1e-3": _one("consistency_distillation(levels=18, scale=2.0)"),
+            "18 levels, rate falling to 0": _one(
+                "consistency_distillation(levels=18, scale=2.0)", 5e-4, schedule="cosine()"
+            ),
             "18 levels, DDIM": _one(
                 "consistency_distillation(levels=18, solver='ddim', scale=2.0)"
             ),

@@ -24,6 +24,7 @@ from configs import toy2d
 from diffusion_jax import jobs
 from diffusion_jax.apps.generate import generate
 from diffusion_jax.build_sampling import sampler
+from diffusion_jax.evaluate.distances import sliced_wasserstein
 from diffusion_jax.jobs.run import open_run
 from diffusion_jax.spec import Config
 
@@ -78,13 +79,6 @@ def draw(folder: Path, steps: int, grid: str, noise: jax.Array) -> np.ndarray:
     return np.asarray(walk(noise))
 
 
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Sliced Wasserstein-1 over 32 directions."""
-    angle = np.arange(32) * np.pi / 32
-    directions = np.stack([np.cos(angle), np.sin(angle)])
-    return float(np.abs(np.sort(a @ directions, 0) - np.sort(b @ directions, 0)).mean())
-
-
 def main(argv: list[str]) -> None:
     """Train what is missing; print a table."""
     del argv
@@ -99,7 +93,9 @@ def main(argv: list[str]) -> None:
             run = out / kind / method
             distil(run, teacher, method)
             for start, grid in GRIDS.items():
-                found = [distance(draw(run, calls, grid, noise), truth) for calls in (1, 2, 4)]
+                found = [
+                    sliced_wasserstein(draw(run, calls, grid, noise), truth) for calls in (1, 2, 4)
+                ]
                 cells = " | ".join(f"{value:.3f}" for value in found)
                 print(f"| {kind} | {method} | {start} | {cells} |", flush=True)
 

@@ -100,3 +100,15 @@ def _checked(real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndarray
     if min(len(real), len(fake)) < 2:
         raise ValueError(f"a distance needs 2 vectors or more, got {len(real)} and {len(fake)}")
     return real.astype(np.float64), fake.astype(np.float64)
+
+
+def sliced_wasserstein(a: np.ndarray, b: np.ndarray, directions: int = 32) -> float:
+    """Sliced Wasserstein-1 distance of two sets of points in the plane (Bonneel et al. 2015).
+
+    Args:
+        a, b: [n, 2], of one n.
+        directions: evenly spread over half a turn.
+    """
+    angle = np.arange(directions) * np.pi / directions
+    along = np.stack([np.cos(angle), np.sin(angle)])
+    return float(np.abs(np.sort(a @ along, axis=0) - np.sort(b @ along, axis=0)).mean())

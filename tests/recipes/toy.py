@@ -12,6 +12,7 @@ from diffusion_jax.core import flow_maps, network_io, oracles, process, sampling
 from diffusion_jax.core.process import Process
 from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.core.types import Codec, Context, Model
+from diffusion_jax.evaluate.distances import sliced_wasserstein
 from diffusion_jax.models.adapter import net_from_module
 from diffusion_jax.models.mlp import MLP
 from diffusion_jax.train import optimizer
@@ -169,10 +170,7 @@ def train(recipe, steps, frozen=None, ema=_EMA, start_from=None, rate=2e-3, batc
 def distance(points, n=4096):
     """Sliced Wasserstein-1 distance of points [n, 2] to fresh data."""
     truth = np.asarray(oracles.sample(jax.random.key(77), data(), n))
-    angle = np.arange(32) * np.pi / 32
-    directions = np.stack([np.cos(angle), np.sin(angle)])
-    ours, theirs = (np.sort(x @ directions, axis=0) for x in (np.asarray(points), truth))
-    return np.abs(ours - theirs).mean()
+    return sliced_wasserstein(np.asarray(points), truth)
 
 
 def distances_in(model, params, *jumps, gamma=0.0):
