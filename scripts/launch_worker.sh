@@ -12,10 +12,13 @@ if (($# < 2)); then
 fi
 workdir="$1"
 shift
+child=""
+told=""
+# Set before the child starts, which may be heard of before the next line here has run.
+trap 'told=yes; [[ -z $child ]] || kill -TERM "$child"' TERM
 "$@" &
 child=$!
-told=""
-trap 'told=yes; kill -TERM "$child"' TERM
+[[ -z $told ]] || kill -TERM "$child"
 while true; do # a signal ends bash's wait, but not the child
   wait "$child"
   code=$?

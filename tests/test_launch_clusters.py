@@ -85,6 +85,19 @@ def test_a_container_passes_sigterm_on_and_says_whether_to_start_again(reached, 
     assert (process.returncode, out) == (ends, "saved\n")
 
 
+def test_no_sigterm_is_lost_however_early_it_comes(tmp_path):
+    def start(i):
+        up = tmp_path / str(i)
+        told = f'trap "exit 7" TERM; touch {up}; {FOREVER}'
+        command = ["bash", str(SCRIPTS / "launch_worker.sh"), str(tmp_path), "bash", "-c", told]
+        return up, subprocess.Popen(command)
+
+    for up, process in [start(i) for i in range(40)]:
+        waited(up.exists)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 7
+
+
 def test_a_container_ends_as_its_command_does(tmp_path):
     worker = ["bash", SCRIPTS / "launch_worker.sh"]
     assert call(*worker, run_at(tmp_path / "run", 40, 40), "true").returncode == 0
