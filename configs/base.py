@@ -111,6 +111,7 @@ def get_config() -> ConfigDict:
     config.sampler.guidance = "cfg()"  # how conditions are weighed: core.guidance.GUIDANCES
     config.sampler.guidance_scale = 2.0  # 1 is the plain conditional model; cfg_plus_plus: 0 to 1
     config.sampler.post = ()  # bounds on x0, as ("dynamic_threshold()",): core.guidance.POSTS
+    config.sampler.contrast = 1.0  # of pixels about mid-grey; above 1 cuts faint grain off black
     config.sampler.reference = ""  # folder of the worse run that autoguidance() needs
     config.sampler.reference_params = "ema"  # of that run, as params; "ema(step=500)" is earlier
     config.sampler.n = 100  # images a call of --mode=sample makes

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from diffusion_jax.core.losses import DISTANCES, Distance
 from diffusion_jax.core.types import Model, Params, Recipe
 from diffusion_jax.recipes import students, teachers
 
@@ -64,6 +65,17 @@ def followed(name: str, solver: str) -> None:
         raise ValueError(
             f"config.distill: {name}(solver={solver!r}); known are {', '.join(FOLLOWED)}"
         )
+
+
+def distance_of(name: str) -> Distance | None:
+    """One of ``DISTANCES``; None, which is the method's own, for ""; or a refusal."""
+    if not name:
+        return None
+    if name not in DISTANCES:
+        raise ValueError(
+            f"config.distill: distance={name!r} is not known; take one of {', '.join(DISTANCES)}"
+        )
+    return DISTANCES[name]()
 
 
 def at_least_1(name: str, **given: int) -> None:

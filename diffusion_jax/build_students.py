@@ -11,7 +11,14 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from diffusion_jax import build_players as several
-from diffusion_jax.build_methods import Method, Pair, at_least_1, followed, teacher_of
+from diffusion_jax.build_methods import (
+    Method,
+    Pair,
+    at_least_1,
+    distance_of,
+    followed,
+    teacher_of,
+)
 from diffusion_jax.core import flow_maps, grids, proposals
 from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.core.types import Recipe
@@ -28,11 +35,12 @@ from diffusion_jax.recipes import trajectory as meeting
 from diffusion_jax.recipes.latent_consistency import latent_consistency as latent
 
 
-def _of_one_level(
-    setting: Callable[[Pair], one_function.Setting],
-) -> Method:
+def _of_one_level(setting: Callable[[Pair], one_function.Setting], distance: str = "") -> Method:
+    own = distance_of(distance)
+
     def recipe(pair: Pair) -> Recipe:
         made = setting(pair)
+        made = made._replace(distance=own or made.distance)
         return one_function.consistency(
             pair.student, pair.init, made, condition_dropout=pair.dropout
         )
@@ -41,7 +49,7 @@ def _of_one_level(
 
 
 def consistency_distillation(
-    levels: int = 18, solver: str = "flow_heun", scale: float = 1.0
+    levels: int = 18, solver: str = "flow_heun", scale: float = 1.0, distance: str = ""
 ) -> Method:
     """Consistency distillation (``consistency.distillation``) of a teacher under guidance.
 
@@ -50,20 +58,21 @@ def consistency_distillation(
     at_least_1("consistency_distillation", levels=levels)
     followed("consistency_distillation", solver)
     made = lambda pair: one_function.distillation(teacher_of(pair, scale), solver, levels)
-    return _of_one_level(made)
+    return _of_one_level(made, distance)
 
 
-def consistency_training(total: int, first: int = 2, last: int = 150) -> Method:
+def consistency_training(total: int, first: int = 2, last: int = 150, distance: str = "") -> Method:
     """Consistency training (``consistency.training``)."""
-    return _of_one_level(lambda pair: one_function.training(total, first, last))
+    return _of_one_level(lambda pair: one_function.training(total, first, last), distance)
 
 
 def improved_consistency(
-    total: int, first: int = 10, last: int = 1280, mean: float = -1.1, std: float = 2.0
-) -> Method:
-    """Improved consistency training (``consistency.improved``)."""
+    total: int, first: int = 10, last: int = 1280, mean: float = -1.1, std: float = 2.0,
+    distance: str = "",
+) -> Method:  # fmt: skip
+    """Improved consistency training (``consistency.improved``); no distance is its pseudo-Huber."""
     made = lambda pair: one_function.improved(total, first, last, None, mean, std)
-    return _of_one_level(made)
+    return _of_one_level(made, distance)
 
 
 def easy(
@@ -73,21 +82,25 @@ def easy(
     k: float = 8.0,
     mean: float = -1.1,
     std: float = 2.0,
+    distance: str = "",
 ) -> Method:
-    """Easy consistency tuning (``consistency.easy``), its stages of equal length."""
+    """Easy consistency tuning (``consistency.easy``), stages of equal length; no distance: norm."""
     at_least_1("easy", stages=stages)
     stage = -(-total // stages)
     made = lambda pair: one_function.easy(stage, q, k, 1.0, mean, std)
-    return _of_one_level(made)
+    return _of_one_level(made, distance)
 
 
-def latent_consistency(levels: int = 50, low: float = 1.0, high: float = 5.0) -> Method:
+def latent_consistency(
+    levels: int = 50, low: float = 1.0, high: float = 5.0, distance: str = ""
+) -> Method:
     """Latent consistency (``recipes.latent_consistency``), told scales from low to high."""
+    own = distance_of(distance)
 
     def recipe(pair: Pair) -> Recipe:
         tell = teachers.scales(low, high)
         teacher = teachers.guided(pair.teacher)
-        return latent(pair.student, teacher, pair.init, levels, tell)
+        return latent(pair.student, teacher, pair.init, levels, tell, distance=own)
 
     return Method(recipe, students.latent_consistency, (teachers.SCALE,))
 
@@ -130,15 +143,17 @@ def guidance(low: float = 1.0, high: float = 5.0) -> Method:
     return Method(recipe, students.guided, (teachers.SCALE,))
 
 
-def progressive(steps: int, scale: float = 1.0) -> Method:
+def progressive(steps: int, scale: float = 1.0, distance: str = "") -> Method:
     """One stage of progressive distillation: ``steps`` of the student for twice as many.
 
     The next stage is a run of its own, whose teacher is this one's student.
     """
     at_least_1("progressive", steps=steps)
+    own = distance_of(distance)
     recipe = lambda pair: halving.progressive(
-        pair.student, teacher_of(pair, scale), pair.init, condition_dropout=pair.dropout
-    )
+        pair.student, teacher_of(pair, scale), pair.init, condition_dropout=pair.dropout,
+        distance=own,
+    )  # fmt: skip
     return Method(recipe, students.plain, frozen=lambda: {halving.STEPS: jnp.int32(steps)})
 
 
@@ -181,12 +196,15 @@ def moment_matching(particles: int = 4, gap: float = 0.02) -> Method:
     return Method(recipe, students.two_levels, (flow_maps.END,))
 
 
-def trajectory(steps: int = 4, scale: float = 1.0, matching: float = 1.0) -> Method:
+def trajectory(
+    steps: int = 4, scale: float = 1.0, matching: float = 1.0, distance: str = ""
+) -> Method:
     """Consistency trajectory models (``recipes.trajectory``), ``steps`` of the teacher at most."""
     at_least_1("trajectory", steps=steps)
+    own = distance_of(distance)
     recipe = lambda pair: meeting.trajectory(
         pair.student, pair.init, teacher_of(pair, scale), steps=steps, matching=matching,
-        condition_dropout=pair.dropout,
+        condition_dropout=pair.dropout, distance=own,
     )  # fmt: skip
     return Method(recipe, students.two_levels, (flow_maps.END,))
 

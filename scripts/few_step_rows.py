@@ -46,15 +46,16 @@ class Row(NamedTuple):
 
 
 def _one(distill: str, rate: float = 1e-3, **more: Any) -> Setting:
-    fields = {"optimizer.learning_rate": rate, "optimizer.warmup": 20}
-    return Setting((distill,), {**fields, **{f"optimizer.{k}": v for k, v in more.items()}})
+    fields = {"learning_rate": rate, "warmup": 20, "schedule": "cosine()", **more}
+    return Setting((distill,), {f"optimizer.{k}": v for k, v in fields.items()})
 
 
 def _halved(*steps: int, rate: float = 1e-3) -> Setting:
     """Progressive stages, the first of a guided teacher."""
     scales = [2.0, *(1.0 for _ in steps[1:])]
     stages = [f"progressive(steps={n}, scale={s})" for n, s in zip(steps, scales, strict=True)]
-    return Setting(tuple(stages), {"optimizer.learning_rate": rate, "optimizer.warmup": 10})
+    fields = {"learning_rate": rate, "warmup": 10, "schedule": "cosine()"}
+    return Setting(tuple(stages), {f"optimizer.{k}": v for k, v in fields.items()})
 
 
 ROWS: dict[str, Row] = {
@@ -70,15 +71,15 @@ ROWS: dict[str, Row] = {
     "CD": Row(
         "cd",
         {
-            "18 levels": _one("consistency_distillation(levels=18, scale=2.0)", 5e-4),
-            "8 levels": _one("consistency_distillation(levels=8, scale=2.0)", 5e-4),
-            "18 levels, rate 1e-3": _one("consistency_distillation(levels=18, scale=2.0)"),
-            "18 levels, rate falling to 0": _one(
-                "consistency_distillation(levels=18, scale=2.0)", 5e-4, schedule="cosine()"
+            "18 levels": _one("consistency_distillation(levels=18, scale=2.0)"),
+            "18 levels, rate 5e-4": _one("consistency_distillation(levels=18, scale=2.0)", 5e-4),
+            "18 levels, rate 5e-4 all along": _one(
+                "consistency_distillation(levels=18, scale=2.0)", 5e-4, schedule="constant()"
             ),
-            "18 levels, DDIM": _one(
-                "consistency_distillation(levels=18, solver='ddim', scale=2.0)"
+            "18 levels, l1": _one(
+                "consistency_distillation(levels=18, scale=2.0, distance='absolute')"
             ),
+            "8 levels": _one("consistency_distillation(levels=8, scale=2.0)"),
         },
     ),
     "CT": Row(
@@ -99,7 +100,7 @@ ROWS: dict[str, Row] = {
     "ECT": Row(
         "ect",
         {
-            "3 stages, mean 0": _one("easy(stages=3, mean=0.0)", 3e-4),
+            "3 stages, mean 0": _one("easy(stages=3, mean=0.0)"),
             "4 stages, mean 0.5": _one("easy(stages=4, mean=0.5)"),
             "8 stages, mean 0.5": _one("easy(stages=8, mean=0.5)"),
             "4 stages, mean -1.1": _one("easy(stages=4)"),
@@ -177,40 +178,51 @@ ROWS: dict[str, Row] = {
     "DMD": Row(
         "dmd",
         {
+            "its score 3 times as fast": _one(
+                "distribution_matching(ratio=1, scale=2.0, fake=3.0)", 3e-4
+            ),
             "ratio 5": _one("distribution_matching(ratio=5, scale=2.0)", 5e-4),
-            "ratio 2": _one("distribution_matching(ratio=2, scale=2.0)", 5e-4),
         },
     ),
     "DMD2": Row(
         "dmd2",
         {
+            "its score 3 times as fast": _one(
+                "improved_distribution_matching(ratio=1, scale=2.0, fake=3.0)", 3e-4
+            ),
+            "rate 1e-3": _one("improved_distribution_matching(ratio=1, scale=2.0)"),
             "ratio 5": _one("improved_distribution_matching(ratio=5, scale=2.0)", 5e-4),
-            "ratio 2": _one("improved_distribution_matching(ratio=2, scale=2.0)", 5e-4),
         },
     ),
     "DMD2 of 4": Row(
         "dmd2",
-        {"ratio 5": _one("improved_distribution_matching(ratio=5, steps=4, scale=2.0)", 5e-4)},
+        {
+            "its score 3 times as fast": _one(
+                "improved_distribution_matching(ratio=1, steps=4, scale=2.0, fake=3.0)", 3e-4
+            )
+        },
     ),
     "SiD": Row(
         "sid",
         {
+            "its score 3 times as fast": _one("score_identity(ratio=1, scale=2.0, fake=3.0)", 3e-4),
             "ratio 5": _one("score_identity(ratio=5, scale=2.0)", 5e-4),
-            "ratio 2": _one("score_identity(ratio=2, scale=2.0)", 5e-4),
         },
     ),
     "ADD": Row(
         "add",
         {
-            "distillation 1": _one("adversarial(scale=2.0, distillation=1.0)", 3e-4),
-            "weight 0.05": _one("adversarial(scale=2.0, weight=0.05)", 3e-4),
+            "distillation 1": _one("adversarial(ratio=1, scale=2.0, distillation=1.0)", 3e-4),
+            "weight 0.05": _one("adversarial(ratio=1, scale=2.0, weight=0.05)", 3e-4),
         },
     ),
     "LADD": Row(
         "ladd",
         {
-            "distillation 1": _one("latent_adversarial(scale=2.0, distillation=1.0)", 3e-4),
-            "weight 0.05": _one("latent_adversarial(scale=2.0, weight=0.05)", 3e-4),
+            "distillation 1": _one(
+                "latent_adversarial(ratio=1, scale=2.0, distillation=1.0)", 3e-4
+            ),
+            "weight 0.05": _one("latent_adversarial(ratio=1, scale=2.0, weight=0.05)", 3e-4),
         },
     ),
 }

@@ -93,9 +93,12 @@ def draw_many(
     """n samples in batches of one size, with progress; a function of ``config.sampler.seed``.
 
     Raises:
+        ValueError: if ``config.sampler.contrast`` is not above 0.
         FloatingPointError: if a sample is not finite.
     """
-    size = min(config.sampler.batch_size, n)
+    size, contrast = min(config.sampler.batch_size, n), config.sampler.get("contrast", 1.0)
+    if not contrast > 0:
+        raise ValueError(f"config.sampler.contrast = {contrast} must be above 0; 1 changes nothing")
     request, labels = experiment.conditioning.request(-(-n // size) * size)
     scale = jnp.float32(config.sampler.guidance_scale)
     keys = jax.random.split(jax.random.key(config.sampler.seed), len(labels) // size)
@@ -112,6 +115,6 @@ def draw_many(
                     f"{config.sampler.grid!r} gave values that are not finite; take more "
                     "sampler.steps, another grid or solver, or an earlier checkpoint"
                 )
-            parts.append(np.asarray(part if part.ndim == 2 else to_uint8(part)))
+            parts.append(part if part.ndim == 2 else to_uint8(contrast * part))
             bar.update(min(size, n - i * size))
     return Samples(np.concatenate(parts)[:n], labels[:n])

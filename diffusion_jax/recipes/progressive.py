@@ -21,10 +21,20 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.core import losses
 from diffusion_jax.core.flow_maps import secant
+from diffusion_jax.core.losses import Distance
 from diffusion_jax.core.process import Process, clean, corrupt
 from diffusion_jax.core.solvers import ddim
-from diffusion_jax.core.targets import network_output
-from diffusion_jax.core.types import Context, Model, NoiseLevel, Params, Recipe, Report, Solver
+from diffusion_jax.core.targets import denoiser, express
+from diffusion_jax.core.types import (
+    Context,
+    Model,
+    NoiseLevel,
+    Params,
+    Recipe,
+    Report,
+    Solver,
+    like,
+)
 from diffusion_jax.core.weighting import Weight, truncated_snr
 from diffusion_jax.recipes.inputs import encode_and_drop
 from diffusion_jax.recipes.teachers import Teacher, Tell, initialiser, nothing, still
@@ -41,6 +51,7 @@ def progressive(
     tell: Tell = nothing,
     condition_dropout: float = 0.0,
     solver: Solver | None = None,
+    distance: Distance | None = None,
 ) -> Recipe:
     """One stage after another, by ``frozen["teacher"]`` and ``frozen["steps"]``.
 
@@ -53,11 +64,13 @@ def progressive(
             al. 2023, whose first teacher is a student of ``recipes.guidance_distillation``.
         condition_dropout: share of examples whose condition is emptied.
         solver: of the teacher, one that needs no memory; None for ``ddim()``.
+        distance: of F times the root of its weight; None for ``squared()``, the paper's.
 
     Returns:
         A Recipe over params {"net": ...}.
     """
     weight, solver = weight or truncated_snr(), solver or ddim()
+    distance = distance or losses.squared()
 
     def loss(params: Params, context: Context, batch: dict[str, Array], key: Array):
         of_codec, of_drop, of_tell, of_step, of_noise, of_solver, of_net = jax.random.split(key, 7)
@@ -71,9 +84,10 @@ def progressive(
         x_end, state = solver.step(of_solver, denoise, x, now, middle, state)
         x_end, _ = solver.step(of_solver, denoise, x_end, middle, end, state)
         goal = still(secant(x, x_end, now, end))
-        out = network_output(model, params, x, now, cond, of_net)
-        error = losses.regression(model.target, out, goal.x0, goal.eps, now)
-        return jnp.mean(weight(now, model.target) * error), Report({})
+        told = denoiser(model, params, of_net)(x, now, cond)
+        root = like(jnp.sqrt(weight(now, model.target)), x)
+        of = lambda one: root * express(model.target, one.x0, one.eps, now)
+        return jnp.mean(distance(of(told), of(goal))), Report({})
 
     return Recipe(initialiser(model, init_net, tell), loss)
 
