@@ -114,6 +114,10 @@ def test_a_student_goes_on_bit_for_bit_and_can_teach(teacher, tmp_path):
         ({"distill": "easy(stages=0)"}, r"easy\(stages=0\) must be 1 or more"),
         ({"distill": "latent_consistency(low=3, high=2)"}, "give the lower one first"),
         ({"distill": "consistency_distillation(solver='ddmi')"}, "'ddmi'\\); known are"),
+        (
+            {"distill": "progressive(steps=4, distance='lpips')"},
+            r"distance='lpips' is not known; take one of squared, absolute, pseudo_huber",
+        ),
         ({"distill": "score_identity(ratio=0)"}, r"score_identity\(ratio=0\) must be 1 or more"),
         ({"distill": "adversarial(features='vgg')"}, "'vgg'\\); known are efficientnet, waves"),
         (

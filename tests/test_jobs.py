@@ -186,6 +186,18 @@ def test_the_command_line_ends_with_one_sentence(arguments, words, tmp_path):
     assert words in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
+def test_contrast_cuts_grain_off_black_and_white():
+    config = tiny()
+    config.sampler.update(n=2, batch_size=2, contrast=1.25)
+    drawn = jax.numpy.array([-0.84, 0.84, -0.4, 0.0]).reshape(2, 2, 1, 1)
+    draw = lambda key, params, labels, scale: drawn
+    images = drawing.draw_many(config, build.experiment(config), draw, {}, 2).images
+    assert images.ravel().tolist() == [0, 255, 64, 128]
+    config.sampler.contrast = 0.0
+    with pytest.raises(ValueError, match=r"config\.sampler\.contrast = 0\.0 must be above 0"):
+        drawing.draw_many(config, build.experiment(config), draw, {}, 2)
+
+
 def test_a_solver_that_diverges_is_a_sentence():
     config = tiny()
     config.sampler.update(n=2, batch_size=2)

@@ -7,7 +7,16 @@ import pytest
 import toy
 from numpy.testing import assert_allclose
 
-from diffusion_jax.core import grids, oracles, process, proposals, schedules, targets, weighting
+from diffusion_jax.core import (
+    grids,
+    losses,
+    oracles,
+    process,
+    proposals,
+    schedules,
+    targets,
+    weighting,
+)
 from diffusion_jax.core.guidance import condition
 from diffusion_jax.core.process import Process
 from diffusion_jax.core.solvers import ddim
@@ -87,6 +96,19 @@ def test_the_loss_is_the_weighted_error_of_x0(x64):
     now, _, _ = step_in_two(jax.random.split(key, 7)[3], 64, here, jnp.int32(N))
     want = jnp.mean(0.01 * jnp.maximum((now.alpha / now.sigma) ** 2, 1))
     assert_allclose(got, want, rtol=1e-8)
+
+
+def test_another_distance_is_of_f_times_the_root_of_its_weight(x64):
+    here, row = Process(schedules.cosine(), process.vp), targets.x0()
+    net = toy.oracle_net(here, row, two_half_steps(here, N), bump=jnp.ones_like)
+    teacher = lambda frozen, cond: lambda x, level: oracles.predict(_mixture(), x, level)
+    recipe = progressive(
+        toy.model_of(net, here, row), teacher, lambda *a: {}, distance=losses.absolute()
+    )
+    key, frozen = jax.random.key(3), {"steps": jnp.int32(N)}
+    got = recipe.loss({"net": jnp.float64(0.1)}, toy.context(frozen=frozen), _batch(), key)[0]
+    now, _, _ = step_in_two(jax.random.split(key, 7)[3], 64, here, jnp.int32(N))
+    assert_allclose(got, jnp.mean(0.1 * jnp.maximum(now.alpha / now.sigma, 1)), rtol=1e-8)
 
 
 def test_steps_are_those_of_the_trailing_grid_for_any_n():
