@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.core.losses import mean_per_example
+from diffusion_jax.core.turns import when
 from diffusion_jax.core.types import Context, Params, Recipe, Report
 from diffusion_jax.recipes.bottleneck import Bottleneck
 
@@ -140,7 +141,7 @@ class _Played(NamedTuple):
 
 
 def _play(adversary, params, x, made, grad, of_kernel, step) -> _Played:
-    """Both players' parts; before the start nothing is computed, and all is 0."""
+    """Both players' parts; before the start all is 0."""
 
     def game():
         fool = lambda y: adversary.game.generator(adversary.logits(_fixed(params), y))
@@ -153,8 +154,7 @@ def _play(adversary, params, x, made, grad, of_kernel, step) -> _Played:
         metrics |= {"logit_real": of_real.mean(), "logit_made": of_made.mean()}
         return _Played(weight * fooled, weight * towards, own, metrics)
 
-    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(game))
-    return jax.lax.cond(step >= adversary.start, game, lambda: nothing)
+    return when(step >= adversary.start, game)
 
 
 def adaptive_weight(reconstruction: Array, generator: Array) -> Float[Array, ""]:

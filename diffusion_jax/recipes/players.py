@@ -21,7 +21,7 @@ from jaxtyping import Array
 from diffusion_jax.core import losses
 from diffusion_jax.core.process import Process, corrupt
 from diffusion_jax.core.targets import denoiser, network_output
-from diffusion_jax.core.turns import is_turn
+from diffusion_jax.core.turns import is_turn, when
 from diffusion_jax.core.types import Cond, Denoise, Model, NoiseLevel, Params, like
 from diffusion_jax.recipes import teachers
 from diffusion_jax.recipes.teachers import still
@@ -134,8 +134,9 @@ def denoising(model: Model, net: Params, key: Array, made: Array, cond: Cond, dr
 def on_turn(loss: Loss, params: Params, step: Array, every: int) -> tuple[Array, dict[str, Array]]:
     """One player's loss and metrics in the last of ``every`` steps; else 0, without gradient.
 
-    The gradient is taken inside of the branch, so that other steps neither compute nor keep what it
-    is made of; and it is that of ``params`` alone, whatever else the loss reads.
+    The gradient is taken inside of the branch, so that other steps keep nothing of what it is made
+    of (nor compute it, where there are branches: ``core.turns.when``); and it is that of ``params``
+    alone, whatever else the loss reads.
 
     Args:
         loss: params -> (scalar, metrics).
@@ -147,8 +148,7 @@ def on_turn(loss: Loss, params: Params, step: Array, every: int) -> tuple[Array,
     if every == 1:
         (value, metrics), grads = work()
     else:
-        rest = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(work))
-        (value, metrics), grads = jax.lax.cond(is_turn(step, every), work, lambda: rest)
+        (value, metrics), grads = when(is_turn(step, every), work)
     slopes = jax.tree.map(lambda p, g: jnp.sum(still(g) * (p - still(p))), params, grads)
     return still(value) + sum(jax.tree.leaves(slopes)), still(metrics)
 
