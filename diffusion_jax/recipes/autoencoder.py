@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion_jax.core.control_flow import when
 from diffusion_jax.core.losses import mean_per_example
-from diffusion_jax.core.turns import when
 from diffusion_jax.core.types import Context, Params, Recipe, Report
 from diffusion_jax.recipes.bottleneck import Bottleneck
 

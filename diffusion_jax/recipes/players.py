@@ -19,9 +19,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.core import losses
+from diffusion_jax.core.control_flow import when
 from diffusion_jax.core.process import Process, corrupt
 from diffusion_jax.core.targets import denoiser, network_output
-from diffusion_jax.core.turns import is_turn, when
+from diffusion_jax.core.turns import is_turn
 from diffusion_jax.core.types import Cond, Denoise, Model, NoiseLevel, Params, like
 from diffusion_jax.recipes import teachers
 from diffusion_jax.recipes.teachers import still
@@ -134,8 +135,8 @@ def denoising(model: Model, net: Params, key: Array, made: Array, cond: Cond, dr
 def on_turn(loss: Loss, params: Params, step: Array, every: int) -> tuple[Array, dict[str, Array]]:
     """One player's loss and metrics in the last of ``every`` steps; else 0, without gradient.
 
-    The gradient is taken inside of the branch, so that other steps keep nothing of what it is made
-    of (nor compute it, where there are branches: ``core.turns.when``); and it is that of ``params``
+    The gradient is taken inside of the branch (``control_flow.when``), so that other steps neither
+    compute, where there are branches, nor keep what it is made of; and it is that of ``params``
     alone, whatever else the loss reads.
 
     Args:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from diffusion_jax.core.control_flow import scan
 from diffusion_jax.core.ema import Ema
 from diffusion_jax.core.types import Context, Params, Recipe, Report
 from diffusion_jax.train.state import TrainState
@@ -81,7 +82,7 @@ def make_step(
 
     if steps_per_call == 1:
         return step
-    return lambda state, frozen, batches: jax.lax.scan(
+    return lambda state, frozen, batches: scan(
         lambda state, batch: step(state, frozen, batch), state, batches
     )
 
@@ -112,7 +113,7 @@ def _accumulated(recipe: Recipe, n: int) -> Callable[..., tuple[Array, Report, P
         zeros = jax.tree.map(
             lambda a: jnp.zeros(a.shape, a.dtype), (shapes[0], shapes[1].metrics, shapes[2])
         )
-        (carry, total), _ = jax.lax.scan(body, (context.carry, zeros), (micro, keys))
+        (carry, total), _ = scan(body, (context.carry, zeros), (micro, keys))
         loss, metrics, grads = jax.tree.map(lambda a: a / n, total)
         return loss, Report(metrics, carry), grads
 

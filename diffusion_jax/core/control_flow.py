@@ -1,0 +1,56 @@
+"""Branches and loops around what takes gradients of convolutions.
+
+XLA on CPUs brings such a gradient into the form that its fast code is for only in the outermost
+part of a program: in a branch or a loop it takes 35 times as long (of the kernel, 3x3, 64 channels;
+JAX 0.10.2).  What is here has neither on CPUs, and is ``jax.lax`` itself elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+MOST = 8
+"""Rounds of a loop that are written out: programs grow with them."""
+
+
+def when(turn: Bool[Array, ""], work: Callable[[], Any]) -> Any:
+    """work() where ``turn`` holds, else zeros of that shape; on CPUs it is worked out in any case.
+
+    Args:
+        turn: bool [].
+        work: () -> a pytree of arrays.
+    """
+    rest = lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(work))
+    choose = lambda a, b: jnp.where(turn, a, b)
+    return jax.lax.platform_dependent(
+        cpu=lambda: jax.tree.map(choose, work(), rest()),
+        default=lambda: jax.lax.cond(turn, work, rest),
+    )
+
+
+def scan(body: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any) -> tuple[Any, Any]:
+    """``jax.lax.scan``; on CPUs up to ``MOST`` rounds are written out, one after the other.
+
+    Args:
+        body: (carry, slice of xs) -> (carry, y).
+        init: the first carry.
+        xs: arrays [n, ...].
+    """
+    if jax.tree.leaves(xs)[0].shape[0] > MOST:
+        return jax.lax.scan(body, init, xs)
+
+    def in_order(carry: Any, x: Any) -> tuple[Any, Any]:
+        # Or rounds would be worked out side by side, in the memory of all of them.
+        return body(*jax.lax.optimization_barrier((carry, x)))
+
+    return jax.lax.platform_dependent(
+        init,
+        xs,
+        cpu=lambda init, xs: jax.lax.scan(in_order, init, xs, unroll=True),
+        default=lambda init, xs: jax.lax.scan(body, init, xs),
+    )
