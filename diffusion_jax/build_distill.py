@@ -82,6 +82,7 @@ def experiment(config: Config) -> build.Experiment:
     pair = Pair(
         student, teacher, build.initialiser(config), config.loss.condition_dropout,
         config.model.name, build.network(config, plain.shape[-1]), plain.frozen,
+        len(plain.shape) == 3 and not config.model.get("autoencoder", ""),
     )  # fmt: skip
 
     def taught() -> Params:

@@ -21,6 +21,7 @@ class Pair(NamedTuple):
         dropout: share of examples whose condition is emptied.
         name, network: what ``config.model.name`` says, and the module that it names.
         frozen: () -> the parameters that codec and condition read.
+        pixels: whether x0 is of pixels in [-1, 1], and no code or point.
     """
 
     student: Model
@@ -30,6 +31,7 @@ class Pair(NamedTuple):
     name: str
     network: Any
     frozen: Callable[[], Params]
+    pixels: bool
 
 
 class Method(NamedTuple):

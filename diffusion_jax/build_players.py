@@ -53,8 +53,9 @@ def distribution_matching(
         coupling = straight.solved(teacher, SOLVERS["dpmpp_2m"](), GRID(process, steps))
         noise = jax.tree.map(lambda leaf: leaf[0], GRID(process, 1))
         return matching.distribution_matching(
-            pair.student, pair.init, teacher, coupling, noise, ratio, regression, share
-        )
+            pair.student, pair.init, teacher, coupling, noise, ratio, regression, share,
+            shown=_shown(pair),
+        )  # fmt: skip
 
     return _of_scores(recipe, ratio, fake)
 
@@ -87,6 +88,7 @@ def improved_distribution_matching(
             features,
             ratio,
             telling,
+            shown=_shown(pair),
         )
 
     return _of_scores(recipe, ratio, fake, (DISCRIMINATOR,))
@@ -101,10 +103,15 @@ def score_identity(
     def recipe(pair: Pair) -> Recipe:
         start = players.simulated(pair.student, GRID(pair.student.process, steps))
         return identity.score_identity(
-            pair.student, pair.init, teacher_of(pair, scale), start, ratio, a
-        )
+            pair.student, pair.init, teacher_of(pair, scale), start, ratio, a,
+            shown=_shown(pair),
+        )  # fmt: skip
 
     return _of_scores(recipe, ratio, fake)
+
+
+def _shown(pair: Pair) -> players.Shown | None:
+    return players.inside() if pair.pixels else None
 
 
 def _of_scores(
@@ -144,7 +151,7 @@ def adversarial(
         shown = lambda net, x, level, cond: seen({**pair.frozen(), **read()}, key, x, cond)
         return against.adversarial(
             pair.student, pair.init, teacher_of(pair, scale), _of_data(pair, steps), critic, seen,
-            critics.initialiser(critic, shown), ratio, distillation,
+            critics.initialiser(critic, shown), ratio, distillation, shown=_shown(pair),
         )  # fmt: skip
 
     return Method(recipe, students.plain, frozen=read, groups=_of_two(ratio, discriminator))
@@ -164,7 +171,7 @@ def latent_adversarial_distillation(
         seen = latent_adversarial.of_teacher(pair.teacher, features, draw)
         return against.adversarial(
             pair.student, pair.init, teacher_of(pair, scale), _of_data(pair, steps), critic, seen,
-            critics.initialiser(critic, features), ratio, distillation,
+            critics.initialiser(critic, features), ratio, distillation, shown=_shown(pair),
         )  # fmt: skip
 
     return Method(recipe, students.plain, groups=_of_two(ratio, discriminator))

@@ -21,12 +21,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.core.losses import mean_per_example
-from diffusion_jax.core.targets import denoiser
 from diffusion_jax.core.types import Cond, Context, Denoise, Model, Params, Recipe, Report
 from diffusion_jax.recipes import critics, players
 from diffusion_jax.recipes.critics import Critic
 from diffusion_jax.recipes.inputs import encode
-from diffusion_jax.recipes.players import DISCRIMINATOR, NET, Draw, Start, still
+from diffusion_jax.recipes.players import DISCRIMINATOR, NET, Draw, Shown, Start, still
 from diffusion_jax.recipes.teachers import Teacher
 
 Seen = Callable[[Params, Array, Array, Cond], list[Array]]
@@ -44,6 +43,7 @@ def adversarial(
     ratio: int = 1,
     distillation: float = 1.0,
     draw: Draw | None = None,
+    shown: Shown | None = None,
 ) -> Recipe:
     """Equation (1).
 
@@ -58,6 +58,7 @@ def adversarial(
         ratio: the student moves in the last of so many steps.
         distillation: λ.
         draw: levels of the distillation term; None for ``players.between()``.
+        shown: of what the student makes; None for x0 as it is.
 
     Returns:
         A Recipe over params {"net": ..., "discriminator": ...}.
@@ -70,7 +71,7 @@ def adversarial(
         x, level = start(of_start, params, cond, x0)
 
         def generate(net: Params) -> Array:
-            return denoiser(model, {NET: net}, of_net)(x, level, cond).x0
+            return players.made_by(model, shown, of_net)(net, x, level, cond)
 
         see = lambda key, clean: seen(context.frozen, key, clean, cond)
         made = still(generate(params[NET]))

@@ -28,7 +28,6 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.core.losses import Distance, squared
-from diffusion_jax.core.targets import denoiser
 from diffusion_jax.core.types import (
     Context,
     Denoise,
@@ -40,7 +39,7 @@ from diffusion_jax.core.types import (
 )
 from diffusion_jax.recipes import players
 from diffusion_jax.recipes.inputs import encode
-from diffusion_jax.recipes.players import FAKE, NET, Draw, still
+from diffusion_jax.recipes.players import FAKE, NET, Draw, Shown, still
 from diffusion_jax.recipes.reflow import Coupling
 from diffusion_jax.recipes.teachers import Teacher
 
@@ -56,6 +55,7 @@ def distribution_matching(
     share: float = 1.0,
     distance: Distance | None = None,
     draw: Draw | None = None,
+    shown: Shown | None = None,
 ) -> Recipe:
     """Equation (3), of a student of one call.
 
@@ -70,6 +70,7 @@ def distribution_matching(
         share: of the batch that pairs are made of, in (0, 1]; they are most of a step's cost.
         distance: d; None for the squared one.
         draw: levels of (1) and of the fake score's training; None for ``players.between()``.
+        shown: of what the student makes; None for x0 as it is.
 
     Returns:
         A Recipe over params {"net": ..., "fake": ...}.
@@ -80,11 +81,11 @@ def distribution_matching(
     def loss(params: Params, context: Context, batch: dict[str, Array], key: Array):
         of_codec, of_z, of_fake, of_match, of_pair, of_net = jax.random.split(key, 6)
         x0, cond = encode(model, context.frozen, batch, of_codec)
-        fake = still(params[FAKE])
+        fake, make = still(params[FAKE]), players.made_by(model, shown, of_net)
 
         def generate(net: Params, eps: Array, cond: Any) -> Array:
             level = jax.tree.map(lambda c: jnp.broadcast_to(c, eps.shape[:1]), noise)
-            return denoiser(model, {NET: net}, of_net)(scale * eps, level, cond).x0
+            return make(net, scale * eps, level, cond)
 
         z = jax.random.normal(of_z, x0.shape, x0.dtype)
         made = still(generate(params[NET], z, cond))

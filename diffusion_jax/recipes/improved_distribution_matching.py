@@ -23,13 +23,12 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from diffusion_jax.core.targets import denoiser
 from diffusion_jax.core.types import Context, Model, Params, Recipe, Report
 from diffusion_jax.recipes import critics, players
 from diffusion_jax.recipes.critics import Critic, Features
 from diffusion_jax.recipes.distribution_matching import matching
 from diffusion_jax.recipes.inputs import encode
-from diffusion_jax.recipes.players import DISCRIMINATOR, FAKE, NET, Draw, Start, still
+from diffusion_jax.recipes.players import DISCRIMINATOR, FAKE, NET, Draw, Shown, Start, still
 from diffusion_jax.recipes.teachers import Teacher
 
 
@@ -44,6 +43,7 @@ def improved_distribution_matching(
     telling: float = 0.01,
     draw: Draw | None = None,
     noise: Draw | None = None,
+    shown: Shown | None = None,
 ) -> Recipe:
     """Equation (1).
 
@@ -58,6 +58,7 @@ def improved_distribution_matching(
         telling: u.
         draw: levels of D_KL and of the fake score's training; None for ``players.between()``.
         noise: levels that D sees; None for all of them.
+        shown: of what the student makes; None for x0 as it is.
 
     Returns:
         A Recipe over params {"net": ..., "fake": ..., "discriminator": ...}.
@@ -71,7 +72,7 @@ def improved_distribution_matching(
         fake, heads = still(params[FAKE]), still(params[DISCRIMINATOR])
 
         def generate(net: Params) -> Array:
-            return denoiser(model, {NET: net}, of_net)(x, level, cond).x0
+            return players.made_by(model, shown, of_net)(net, x, level, cond)
 
         def seen(net: Params, key: Array, clean: Array) -> list[Array]:
             x_t, _, at = players.noised(key, noise, clean, model.process)

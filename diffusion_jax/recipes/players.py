@@ -41,6 +41,50 @@ Start = Callable[[Array, Params, Cond, Array], tuple[Array, NoiseLevel]]
 asked for the clean data of; without gradient."""
 
 
+Shown = Callable[[Array], Array]
+"""x0 -> what samples are shown as; the other players see no more of the student than that."""
+
+
+def inside(low: float = -1.0, high: float = 1.0) -> Shown:
+    """Clip to [low, high], as pixels are; outside, a gradient passes only if descent leads inward.
+
+    What is to be at the very edge, such as a black ground, has then room beyond it for the errors
+    of a network.  By a plain clip's gradient, what is outside and should not be would stay there.
+
+    Args:
+        low, high: range of the data.
+    """
+
+    @jax.custom_vjp
+    def shown(x0: Array) -> Array:
+        return jnp.clip(x0, low, high)
+
+    def backward(x0: Array, slope: Array) -> tuple[Array]:
+        farther = ((x0 < low) & (slope > 0)) | ((x0 > high) & (slope < 0))
+        return (jnp.where(farther, 0.0, slope),)
+
+    shown.defvjp(lambda x0: (shown(x0), x0), backward)
+    return shown
+
+
+def made_by(
+    model: Model, shown: Shown | None, key: Array
+) -> Callable[[Params, Array, NoiseLevel, Cond], Array]:
+    """(the student's parameters, x, level, cond) -> y, what it makes.
+
+    Args:
+        model: the student's.
+        shown: None for x0 as it is.
+        key: of dropout.
+    """
+
+    def make(net: Params, x: Array, level: NoiseLevel, cond: Cond) -> Array:
+        x0 = denoiser(model, {NET: net}, key)(x, level, cond).x0
+        return x0 if shown is None else shown(x0)
+
+    return make
+
+
 def between(low: float = 0.02, high: float = 0.98) -> Draw:
     """t ~ U(low, high), or the table's next level.
 

@@ -20,11 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion_jax.core.targets import denoiser
 from diffusion_jax.core.types import Context, Model, Params, Recipe, Report
 from diffusion_jax.recipes import players
 from diffusion_jax.recipes.inputs import encode
-from diffusion_jax.recipes.players import FAKE, NET, Draw, Start, still
+from diffusion_jax.recipes.players import FAKE, NET, Draw, Shown, Start, still
 from diffusion_jax.recipes.teachers import Teacher
 
 
@@ -36,6 +35,7 @@ def score_identity(
     ratio: int = 1,
     a: float = 1.2,
     draw: Draw | None = None,
+    shown: Shown | None = None,
 ) -> Recipe:
     """Equation (1), and denoising of y for the fake score.
 
@@ -47,6 +47,7 @@ def score_identity(
         ratio: the student moves in the last of so many steps.
         a: of (1); 1 to 1.2 in the paper.
         draw: levels of (1) and of the fake score's training; None for ``players.between()``.
+        shown: of what the student makes; None for x0 as it is.
 
     Returns:
         A Recipe over params {"net": ..., "fake": ...}; the data lend their condition alone.
@@ -61,7 +62,7 @@ def score_identity(
         fake = players.denoiser_of(model, params[FAKE], cond)
 
         def generate(net: Params) -> Array:
-            return denoiser(model, {NET: net}, of_net)(x, level, cond).x0
+            return players.made_by(model, shown, of_net)(net, x, level, cond)
 
         made = still(generate(params[NET]))
         own = players.denoising(model, params[FAKE], of_fake, made, cond, draw)
