@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from diffusion_jax.core.bounds import Shown, inside
 from diffusion_jax.core.losses import DISTANCES, Distance
 from diffusion_jax.core.types import Model, Params, Recipe
 from diffusion_jax.recipes import students, teachers
@@ -59,6 +60,11 @@ def teacher_of(pair: Pair, scale: float) -> teachers.Teacher:
     if scale == 1:
         return teachers.plain(pair.teacher)
     return teachers.guided(pair.teacher, scale=jnp.float32(scale))
+
+
+def shown_of(pair: Pair) -> Shown | None:
+    """How a student's x0 is seen in its loss: pixels in their range, all else as it is."""
+    return inside() if pair.pixels else None
 
 
 def followed(name: str, solver: str) -> None:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.build_autoencoder import efficientnet_features
-from diffusion_jax.build_methods import Method, Pair, at_least_1, teacher_of
+from diffusion_jax.build_methods import Method, Pair, at_least_1, shown_of, teacher_of
 from diffusion_jax.core import grids
 from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.core.types import Params, Recipe
@@ -54,7 +54,7 @@ def distribution_matching(
         noise = jax.tree.map(lambda leaf: leaf[0], GRID(process, 1))
         return matching.distribution_matching(
             pair.student, pair.init, teacher, coupling, noise, ratio, regression, share,
-            shown=_shown(pair),
+            shown=shown_of(pair),
         )  # fmt: skip
 
     return _of_scores(recipe, ratio, fake)
@@ -88,7 +88,7 @@ def improved_distribution_matching(
             features,
             ratio,
             telling,
-            shown=_shown(pair),
+            shown=shown_of(pair),
         )
 
     return _of_scores(recipe, ratio, fake, (DISCRIMINATOR,))
@@ -104,14 +104,10 @@ def score_identity(
         start = players.simulated(pair.student, GRID(pair.student.process, steps))
         return identity.score_identity(
             pair.student, pair.init, teacher_of(pair, scale), start, ratio, a,
-            shown=_shown(pair),
+            shown=shown_of(pair),
         )  # fmt: skip
 
     return _of_scores(recipe, ratio, fake)
-
-
-def _shown(pair: Pair) -> players.Shown | None:
-    return players.inside() if pair.pixels else None
 
 
 def _of_scores(
@@ -151,7 +147,7 @@ def adversarial(
         shown = lambda net, x, level, cond: seen({**pair.frozen(), **read()}, key, x, cond)
         return against.adversarial(
             pair.student, pair.init, teacher_of(pair, scale), _of_data(pair, steps), critic, seen,
-            critics.initialiser(critic, shown), ratio, distillation, shown=_shown(pair),
+            critics.initialiser(critic, shown), ratio, distillation, shown=shown_of(pair),
         )  # fmt: skip
 
     return Method(recipe, students.plain, frozen=read, groups=_of_two(ratio, discriminator))
@@ -171,7 +167,7 @@ def latent_adversarial_distillation(
         seen = latent_adversarial.of_teacher(pair.teacher, features, draw)
         return against.adversarial(
             pair.student, pair.init, teacher_of(pair, scale), _of_data(pair, steps), critic, seen,
-            critics.initialiser(critic, features), ratio, distillation, shown=_shown(pair),
+            critics.initialiser(critic, features), ratio, distillation, shown=shown_of(pair),
         )  # fmt: skip
 
     return Method(recipe, students.plain, groups=_of_two(ratio, discriminator))

@@ -17,6 +17,7 @@ from diffusion_jax.build_methods import (
     at_least_1,
     distance_of,
     followed,
+    shown_of,
     teacher_of,
 )
 from diffusion_jax.core import flow_maps, grids, proposals
@@ -42,7 +43,7 @@ def _of_one_level(setting: Callable[[Pair], one_function.Setting], distance: str
         made = setting(pair)
         made = made._replace(distance=own or made.distance)
         return one_function.consistency(
-            pair.student, pair.init, made, condition_dropout=pair.dropout
+            pair.student, pair.init, made, condition_dropout=pair.dropout, shown=shown_of(pair)
         )
 
     return Method(recipe, students.consistency)
@@ -100,7 +101,9 @@ def latent_consistency(
     def recipe(pair: Pair) -> Recipe:
         tell = teachers.scales(low, high)
         teacher = teachers.guided(pair.teacher)
-        return latent(pair.student, teacher, pair.init, levels, tell, distance=own)
+        return latent(
+            pair.student, teacher, pair.init, levels, tell, distance=own, shown=shown_of(pair)
+        )
 
     return Method(recipe, students.latent_consistency, (teachers.SCALE,))
 

@@ -20,12 +20,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from diffusion_jax.core.bounds import Shown
 from diffusion_jax.core.losses import mean_per_example
 from diffusion_jax.core.types import Cond, Context, Denoise, Model, Params, Recipe, Report
 from diffusion_jax.recipes import critics, players
 from diffusion_jax.recipes.critics import Critic
 from diffusion_jax.recipes.inputs import encode
-from diffusion_jax.recipes.players import DISCRIMINATOR, NET, Draw, Shown, Start, still
+from diffusion_jax.recipes.players import DISCRIMINATOR, NET, Draw, Start, still
 from diffusion_jax.recipes.teachers import Teacher
 
 Seen = Callable[[Params, Array, Array, Cond], list[Array]]

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from diffusion_jax.core.bounds import Shown
 from diffusion_jax.core.losses import Distance, squared
 from diffusion_jax.core.types import (
     Context,
@@ -39,7 +40,7 @@ from diffusion_jax.core.types import (
 )
 from diffusion_jax.recipes import players
 from diffusion_jax.recipes.inputs import encode
-from diffusion_jax.recipes.players import FAKE, NET, Draw, Shown, still
+from diffusion_jax.recipes.players import FAKE, NET, Draw, still
 from diffusion_jax.recipes.reflow import Coupling
 from diffusion_jax.recipes.teachers import Teacher
 

@@ -23,12 +23,13 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
+from diffusion_jax.core.bounds import Shown
 from diffusion_jax.core.types import Context, Model, Params, Recipe, Report
 from diffusion_jax.recipes import critics, players
 from diffusion_jax.recipes.critics import Critic, Features
 from diffusion_jax.recipes.distribution_matching import matching
 from diffusion_jax.recipes.inputs import encode
-from diffusion_jax.recipes.players import DISCRIMINATOR, FAKE, NET, Draw, Shown, Start, still
+from diffusion_jax.recipes.players import DISCRIMINATOR, FAKE, NET, Draw, Start, still
 from diffusion_jax.recipes.teachers import Teacher
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from jaxtyping import Array
 
 from diffusion_jax.core import flow_maps
+from diffusion_jax.core.bounds import Shown
 from diffusion_jax.core.losses import Distance, pseudo_huber
 from diffusion_jax.core.solvers import ddim
 from diffusion_jax.core.types import Model, Params, Recipe, Solver
@@ -41,6 +42,7 @@ def latent_consistency(
     target: TargetParams = averaged,
     solver: Solver | None = None,
     condition_dropout: float = 0.0,
+    shown: Shown | None = None,
 ) -> Recipe:
     """The recipe of algorithm 1.
 
@@ -55,6 +57,7 @@ def latent_consistency(
         target: whose f is the target; ``consistency.own`` leaves the average out.
         solver: of the teacher; None for ``ddim()``.
         condition_dropout: share of examples whose condition is emptied.
+        shown: see ``consistency``.
     """
     setting = Setting(
         pairs=pairs.uniform(pairs.constant(levels + 1)),
@@ -70,4 +73,5 @@ def latent_consistency(
         boundary or flow_maps.latent_consistency(),
         tell or scales(3.0, 15.0),
         condition_dropout,
+        shown,
     )

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.core import losses
+from diffusion_jax.core.bounds import Shown
 from diffusion_jax.core.control_flow import when
 from diffusion_jax.core.process import Process, corrupt
 from diffusion_jax.core.targets import denoiser, network_output
@@ -39,32 +40,6 @@ Loss = Callable[[Params], tuple[Array, dict[str, Array]]]
 Start = Callable[[Array, Params, Cond, Array], tuple[Array, NoiseLevel]]
 """(key, the student's parameters, cond, x0 of the batch) -> (x, level [b]): what the student is
 asked for the clean data of; without gradient."""
-
-
-Shown = Callable[[Array], Array]
-"""x0 -> what samples are shown as; the other players see no more of the student than that."""
-
-
-def inside(low: float = -1.0, high: float = 1.0) -> Shown:
-    """Clip to [low, high], as pixels are; outside, a gradient passes only if descent leads inward.
-
-    What is to be at the very edge, such as a black ground, has then room beyond it for the errors
-    of a network.  By a plain clip's gradient, what is outside and should not be would stay there.
-
-    Args:
-        low, high: range of the data.
-    """
-
-    @jax.custom_vjp
-    def shown(x0: Array) -> Array:
-        return jnp.clip(x0, low, high)
-
-    def backward(x0: Array, slope: Array) -> tuple[Array]:
-        farther = ((x0 < low) & (slope > 0)) | ((x0 > high) & (slope < 0))
-        return (jnp.where(farther, 0.0, slope),)
-
-    shown.defvjp(lambda x0: (shown(x0), x0), backward)
-    return shown
 
 
 def made_by(

@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from diffusion_jax.core.bounds import Shown
 from diffusion_jax.core.types import Context, Model, Params, Recipe, Report
 from diffusion_jax.recipes import players
 from diffusion_jax.recipes.inputs import encode
-from diffusion_jax.recipes.players import FAKE, NET, Draw, Shown, Start, still
+from diffusion_jax.recipes.players import FAKE, NET, Draw, Start, still
 from diffusion_jax.recipes.teachers import Teacher
 
 
