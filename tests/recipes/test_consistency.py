@@ -8,6 +8,7 @@ import toy
 from numpy.testing import assert_allclose
 
 from diffusion_jax.core import ema, flow_maps, losses, oracles, process, schedules, targets
+from diffusion_jax.core.bounds import inside
 from diffusion_jax.core.process import Process
 from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.core.types import Solver
@@ -44,10 +45,10 @@ EXACT = Solver(
 )
 
 
-def _recipe(setting, path="ve", target="edm", bump=lambda x: jnp.cos(2 * x)):
+def _recipe(setting, path="ve", target="edm", bump=lambda x: jnp.cos(2 * x), shown=None):
     here, row = _edm(path), targets.TARGETS[target]()
     model = toy.model_of(toy.oracle_net(here, row, _to_clean, bump), here, row)
-    return made.consistency(model, lambda *a: {}, setting)
+    return made.consistency(model, lambda *a: {}, setting, shown=shown)
 
 
 def _loss(recipe, n=256, key=1, step=0):
@@ -79,6 +80,16 @@ def test_with_a_solver_the_minimum_is_as_near_as_its_step_is(x64, solver, order)
     value = lambda n: float(_loss(_recipe(_distilled(solver, n)), 2000)(jnp.float64(0.0)))
     slope = np.log2(value(65) / value(129)) / 2
     assert abs(slope - order) < 0.25, slope
+
+
+def test_what_is_beyond_the_range_on_both_sides_is_no_error(x64):
+    """f of the student is off by theta everywhere, but shown at most at a range's end."""
+    of = lambda high: _loss(
+        _recipe(_distilled(EXACT), shown=inside(-9.0, high), bump=jnp.ones_like)
+    )
+    theta, far = jnp.float64(0.3), -4.0  # below all of the data, so that all is shown as -4
+    assert float(of(far)(theta)) == 0.0 and float(jax.grad(of(far))(theta)) == 0.0
+    assert_allclose(of(9.0)(theta), _loss(_recipe(_distilled(EXACT), bump=jnp.ones_like))(theta))
 
 
 def test_only_one_side_has_a_gradient(x64):
