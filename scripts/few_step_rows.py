@@ -71,6 +71,10 @@ ROWS: dict[str, Row] = {
     "CD": Row(
         "cd",
         {
+            "18 levels, DDIM, pseudo-Huber": _one(
+                "consistency_distillation(levels=18, scale=2.0, solver='ddim', "
+                "distance='pseudo_huber')"
+            ),
             "18 levels": _one("consistency_distillation(levels=18, scale=2.0)"),
             "18 levels, rate 5e-4": _one("consistency_distillation(levels=18, scale=2.0)", 5e-4),
             "18 levels, rate 5e-4 all along": _one(
@@ -109,6 +113,7 @@ ROWS: dict[str, Row] = {
     "LCM": Row(
         "lcm",
         {
+            "20 levels, rate 1e-3": _one("latent_consistency(levels=20, low=1.0, high=4.0)"),
             "20 levels": _one("latent_consistency(levels=20, low=1.0, high=4.0)", 5e-4),
             "50 levels": _one("latent_consistency(levels=50, low=1.0, high=4.0)"),
         },
@@ -164,6 +169,9 @@ ROWS: dict[str, Row] = {
     "CTM": Row(
         "ctm",
         {
+            "4 steps, pseudo-Huber": _one(
+                "trajectory(steps=4, scale=2.0, distance='pseudo_huber')", 5e-4
+            ),
             "4 steps": _one("trajectory(steps=4, scale=2.0)", 5e-4),
             "4 steps, rate 1e-3": _one("trajectory(steps=4, scale=2.0)"),
         },
