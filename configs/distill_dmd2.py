@@ -10,7 +10,7 @@ from configs import distill
 
 def get_config() -> ConfigDict:
     config = distill.get_config()
-    config.distill = "improved_distribution_matching(ratio=5, steps=1, scale=1.0)"
-    config.optimizer.learning_rate = 5e-4
+    config.distill = "improved_distribution_matching(ratio=1, steps=1, scale=1.0, fake=3.0)"
+    config.optimizer.learning_rate = 3e-4
     config.sampler.steps = 1  # as many as the method's
     return config

@@ -10,6 +10,6 @@ from configs import distill
 
 def get_config() -> ConfigDict:
     config = distill.get_config()
-    config.distill = "improved_consistency(last=160)"
+    config.distill = "improved_consistency(last=40, mean=0.5)"
     config.sampler.grid = "karras(s_min=0.6, s_max=20.0)"  # noisier levels are hardly ever drawn
     return config

@@ -177,21 +177,22 @@ def table(records: list[dict[str, Any]]) -> str:
     teachers = {key: found for key, found in rows.items() if key[0] == TEACHER}
     lines = []
     for (_, setting), found in teachers.items():
-        lines += [f"Teacher, {setting}:", ""]
-        lines += ["| DDIM steps | " + " | ".join(str(c) for c in found) + " |"]
-        lines += ["|---|" + "---|" * len(found)]
+        steps = sorted(found)
+        lines += [f"Teacher, {setting}:", "", f"| DDIM steps | {' | '.join(map(str, steps))} |"]
+        lines += ["|---|" + "---|" * len(steps)]
         for title, cell in CELLS.items():
-            lines.append(f"| {title} | " + " | ".join(cell(r) for r in found.values()) + " |")
+            lines.append(f"| {title} | " + " | ".join(cell(found[n]) for n in steps) + " |")
         lines.append("")
-    heads = [f"{title}, {calls}" for title in CELLS for calls in CALLS]
+    calls = ", ".join(map(str, CALLS))
+    heads = [f"{title} in {calls} calls" if i == 0 else title for i, title in enumerate(CELLS)]
     lines.append("| method | setting | " + " | ".join(heads) + " | training s | s a step |")
     lines.append("|---|---|" + "---|" * (len(heads) + 2))
     students = [(key, found) for key, found in rows.items() if key[0] != TEACHER]
     for (method, setting), found in sorted(students, key=lambda kv: kv[1][min(kv[1])]["distance"]):
-        cells = [cell(found[c]) if c in found else "" for cell in CELLS.values() for c in CALLS]
+        each = [", ".join(cell(found[n]) for n in CALLS if n in found) for cell in CELLS.values()]
         last = next(iter(found.values()))
         cost = f"{last['training_seconds']:.0f} | {last['training_seconds'] / last['steps']:.2f}"
-        lines.append(f"| {method} | {setting} | " + " | ".join(cells) + f" | {cost} |")
+        lines.append(f"| {method} | {setting} | " + " | ".join(each) + f" | {cost} |")
     return "\n".join(lines) + "\n"
 
 

@@ -59,7 +59,7 @@ def distil(folder: Path, teacher: Path, method: str) -> None:
     config.teacher, config.distill = str(teacher), METHODS[method]
     config.train.update(steps=1000, batch_size=256, steps_per_call=10, log_every=100)
     config.train.update(sample_every=0, checkpoint_every=1000)
-    config.optimizer.learning_rate = 5e-4
+    config.optimizer.update(learning_rate=5e-4, schedule="constant()")
     config.sampler.n = 100
     jobs.train(config, folder)
 
