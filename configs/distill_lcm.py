@@ -10,7 +10,7 @@ from configs import distill
 
 def get_config() -> ConfigDict:
     config = distill.get_config()
-    config.distill = "latent_consistency(levels=50, low=1.0, high=4.0)"
+    config.distill = "latent_consistency(levels=20, low=1.0, high=4.0)"
     config.sampler.guidance_scale = 2.0  # within low and high
     config.sampler.steps = 4
     return config

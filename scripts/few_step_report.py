@@ -205,15 +205,20 @@ CELLS = {
 
 
 def picture(log: Log) -> None:
-    """A row of samples for each method in one call, two and four; above them the teacher."""
+    """A line of each method's chosen setting in one call, two and four; the teacher's is first."""
+    kept: dict[tuple[str, int], dict[str, Any]] = {}
+    for record in log.records:
+        method, setting = record["method"], record["setting"]
+        first = next(iter(ROWS[method].settings)) if method in ROWS else ""
+        if setting == first or (method == TEACHER and setting != "scale 1"):
+            kept[method, record["calls"]] = record
+    wanted = [(method, calls) for method in (TEACHER, *ROWS) for calls in CALLS]
     rows = []
-    order = [r for r in log.records if r["method"] == TEACHER and r["setting"] != "scale 1"]
-    order += [r for r in log.records if r["method"] != TEACHER]
-    for record in order:
-        file = log.folder / f"{stem(record)}.npy"
-        if file.exists() and record["calls"] in (*CALLS, 50):
-            calls = "call" if record["calls"] == 1 else "calls"
-            rows.append((f"{record['method']}, {record['calls']} {calls}", np.load(file)))
+    for method, calls in [*wanted, (TEACHER, 50)]:
+        file = log.folder / f"{stem(kept[method, calls])}.npy" if (method, calls) in kept else None
+        if file is not None and file.exists():
+            title = f"{method}, {calls} {'call' if calls == 1 else 'calls'}"
+            rows.append((title, np.load(file)))
     if rows:
         pictures.save_rows(log.folder / "picture.png", rows)
 
