@@ -59,7 +59,9 @@ def _after(first: Any, then: Any) -> Any:
     By a zero that a compiler does not know for one; XLA on CPUs drops optimisation barriers before
     it decides on an order.
     """
-    real = lambda tree: [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.floating)]
-    zero = sum(jnp.minimum(jnp.abs(a.ravel()[0]), 0).astype(jnp.float32) for a in real(first))
-    late = lambda a: a + zero.astype(a.dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
-    return jax.tree.map(late, then) if real(first) else then
+    is_real = lambda a: jnp.issubdtype(a.dtype, jnp.floating)
+    known = [a.ravel()[0].astype(jnp.float32) for a in jax.tree.leaves(first) if is_real(a)]
+    if not known:
+        return then
+    zero = jnp.minimum(jnp.abs(jnp.stack(known)), 0).sum()
+    return jax.tree.map(lambda a: a + zero.astype(a.dtype) if is_real(a) else a, then)
