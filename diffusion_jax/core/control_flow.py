@@ -60,7 +60,7 @@ def _after(first: Any, then: Any) -> Any:
     it decides on an order.
     """
     is_real = lambda a: jnp.issubdtype(a.dtype, jnp.floating)
-    known = [a.ravel()[0].astype(jnp.float32) for a in jax.tree.leaves(first) if is_real(a)]
+    known = [a[(0,) * a.ndim].astype(jnp.float32) for a in jax.tree.leaves(first) if is_real(a)]
     if not known:
         return then
     zero = jnp.minimum(jnp.abs(jnp.stack(known)), 0).sum()
