@@ -5,8 +5,8 @@
 One network, one batch: the step of each ``configs/distill_*.py`` as a multiple of the step of plain
 diffusion, which is timed again beside each, in turns, the least of several; and its FLOPs as a
 multiple, counted in what JAX traced, which no other work on the machine can blur.  Of several
-players it is a step in which all of them move.  Then images a
-second of one call of a student against its teacher's 50, with and without guidance.
+players it is a step in which all of them move.  Then images a second of one call of a student
+against its teacher's 50, with and without guidance.
 
 Without a teacher the digits' network of configs/mnist.py with fresh parameters is taken: times do
 not depend on what was learned.

@@ -72,7 +72,7 @@ def adversarial(
         x, level = start(of_start, params, cond, x0)
 
         def generate(net: Params) -> Array:
-            return players.made_by(model, shown, of_net)(net, x, level, cond)
+            return players.made_by(model, net, x, level, cond, of_net, shown)
 
         see = lambda key, clean: seen(context.frozen, key, clean, cond)
         made = still(generate(params[NET]))

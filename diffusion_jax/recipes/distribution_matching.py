@@ -82,11 +82,11 @@ def distribution_matching(
     def loss(params: Params, context: Context, batch: dict[str, Array], key: Array):
         of_codec, of_z, of_fake, of_match, of_pair, of_net = jax.random.split(key, 6)
         x0, cond = encode(model, context.frozen, batch, of_codec)
-        fake, make = still(params[FAKE]), players.made_by(model, shown, of_net)
+        fake = still(params[FAKE])
 
         def generate(net: Params, eps: Array, cond: Any) -> Array:
             level = jax.tree.map(lambda c: jnp.broadcast_to(c, eps.shape[:1]), noise)
-            return make(net, scale * eps, level, cond)
+            return players.made_by(model, net, scale * eps, level, cond, of_net, shown)
 
         z = jax.random.normal(of_z, x0.shape, x0.dtype)
         made = still(generate(params[NET], z, cond))

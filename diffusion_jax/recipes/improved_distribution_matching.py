@@ -73,7 +73,7 @@ def improved_distribution_matching(
         fake, heads = still(params[FAKE]), still(params[DISCRIMINATOR])
 
         def generate(net: Params) -> Array:
-            return players.made_by(model, shown, of_net)(net, x, level, cond)
+            return players.made_by(model, net, x, level, cond, of_net, shown)
 
         def seen(net: Params, key: Array, clean: Array) -> list[Array]:
             x_t, _, at = players.noised(key, noise, clean, model.process)

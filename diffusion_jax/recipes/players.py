@@ -43,21 +43,12 @@ asked for the clean data of; without gradient."""
 
 
 def made_by(
-    model: Model, shown: Shown | None, key: Array
-) -> Callable[[Params, Array, NoiseLevel, Cond], Array]:
-    """(the student's parameters, x, level, cond) -> y, what it makes.
-
-    Args:
-        model: the student's.
-        shown: None for x0 as it is.
-        key: of dropout.
-    """
-
-    def make(net: Params, x: Array, level: NoiseLevel, cond: Cond) -> Array:
-        x0 = denoiser(model, {NET: net}, key)(x, level, cond).x0
-        return x0 if shown is None else shown(x0)
-
-    return make
+    model: Model, net: Params, x: Array, level: NoiseLevel, cond: Cond, key: Array,
+    shown: Shown | None,
+) -> Array:  # fmt: skip
+    """y, what the student makes of (x, level, cond), as it is shown (None: as it is)."""
+    x0 = denoiser(model, {NET: net}, key)(x, level, cond).x0
+    return x0 if shown is None else shown(x0)
 
 
 def between(low: float = 0.02, high: float = 0.98) -> Draw:

@@ -21,10 +21,9 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.core import losses
 from diffusion_jax.core.flow_maps import secant
-from diffusion_jax.core.losses import Distance
 from diffusion_jax.core.process import Process, clean, corrupt
 from diffusion_jax.core.solvers import ddim
-from diffusion_jax.core.targets import denoiser, express
+from diffusion_jax.core.targets import express, network_output
 from diffusion_jax.core.types import (
     Context,
     Model,
@@ -51,7 +50,7 @@ def progressive(
     tell: Tell = nothing,
     condition_dropout: float = 0.0,
     solver: Solver | None = None,
-    distance: Distance | None = None,
+    distance: losses.Distance | None = None,
 ) -> Recipe:
     """One stage after another, by ``frozen["teacher"]`` and ``frozen["steps"]``.
 
@@ -84,10 +83,10 @@ def progressive(
         x_end, state = solver.step(of_solver, denoise, x, now, middle, state)
         x_end, _ = solver.step(of_solver, denoise, x_end, middle, end, state)
         goal = still(secant(x, x_end, now, end))
-        told = denoiser(model, params, of_net)(x, now, cond)
+        out = network_output(model, params, x, now, cond, of_net)[..., : x.shape[-1]]
         root = like(jnp.sqrt(weight(now, model.target)), x)
-        of = lambda one: root * express(model.target, one.x0, one.eps, now)
-        return jnp.mean(distance(of(told), of(goal))), Report({})
+        wanted = express(model.target, goal.x0, goal.eps, now)
+        return jnp.mean(distance(root * out, root * wanted)), Report({})
 
     return Recipe(initialiser(model, init_net, tell), loss)
 

@@ -63,7 +63,7 @@ def score_identity(
         fake = players.denoiser_of(model, params[FAKE], cond)
 
         def generate(net: Params) -> Array:
-            return players.made_by(model, shown, of_net)(net, x, level, cond)
+            return players.made_by(model, net, x, level, cond, of_net, shown)
 
         made = still(generate(params[NET]))
         own = players.denoising(model, params[FAKE], of_fake, made, cond, draw)
