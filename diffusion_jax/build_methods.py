@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from diffusion_jax.core.bounds import Shown, inside
+from diffusion_jax.core.bounds import Shown, as_is, inside
 from diffusion_jax.core.losses import DISTANCES, Distance
 from diffusion_jax.core.types import Model, Params, Recipe
 from diffusion_jax.recipes import students, teachers
@@ -62,9 +62,18 @@ def teacher_of(pair: Pair, scale: float) -> teachers.Teacher:
     return teachers.guided(pair.teacher, scale=jnp.float32(scale))
 
 
-def shown_of(pair: Pair) -> Shown | None:
+def leader(pair: Pair, name: str, follow: str, scale: float) -> teachers.Teacher | None:
+    """The guided teacher whose flow a method follows; None where it follows the data it draws."""
+    if follow == "teacher":
+        return teacher_of(pair, scale)
+    if follow != "data":
+        raise ValueError(f"config.distill: {name}(follow={follow!r}); known are data, teacher")
+    return None
+
+
+def shown_of(pair: Pair) -> Shown:
     """How a student's x0 is seen in its loss: pixels in their range, all else as it is."""
-    return inside() if pair.pixels else None
+    return inside() if pair.pixels else as_is
 
 
 def followed(name: str, solver: str) -> None:

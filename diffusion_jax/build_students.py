@@ -1,7 +1,7 @@
 """Every method of few steps, as a config names it: how a student is trained, and how sampled.
 
-One level: f(x, now) is x0, or x itself where now is clean.  Two: the network is told where to go as
-well (``core.flow_maps``).  Solvers call either as a ``Jump``.
+Here are those of one level, f(x, now): x0, or x itself where now is clean.  ``build_jumps`` has
+those of two, ``build_players`` those that train several networks.  Solvers call all as a ``Jump``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from diffusion_jax import build_jumps as jumps
 from diffusion_jax import build_players as several
 from diffusion_jax.build_methods import (
     Method,
@@ -20,19 +21,15 @@ from diffusion_jax.build_methods import (
     shown_of,
     teacher_of,
 )
-from diffusion_jax.core import flow_maps, grids, proposals
+from diffusion_jax.core import grids, proposals
 from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.core.types import Recipe
 from diffusion_jax.recipes import consistency as one_function
 from diffusion_jax.recipes import continuous_consistency as continuous
 from diffusion_jax.recipes import guidance_distillation as of_guidance
-from diffusion_jax.recipes import mean_flow as flow
-from diffusion_jax.recipes import moment_matching as moments
 from diffusion_jax.recipes import progressive as halving
 from diffusion_jax.recipes import reflow as straight
-from diffusion_jax.recipes import shortcut as doubling
-from diffusion_jax.recipes import students, teachers, two_times
-from diffusion_jax.recipes import trajectory as meeting
+from diffusion_jax.recipes import students, teachers
 from diffusion_jax.recipes.latent_consistency import latent_consistency as latent
 
 
@@ -160,58 +157,6 @@ def progressive(steps: int, scale: float = 1.0, distance: str = "") -> Method:
     return Method(recipe, students.plain, frozen=lambda: {halving.STEPS: jnp.int32(steps)})
 
 
-def mean_flow(
-    scale: float = 1.0, same: float = 0.75, mean: float = -0.4, std: float = 1.0
-) -> Method:
-    """MeanFlow (``recipes.mean_flow``), with guidance by ``scale`` in its target."""
-    return _mean_flow(flow.along_target, scale, same, mean, std)
-
-
-def improved_mean_flow(
-    scale: float = 1.0, same: float = 0.5, mean: float = -0.4, std: float = 1.0
-) -> Method:
-    """Improved MeanFlow (``recipes.mean_flow``)."""
-    return _mean_flow(flow.along_own, scale, same, mean, std)
-
-
-def _mean_flow(along: flow.Along, scale: float, same: float, mean: float, std: float) -> Method:
-    times = two_times.ordered(proposals.logit_normal(mean, std), same)
-    mix = None if scale == 1 else flow.mixed(scale)
-    recipe = lambda pair: flow.mean_flow(
-        pair.student, pair.init, times=times, along=along, mix=mix, condition_dropout=pair.dropout
-    )
-    return Method(recipe, students.two_levels, (flow_maps.END,))
-
-
-def shortcut(finest: int = 128, bootstrap: float = 0.25) -> Method:
-    """Shortcut models (``recipes.shortcut``)."""
-    recipe = lambda pair: doubling.shortcut(
-        pair.student, pair.init, finest=finest, bootstrap=bootstrap, condition_dropout=pair.dropout
-    )
-    return Method(recipe, students.two_levels, (flow_maps.END,))
-
-
-def moment_matching(particles: int = 4, gap: float = 0.02) -> Method:
-    """Inductive moment matching (``recipes.moment_matching``), r less than t by ``gap`` of time."""
-    recipe = lambda pair: moments.moment_matching(
-        pair.student, pair.init, moments.less_time(gap), particles, condition_dropout=pair.dropout
-    )
-    return Method(recipe, students.two_levels, (flow_maps.END,))
-
-
-def trajectory(
-    steps: int = 4, scale: float = 1.0, matching: float = 1.0, distance: str = ""
-) -> Method:
-    """Consistency trajectory models (``recipes.trajectory``), ``steps`` of the teacher at most."""
-    at_least_1("trajectory", steps=steps)
-    own = distance_of(distance)
-    recipe = lambda pair: meeting.trajectory(
-        pair.student, pair.init, teacher_of(pair, scale), steps=steps, matching=matching,
-        condition_dropout=pair.dropout, distance=own,
-    )  # fmt: skip
-    return Method(recipe, students.two_levels, (flow_maps.END,))
-
-
 def reflow(steps: int = 8, scale: float = 1.0, solver: str = "flow_heun") -> Method:
     """Reflow (``recipes.reflow``): pairs by ``steps`` of the teacher, made as they are needed."""
     at_least_1("reflow", steps=steps)
@@ -237,11 +182,11 @@ METHODS: dict[str, Callable[..., Method]] = {
     "continuous_training": continuous_training,
     "guidance": guidance,
     "progressive": progressive,
-    "mean_flow": mean_flow,
-    "improved_mean_flow": improved_mean_flow,
-    "shortcut": shortcut,
-    "moment_matching": moment_matching,
-    "trajectory": trajectory,
+    "mean_flow": jumps.mean_flow,
+    "improved_mean_flow": jumps.improved_mean_flow,
+    "shortcut": jumps.shortcut,
+    "moment_matching": jumps.moment_matching,
+    "trajectory": jumps.trajectory,
     "reflow": reflow,
     "distribution_matching": several.distribution_matching,
     "improved_distribution_matching": several.improved_distribution_matching,

@@ -122,6 +122,10 @@ ROWS: dict[str, Row] = {
     "sCD": Row(
         "scd",
         {
+            "mean 0, sigma_data 1, rate 1e-4": _one(
+                "continuous_distillation(scale=2.0, mean=0.0, sigma_data=1.0)", 1e-4
+            ),
+            "mean 0, rate 1e-4": _one("continuous_distillation(scale=2.0, mean=0.0)", 1e-4),
             "mean 0": _one("continuous_distillation(scale=2.0, mean=0.0)", 5e-4),
             "mean 0, rate 1e-3": _one("continuous_distillation(scale=2.0, mean=0.0)"),
             "mean -0.8": _one("continuous_distillation(scale=2.0)"),
@@ -130,6 +134,9 @@ ROWS: dict[str, Row] = {
     "sCT": Row(
         "sct",
         {
+            "mean 0, sigma_data 1, rate 1e-4": _one(
+                "continuous_training(mean=0.0, sigma_data=1.0)", 1e-4
+            ),
             "mean 0": _one("continuous_training(mean=0.0)", 5e-4),
             "mean 0, rate 1e-3": _one("continuous_training(mean=0.0)"),
             "mean -1": _one("continuous_training()"),
@@ -138,6 +145,13 @@ ROWS: dict[str, Row] = {
     "MeanFlow": Row(
         "mean_flow",
         {
+            "of the teacher, a quarter to clean": _one(
+                "mean_flow(scale=2.0, mean=0.0, std=2.0, same=0.25, to_clean=0.25, "
+                "follow='teacher', distance='pseudo_huber')"
+            ),
+            "of data, a quarter to clean": _one(
+                "mean_flow(scale=2.0, mean=0.0, std=2.0, same=0.5, to_clean=0.25)", 5e-4
+            ),
             "mean 0, std 2, same 0.5": _one(
                 "mean_flow(scale=2.0, mean=0.0, std=2.0, same=0.5)", 5e-4
             ),
@@ -147,6 +161,10 @@ ROWS: dict[str, Row] = {
     "improved MeanFlow": Row(
         "improved_mean_flow",
         {
+            "of the teacher, a quarter to clean": _one(
+                "improved_mean_flow(scale=2.0, mean=0.0, std=2.0, same=0.25, to_clean=0.25, "
+                "follow='teacher', distance='pseudo_huber')"
+            ),
             "mean 0, std 2": _one("improved_mean_flow(scale=2.0, mean=0.0, std=2.0)", 5e-4),
             "mean -0.4": _one("improved_mean_flow(scale=2.0)"),
         },
@@ -154,6 +172,9 @@ ROWS: dict[str, Row] = {
     "shortcut": Row(
         "shortcut",
         {
+            "finest 16, of the teacher": _one(
+                "shortcut(finest=16, bootstrap=0.5, follow='teacher', scale=2.0)"
+            ),
             "finest 16": _one("shortcut(finest=16, bootstrap=0.5)", 5e-4),
             "finest 128": _one("shortcut(finest=128)"),
         },
@@ -161,6 +182,12 @@ ROWS: dict[str, Row] = {
     "IMM": Row(
         "imm",
         {
+            "gap 0.1, a quarter to clean, of the teacher": _one(
+                "moment_matching(particles=4, gap=0.1, to_clean=0.25, follow='teacher', scale=2.0)"
+            ),
+            "gap 0.1, a quarter to clean": _one(
+                "moment_matching(particles=4, gap=0.1, to_clean=0.25)"
+            ),
             "gap 0.1": _one("moment_matching(particles=4, gap=0.1)", 5e-4),
             "gap 0.02": _one("moment_matching(particles=4)"),
             "gap 0.1, 8 particles": _one("moment_matching(particles=8, gap=0.1)"),
@@ -220,17 +247,21 @@ ROWS: dict[str, Row] = {
     "ADD": Row(
         "add",
         {
+            "of 4, weight 0.05": _one(
+                "adversarial(ratio=1, steps=4, scale=2.0, weight=0.05)", 3e-4
+            ),
             "distillation 1": _one("adversarial(ratio=1, scale=2.0, distillation=1.0)", 3e-4),
-            "weight 0.05": _one("adversarial(ratio=1, scale=2.0, weight=0.05)", 3e-4),
         },
     ),
     "LADD": Row(
         "ladd",
         {
+            "of 4, weight 0.05": _one(
+                "latent_adversarial(ratio=1, steps=4, scale=2.0, weight=0.05)", 3e-4
+            ),
             "distillation 1": _one(
                 "latent_adversarial(ratio=1, scale=2.0, distillation=1.0)", 3e-4
             ),
-            "weight 0.05": _one("latent_adversarial(ratio=1, scale=2.0, weight=0.05)", 3e-4),
         },
     ),
 }

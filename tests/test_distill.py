@@ -71,6 +71,26 @@ def test_each_config_trains_a_student_that_is_sampled_alone(name, teacher, tmp_p
         jobs.run_config(tmp_path, {"distill": "easy()"})
 
 
+@pytest.mark.parametrize(
+    ("name", "distill"),
+    [
+        ("mean_flow", "mean_flow(to_clean=0.25, follow='teacher', scale=2.0)"),
+        ("improved_mean_flow", "improved_mean_flow(follow='teacher', distance='pseudo_huber')"),
+        ("shortcut", "shortcut(follow='teacher', scale=2.0)"),
+        ("imm", "moment_matching(to_clean=0.25, follow='teacher', scale=2.0)"),
+    ],
+)
+def test_a_method_of_data_can_follow_its_teacher(teacher, tmp_path, name, distill):
+    losses = {}
+    for kind, says in (("teacher", distill), ("data", f"{distill.split('(')[0]}()")):
+        config = config_of(name, teacher)
+        config.distill = says
+        jobs.train(config, tmp_path / kind)
+        lines = (tmp_path / kind / "metrics.jsonl").read_text().splitlines()
+        losses[kind] = [json.loads(line)["loss"] for line in lines]
+    assert np.isfinite(losses["teacher"]).all() and losses["teacher"] != losses["data"]
+
+
 def both_ways(config, folder):
     """The state of a run of four steps, and of one that was stopped after the second."""
     whole = jobs.train(config, folder / "whole")
@@ -113,6 +133,10 @@ def test_a_student_goes_on_bit_for_bit_and_can_teach(teacher, tmp_path):
         ({"distill": "progressive(steps=0)"}, r"progressive\(steps=0\) must be 1 or more"),
         ({"distill": "easy(stages=0)"}, r"easy\(stages=0\) must be 1 or more"),
         ({"distill": "latent_consistency(low=3, high=2)"}, "give the lower one first"),
+        ({"distill": "mean_flow(follow='master')"}, "'master'\\); known are data, teacher"),
+        ({"distill": "shortcut(scale=2.0)"}, "guides a teacher; give follow='teacher' too"),
+        ({"distill": "moment_matching(scale=2.0)"}, "guides a teacher; give follow='teacher' too"),
+        ({"distill": "mean_flow(to_clean=2.0)"}, "to_clean=2.0 is a share of the batch"),
         ({"distill": "consistency_distillation(solver='ddmi')"}, "'ddmi'\\); known are"),
         (
             {"distill": "progressive(steps=4, distance='lpips')"},

@@ -14,8 +14,8 @@ ROOMS = (
 BUILDS = (
     "build", "build_additions", "build_autoencoder", "build_buckets", "build_checkpoint",
     "build_condition", "build_control", "build_distill", "build_evaluation", "build_finetune",
-    "build_methods", "build_players", "build_process", "build_sampling", "build_students",
-    "build_tuning", "build_weights",
+    "build_jumps", "build_methods", "build_players", "build_process", "build_sampling",
+    "build_students", "build_tuning", "build_weights",
 )  # fmt: skip
 
 # room -> the rooms (or modules) of ours that it may import; itself too, but for configs.
@@ -72,9 +72,10 @@ ALLOWED = {
         "build_weights",
         "spec",
     },
+    "build_jumps": {"core", "recipes", "build_methods"},
     "build_methods": {"core", "recipes"},
     "build_players": {"core", "models", "recipes", "build_autoencoder", "build_methods"},
-    "build_students": {"core", "recipes", "build_methods", "build_players"},
+    "build_students": {"core", "recipes", "build_jumps", "build_methods", "build_players"},
     "build_tuning": {"convert", "core", "data", "recipes", "build_checkpoint", "spec"},
     "configs": {
         "configs.base",

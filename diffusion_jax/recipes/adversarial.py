@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion_jax.core.bounds import Shown
+from diffusion_jax.core.bounds import Shown, as_is
 from diffusion_jax.core.losses import mean_per_example
 from diffusion_jax.core.types import Cond, Context, Denoise, Model, Params, Recipe, Report
 from diffusion_jax.recipes import critics, players
@@ -44,7 +44,7 @@ def adversarial(
     ratio: int = 1,
     distillation: float = 1.0,
     draw: Draw | None = None,
-    shown: Shown | None = None,
+    shown: Shown = as_is,
 ) -> Recipe:
     """Equation (1).
 
@@ -59,7 +59,7 @@ def adversarial(
         ratio: the student moves in the last of so many steps.
         distillation: λ.
         draw: levels of the distillation term; None for ``players.between()``.
-        shown: of what the student makes; None for x0 as it is.
+        shown: of what the student makes, such as ``bounds.inside()``.
 
     Returns:
         A Recipe over params {"net": ..., "discriminator": ...}.

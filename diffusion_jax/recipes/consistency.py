@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion_jax.core.bounds import Shown
+from diffusion_jax.core.bounds import Shown, as_is
 from diffusion_jax.core.ema import Rate
 from diffusion_jax.core.flow_maps import Boundary, bounded, free
 from diffusion_jax.core.losses import Distance, pseudo_huber, squared
@@ -90,7 +90,7 @@ def consistency(
     boundary: Boundary | None = None,
     tell: Tell = nothing,
     condition_dropout: float = 0.0,
-    shown: Shown | None = None,
+    shown: Shown = as_is,
 ) -> Recipe:
     """Equation (1).
 
@@ -102,7 +102,7 @@ def consistency(
             student has to wrap its denoiser with it (``flow_maps.bounded``).
         tell: what the student is told beside.
         condition_dropout: share of examples whose condition is emptied.
-        shown: of both f where they are compared, such as ``bounds.inside()``; None for x0 as it is.
+        shown: of both f where they are compared, such as ``bounds.inside()``.
 
     Returns:
         A Recipe over params {"net": ...}.
@@ -122,8 +122,7 @@ def consistency(
 
         def f(params: Params, x: Array, level: NoiseLevel) -> Array:
             # One dropout key: both sides of (1) are the same function.
-            x0 = bounded(denoiser(model, params, of_net), boundary)(x, level, cond).x0
-            return x0 if shown is None else shown(x0)
+            return shown(bounded(denoiser(model, params, of_net), boundary)(x, level, cond).x0)
 
         goal = still(f(still(setting.target(params, context)), x_nxt, nxt))
         each = setting.distance(f(params, noised.x, now), goal)

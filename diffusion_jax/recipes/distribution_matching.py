@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion_jax.core.bounds import Shown
+from diffusion_jax.core.bounds import Shown, as_is
 from diffusion_jax.core.losses import Distance, squared
 from diffusion_jax.core.types import (
     Context,
@@ -56,7 +56,7 @@ def distribution_matching(
     share: float = 1.0,
     distance: Distance | None = None,
     draw: Draw | None = None,
-    shown: Shown | None = None,
+    shown: Shown = as_is,
 ) -> Recipe:
     """Equation (3), of a student of one call.
 
@@ -71,7 +71,7 @@ def distribution_matching(
         share: of the batch that pairs are made of, in (0, 1]; they are most of a step's cost.
         distance: d; None for the squared one.
         draw: levels of (1) and of the fake score's training; None for ``players.between()``.
-        shown: of what the student makes; None for x0 as it is.
+        shown: of what the student makes, such as ``bounds.inside()``.
 
     Returns:
         A Recipe over params {"net": ..., "fake": ...}.

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from diffusion_jax.core.bounds import Shown
+from diffusion_jax.core.bounds import Shown, as_is
 from diffusion_jax.core.types import Context, Model, Params, Recipe, Report
 from diffusion_jax.recipes import critics, players
 from diffusion_jax.recipes.critics import Critic, Features
@@ -44,7 +44,7 @@ def improved_distribution_matching(
     telling: float = 0.01,
     draw: Draw | None = None,
     noise: Draw | None = None,
-    shown: Shown | None = None,
+    shown: Shown = as_is,
 ) -> Recipe:
     """Equation (1).
 
@@ -59,7 +59,7 @@ def improved_distribution_matching(
         telling: u.
         draw: levels of D_KL and of the fake score's training; None for ``players.between()``.
         noise: levels that D sees; None for all of them.
-        shown: of what the student makes; None for x0 as it is.
+        shown: of what the student makes, such as ``bounds.inside()``.
 
     Returns:
         A Recipe over params {"net": ..., "fake": ..., "discriminator": ...}.

@@ -15,7 +15,7 @@ from typing import Any
 from jaxtyping import Array
 
 from diffusion_jax.core import flow_maps
-from diffusion_jax.core.bounds import Shown
+from diffusion_jax.core.bounds import Shown, as_is
 from diffusion_jax.core.losses import Distance, pseudo_huber
 from diffusion_jax.core.solvers import ddim
 from diffusion_jax.core.types import Model, Params, Recipe, Solver
@@ -42,7 +42,7 @@ def latent_consistency(
     target: TargetParams = averaged,
     solver: Solver | None = None,
     condition_dropout: float = 0.0,
-    shown: Shown | None = None,
+    shown: Shown = as_is,
 ) -> Recipe:
     """The recipe of algorithm 1.
 

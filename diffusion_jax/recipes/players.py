@@ -44,11 +44,10 @@ asked for the clean data of; without gradient."""
 
 def made_by(
     model: Model, net: Params, x: Array, level: NoiseLevel, cond: Cond, key: Array,
-    shown: Shown | None,
+    shown: Shown,
 ) -> Array:  # fmt: skip
-    """y, what the student makes of (x, level, cond), as it is shown (None: as it is)."""
-    x0 = denoiser(model, {NET: net}, key)(x, level, cond).x0
-    return x0 if shown is None else shown(x0)
+    """y, what the student makes of (x, level, cond), as it is shown."""
+    return shown(denoiser(model, {NET: net}, key)(x, level, cond).x0)
 
 
 def between(low: float = 0.02, high: float = 0.98) -> Draw:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion_jax.core.bounds import Shown
+from diffusion_jax.core.bounds import Shown, as_is
 from diffusion_jax.core.types import Context, Model, Params, Recipe, Report
 from diffusion_jax.recipes import players
 from diffusion_jax.recipes.inputs import encode
@@ -36,7 +36,7 @@ def score_identity(
     ratio: int = 1,
     a: float = 1.2,
     draw: Draw | None = None,
-    shown: Shown | None = None,
+    shown: Shown = as_is,
 ) -> Recipe:
     """Equation (1), and denoising of y for the fake score.
 
@@ -48,7 +48,7 @@ def score_identity(
         ratio: the student moves in the last of so many steps.
         a: of (1); 1 to 1.2 in the paper.
         draw: levels of (1) and of the fake score's training; None for ``players.between()``.
-        shown: of what the student makes; None for x0 as it is.
+        shown: of what the student makes, such as ``bounds.inside()``.
 
     Returns:
         A Recipe over params {"net": ..., "fake": ...}; the data lend their condition alone.

@@ -24,25 +24,27 @@ Times = Callable[[Array, int, Process], tuple[NoiseLevel, NoiseLevel]]
 """(key, b, process) -> (now, end), [b] each, ``now`` never the cleaner one."""
 
 
-def ordered(proposal: Proposal, same: float = 0.0) -> Times:
+def ordered(proposal: Proposal, same: float = 0.0, to_clean: float = 0.0) -> Times:
     """Two draws of a proposal, the noisier one first (Geng et al. 2025, section 4.3).
 
     Args:
         proposal: of each level, one without importance weights.
         same: share of examples whose end is now, where the map is the denoiser.
+        to_clean: share of the others whose end is the clean level, where samplers end: a proposal
+            in log(sigma/alpha) or logit t draws none, and its time input can be far from all drawn.
 
     Raises:
-        ValueError: if same is not in [0, 1].
+        ValueError: if same or to_clean is not in [0, 1].
     """
-    if not 0 <= same <= 1:
-        raise ValueError(f"same={same} is a share of the batch: give a number from 0 to 1")
+    _check(same=same, to_clean=to_clean)
 
     def draw(key: Array, b: int, process: Process) -> tuple[NoiseLevel, NoiseLevel]:
         of_one, of_other, of_same = jax.random.split(key, 3)
         one, other = (proposal.draw(k, b, process, ())[0] for k in (of_one, of_other))
         now = choose(one.log_snr < other.log_snr, one, other)
         end = choose(one.log_snr < other.log_snr, other, one)
-        return now, choose(jax.random.bernoulli(of_same, same, (b,)), now, end)
+        end = choose(_chosen(jax.random.fold_in(of_same, 1), to_clean, b), clean(now), end)
+        return now, choose(_chosen(of_same, same, b), now, end)
 
     return draw
 
@@ -57,16 +59,25 @@ def below(proposal: Proposal, to_clean: float = 0.0) -> Times:
     Raises:
         ValueError: if to_clean is not in [0, 1].
     """
-    if not 0 <= to_clean <= 1:
-        raise ValueError(f"to_clean={to_clean} is a share of the batch: give a number from 0 to 1")
+    _check(to_clean=to_clean)
 
     def draw(key: Array, b: int, process: Process) -> tuple[NoiseLevel, NoiseLevel]:
         of_now, of_end, of_clean = jax.random.split(key, 3)
         now = proposal.draw(of_now, b, process, ())[0]
         end = process.at(process.quantise(now.t * jax.random.uniform(of_end, (b,), now.t.dtype)))
-        return now, choose(jax.random.bernoulli(of_clean, to_clean, (b,)), clean(now), end)
+        return now, choose(_chosen(of_clean, to_clean, b), clean(now), end)
 
     return draw
+
+
+def _chosen(key: Array, share: float, b: int) -> Array:
+    return jax.random.bernoulli(key, share, (b,))
+
+
+def _check(**shares: float) -> None:
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name}={share} is a share of the batch: give a number from 0 to 1")
 
 
 def choose(where: Array, one: NoiseLevel, other: NoiseLevel) -> NoiseLevel:

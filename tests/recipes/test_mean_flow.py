@@ -207,12 +207,18 @@ def test_times_are_drawn_as_stated():
     both = np.log(np.concatenate([t[apart], r[apart]]) / (1 - np.concatenate([t[apart], r[apart]])))
     assert abs(both.mean() + 0.4) < 0.05 and abs(both.std() - 1) < 0.05
 
+    clean_too = two_times.ordered(proposals.logit_normal(-0.4, 1.0), 0.5, 0.25)
+    now, end = jax.jit(lambda key: clean_too(key, n, here))(jax.random.key(0))
+    same, last = np.asarray(now.t == end.t), np.asarray(end.sigma == 0)
+    assert abs(same.mean() - 0.5) < 0.02 and abs(last[~same].mean() - 0.25) < 0.02
+
     draw = jax.jit(lambda key: two_times.below(proposals.uniform(), 0.25)(key, n, here))
     now, end = draw(jax.random.key(0))
     assert abs((end.sigma == 0).mean() - 0.25) < 0.02
     share = np.asarray((end.t / now.t)[end.sigma > 0])
     assert share.max() <= 1 and abs(share.mean() - 0.5) < 0.01 and abs(share.var() - 1 / 12) < 0.01
     for wrong in (lambda: two_times.ordered(proposals.uniform(), 1.5),
+                  lambda: two_times.ordered(proposals.uniform(), 0.5, 1.5),
                   lambda: two_times.below(proposals.uniform(), -1.0)):  # fmt: skip
         with pytest.raises(ValueError, match="share of the batch"):
             wrong()

@@ -9,7 +9,8 @@ Three kinds of small functions, each of which composes with all others:
 * **when**: any scale is a ``Weight``, a number, a traced array or a function of the level such as
   ``interval``;
 * **what else is known**: ``classifier``, ``reconstruction``, ``moment_matching`` ... wrap a Denoise
-  and add the score of a likelihood; ``clip`` and ``dynamic_threshold`` bound its x0.
+  and add the score of a likelihood; ``projected`` puts what is ``known`` into its x0; ``clip`` and
+  ``dynamic_threshold`` bound it.
 
 A change of x0 or of eps always moves the other, so that alpha·x0 + sigma·eps stays what it was
 (see ``moves``): x itself, everywhere but under ``cfg_plus_plus``.
@@ -35,6 +36,7 @@ from diffusion_jax.core.guidance.mixing import (
 )
 from diffusion_jax.core.guidance.moves import classifier, move_score, move_x0
 from diffusion_jax.core.guidance.named import ALWAYS_GUIDED, GUIDANCES, Guidance
+from diffusion_jax.core.guidance.projection import agreeing, known, projected
 from diffusion_jax.core.guidance.rules import (
     Pair,
     Rule,
@@ -60,6 +62,7 @@ __all__ = [
     "Rule",
     "Transform",
     "Weight",
+    "agreeing",
     "apg",
     "autoguidance",
     "between",
@@ -75,6 +78,7 @@ __all__ = [
     "guide",
     "ho_variance",
     "interval",
+    "known",
     "linear",
     "mix",
     "moment_matching",
@@ -83,6 +87,7 @@ __all__ = [
     "pair",
     "perturbed",
     "predictions",
+    "projected",
     "pseudo_inverse",
     "reconstruction",
     "renoised",
