@@ -8,7 +8,7 @@ import toy
 from numpy.testing import assert_allclose
 
 from diffusion_jax.apps.generate import generate, guided
-from diffusion_jax.core import grids, oracles, sampling, targets
+from diffusion_jax.core import flow_maps, grids, oracles, sampling, targets
 from diffusion_jax.core.guidance import agreeing, known, projected
 from diffusion_jax.core.noise import white
 from diffusion_jax.core.process import clean, corrupt
@@ -102,7 +102,9 @@ def test_a_projected_denoiser_keeps_x_and_is_still_a_denoiser(x64):
     level = HERE.at(jnp.full((N,), 0.4))
     x = drawn()
     denoise = lambda x, level: oracles.predict(toy.gaussian(), x, level)
-    found = projected(denoise, known(jnp.array([1.0, 0.0]), jnp.zeros((N, 2))))(x, level)
+    found = projected(flow_maps.to_clean(denoise), known(jnp.array([1.0, 0.0]), jnp.zeros((N, 2))))(
+        x, level
+    )
     assert_allclose(found.x0[:, 0], 0.0, atol=1e-12)
     whole = level.alpha[:, None] * found.x0 + level.sigma[:, None] * found.eps
     assert_allclose(whole, x, atol=1e-12)

@@ -14,23 +14,23 @@ from jaxtyping import Array
 
 from diffusion_jax.core.guidance.inverse import Forward
 from diffusion_jax.core.guidance.moves import move_x0
-from diffusion_jax.core.types import Denoise, Jump, NoiseLevel, Prediction
+from diffusion_jax.core.types import Jump, NoiseLevel, Prediction
 
 Project = Callable[[Array], Array]
 """x0 [b, ...] -> the nearest x0 that agrees with what is known."""
 
 
-def projected(denoise: Denoise | Jump, project: Project) -> Jump:
+def projected(jump: Jump, project: Project) -> Jump:
     """The same map with ``project(x0)`` for its x0, and eps so that x stays what it is.
 
     Args:
-        denoise: a denoiser, or a student; of one of two levels sample with ``jump(gamma=1)``, which
-            asks for clean data: the x0 of a shorter jump is no picture.
+        jump: a student, or ``flow_maps.to_clean`` of a denoiser; a student of two levels is sampled
+            with ``jump(gamma=1)``, which asks for clean data: the x0 of a shorter jump is no picture.
         project: ``known`` or ``agreeing``.
     """
 
     def moved(x: Array, now: NoiseLevel, end: NoiseLevel | None = None) -> Prediction:
-        prediction = denoise(x, now) if end is None else denoise(x, now, end)
+        prediction = jump(x, now, end)
         return move_x0(prediction, project(prediction.x0) - prediction.x0, now)
 
     return moved
