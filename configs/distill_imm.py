@@ -10,7 +10,6 @@ from configs import distill
 
 def get_config() -> ConfigDict:
     config = distill.get_config()
-    config.distill = "moment_matching(particles=4)"
-    config.sampler.solver = "jump()"
+    config.distill = "moment_matching(particles=4, gap=0.1, to_clean=0.25, follow='teacher')"
     config.sampler.grid = "karras(s_min=0.6, s_max=20.0)"  # noisier levels are hardly ever drawn
     return config

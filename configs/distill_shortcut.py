@@ -10,6 +10,6 @@ from configs import distill
 
 def get_config() -> ConfigDict:
     config = distill.get_config()
-    config.distill = "shortcut(finest=128)"
+    config.distill = "shortcut(finest=16, bootstrap=0.5, follow='teacher')"
     config.sampler.solver = "jump()"
     return config

@@ -145,29 +145,34 @@ ROWS: dict[str, Row] = {
     "MeanFlow": Row(
         "mean_flow",
         {
+            "of the teacher, mean 0.5, std 1.2": _one(
+                "mean_flow(scale=2.0, mean=0.5, std=1.2, same=0.5, to_clean=0.25, "
+                "follow='teacher', distance='pseudo_huber')",
+                3e-4,
+            ),
             "of the teacher, a quarter to clean": _one(
                 "mean_flow(scale=2.0, mean=0.0, std=2.0, same=0.25, to_clean=0.25, "
                 "follow='teacher', distance='pseudo_huber')"
-            ),
-            "of data, a quarter to clean": _one(
-                "mean_flow(scale=2.0, mean=0.0, std=2.0, same=0.5, to_clean=0.25)", 5e-4
             ),
             "mean 0, std 2, same 0.5": _one(
                 "mean_flow(scale=2.0, mean=0.0, std=2.0, same=0.5)", 5e-4
             ),
             "mean -0.4, same 0.75": _one("mean_flow(scale=2.0)"),
         },
+        sampler={"solver": "jump(gamma=1.0)"},
     ),
     "improved MeanFlow": Row(
         "improved_mean_flow",
         {
-            "of the teacher, a quarter to clean": _one(
-                "improved_mean_flow(scale=2.0, mean=0.0, std=2.0, same=0.25, to_clean=0.25, "
-                "follow='teacher', distance='pseudo_huber')"
+            "of the teacher, mean 0.5, std 1.2": _one(
+                "improved_mean_flow(scale=2.0, mean=0.5, std=1.2, same=0.5, to_clean=0.25, "
+                "follow='teacher', distance='pseudo_huber')",
+                3e-4,
             ),
             "mean 0, std 2": _one("improved_mean_flow(scale=2.0, mean=0.0, std=2.0)", 5e-4),
             "mean -0.4": _one("improved_mean_flow(scale=2.0)"),
         },
+        sampler={"solver": "jump(gamma=1.0)"},
     ),
     "shortcut": Row(
         "shortcut",
@@ -192,6 +197,7 @@ ROWS: dict[str, Row] = {
             "gap 0.02": _one("moment_matching(particles=4)"),
             "gap 0.1, 8 particles": _one("moment_matching(particles=8, gap=0.1)"),
         },
+        sampler={"solver": "jump(gamma=1.0)"},
     ),
     "CTM": Row(
         "ctm",

@@ -1,4 +1,4 @@
-"""What decides whether students work, on two moons: where they start, how smooth time is told.
+"""What decides whether students work, on two moons: where they start and end, how time is told.
 
     python scripts/few_steps_on_points.py [--out=runs/points]
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -32,15 +33,38 @@ FLAGS = flags.FLAGS
 
 TIMES = {"wiggling": "log_snr()", "smooth": "log_snr(scale=40.0)"}
 GRIDS = {"pure noise": "trailing", "20": "karras(s_min=0.6, s_max=20.0)"}
-METHODS = {
-    "cd": "consistency_distillation()",
-    "ect": "easy(stages=4, mean=0.0)",
-    "ctm": "trajectory(steps=4)",
-    "imm": "moment_matching(particles=4, gap=0.1)",
-    "mean_flow": "mean_flow(mean=0.0, std=2.0, same=0.5)",
-    "improved_mean_flow": "improved_mean_flow(mean=0.0, std=2.0)",
-    "scd": "continuous_distillation(mean=0.0)",
-    "sct": "continuous_training(mean=0.0)",
+TAUGHT = "std=2.0, same=0.25, to_clean=0.25, follow='teacher', distance='pseudo_huber'"
+
+
+class Student(NamedTuple):
+    """One setting: of configs/distill_*.py, ``config.distill`` and the learning rate."""
+
+    config: str
+    distill: str
+    rate: float = 5e-4
+
+
+STUDENTS = {
+    "cd": Student("cd", "consistency_distillation()"),
+    "ect": Student("ect", "easy(stages=4, mean=0.0)"),
+    "ctm": Student("ctm", "trajectory(steps=4)"),
+    "imm": Student("imm", "moment_matching(particles=4, gap=0.1)"),
+    "imm to clean": Student("imm", "moment_matching(particles=4, gap=0.1, to_clean=0.25)"),
+    "shortcut": Student("shortcut", "shortcut(finest=16, bootstrap=0.5)"),
+    "shortcut of teacher": Student(
+        "shortcut", "shortcut(finest=16, bootstrap=0.5, follow='teacher')"
+    ),
+    "mean_flow": Student("mean_flow", "mean_flow(mean=0.0, std=2.0, same=0.5)"),
+    "mean_flow to clean": Student(
+        "mean_flow", "mean_flow(mean=0.0, std=2.0, same=0.5, to_clean=0.25)"
+    ),
+    "mean_flow of teacher": Student("mean_flow", f"mean_flow(mean=0.0, {TAUGHT})"),
+    "improved_mean_flow": Student(
+        "improved_mean_flow", "improved_mean_flow(mean=0.0, std=2.0, to_clean=0.25)"
+    ),
+    "scd at 5e-4": Student("scd", "continuous_distillation(mean=0.0, sigma_data=1.0)"),
+    "scd": Student("scd", "continuous_distillation(mean=0.0, sigma_data=1.0)", 1e-4),
+    "sct": Student("sct", "continuous_training(mean=0.0, sigma_data=1.0)", 1e-4),
 }
 
 
@@ -53,13 +77,13 @@ def teach(folder: Path, time_input: str) -> None:
     jobs.train(config, folder)
 
 
-def distil(folder: Path, teacher: Path, method: str) -> None:
-    """One student."""
-    config = importlib.import_module(f"configs.distill_{method}").get_config()
-    config.teacher, config.distill = str(teacher), METHODS[method]
+def distil(folder: Path, teacher: Path, student: Student) -> None:
+    """Train one."""
+    config = importlib.import_module(f"configs.distill_{student.config}").get_config()
+    config.teacher, config.distill = str(teacher), student.distill
     config.train.update(steps=1000, batch_size=256, steps_per_call=10, log_every=100)
     config.train.update(sample_every=0, checkpoint_every=1000)
-    config.optimizer.update(learning_rate=5e-4, schedule="constant()")
+    config.optimizer.update(learning_rate=student.rate)
     config.sampler.n = 100
     jobs.train(config, folder)
 
@@ -89,9 +113,9 @@ def main(argv: list[str]) -> None:
         teacher = out / kind / "teacher"
         teach(teacher, time_input)
         truth = draw(teacher, 50, "trailing", noise)
-        for method in FLAGS.methods or METHODS:
-            run = out / kind / method
-            distil(run, teacher, method)
+        for method in FLAGS.methods or STUDENTS:
+            run = out / kind / "".join(c if c.isalnum() else "_" for c in method)
+            distil(run, teacher, STUDENTS[method])
             for start, grid in GRIDS.items():
                 found = [
                     sliced_wasserstein(draw(run, calls, grid, noise), truth) for calls in (1, 2, 4)
@@ -102,5 +126,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("out", "runs/points", "Folder of the runs.")
-    flags.DEFINE_list("methods", [], f"Some of {', '.join(METHODS)}; all if empty.")
+    flags.DEFINE_list("methods", [], f"Some of {', '.join(STUDENTS)}; all if empty.")
     app.run(main)
