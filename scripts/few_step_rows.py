@@ -262,11 +262,11 @@ ROWS: dict[str, Row] = {
     "LADD": Row(
         "ladd",
         {
-            "of 4, weight 0.05": _one(
-                "latent_adversarial(ratio=1, steps=4, scale=2.0, weight=0.05)", 3e-4
-            ),
             "distillation 1": _one(
                 "latent_adversarial(ratio=1, scale=2.0, distillation=1.0)", 3e-4
+            ),
+            "of 4, weight 0.05": _one(
+                "latent_adversarial(ratio=1, steps=4, scale=2.0, weight=0.05)", 3e-4
             ),
         },
     ),

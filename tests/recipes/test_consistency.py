@@ -8,7 +8,7 @@ import toy
 from numpy.testing import assert_allclose
 
 from diffusion_jax.core import ema, flow_maps, losses, oracles, process, schedules, targets
-from diffusion_jax.core.bounds import inside
+from diffusion_jax.core.bounds import as_is, inside
 from diffusion_jax.core.process import Process
 from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.core.types import Solver
@@ -45,7 +45,7 @@ EXACT = Solver(
 )
 
 
-def _recipe(setting, path="ve", target="edm", bump=lambda x: jnp.cos(2 * x), shown=None):
+def _recipe(setting, path="ve", target="edm", bump=lambda x: jnp.cos(2 * x), shown=as_is):
     here, row = _edm(path), targets.TARGETS[target]()
     model = toy.model_of(toy.oracle_net(here, row, _to_clean, bump), here, row)
     return made.consistency(model, lambda *a: {}, setting, shown=shown)
