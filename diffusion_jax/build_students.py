@@ -123,6 +123,12 @@ def continuous_training(
 
 
 def _continuous(velocity, mean: float, std: float, sigma_data: float, warm_up: int) -> Method:
+    if warm_up < 0 or sigma_data <= 0:
+        raise ValueError(
+            f"config.distill: warm_up={warm_up} must be 0 or more steps, sigma_data={sigma_data} a "
+            "deviation above 0"
+        )
+
     def recipe(pair: Pair) -> Recipe:
         return continuous.continuous_consistency(
             pair.student, pair.init, velocity(pair), proposals.log_normal(mean, std), sigma_data,

@@ -107,6 +107,8 @@ def main(argv: list[str]) -> None:
     """Train what is missing; print a table."""
     del argv
     logging.set_verbosity(logging.WARNING)
+    if unknown := sorted(set(FLAGS.methods) - set(STUDENTS)):
+        raise app.UsageError(f"--methods has {unknown[0]!r}; known are {', '.join(STUDENTS)}")
     out, noise = Path(FLAGS.out), jax.random.normal(jax.random.key(3), (2000, 2))
     print("| teacher | method | from sigma/alpha = | 1 call | 2 | 4 |\n|---|---|---|---|---|---|")
     for kind, time_input in TIMES.items():

@@ -137,6 +137,7 @@ def test_a_student_goes_on_bit_for_bit_and_can_teach(teacher, tmp_path):
         ({"distill": "shortcut(scale=2.0)"}, "guides a teacher; give follow='teacher' too"),
         ({"distill": "moment_matching(scale=2.0)"}, "guides a teacher; give follow='teacher' too"),
         ({"distill": "mean_flow(to_clean=2.0)"}, "to_clean=2.0 is a share of the batch"),
+        ({"distill": "continuous_training(warm_up=-5)"}, "warm_up=-5 must be 0 or more steps"),
         ({"distill": "consistency_distillation(solver='ddmi')"}, "'ddmi'\\); known are"),
         (
             {"distill": "progressive(steps=4, distance='lpips')"},
