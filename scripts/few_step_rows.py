@@ -256,17 +256,20 @@ ROWS: dict[str, Row] = {
             "of 4, weight 0.05": _one(
                 "adversarial(ratio=1, steps=4, scale=2.0, weight=0.05)", 3e-4
             ),
+            "of 4, distillation 0.3, unguided": _one(
+                "adversarial(ratio=1, steps=4, distillation=0.3)", 1e-4
+            ),
             "distillation 1": _one("adversarial(ratio=1, scale=2.0, distillation=1.0)", 3e-4),
         },
     ),
     "LADD": Row(
         "ladd",
         {
+            "of 4, distillation 0.3, unguided": _one(
+                "latent_adversarial(ratio=1, steps=4, distillation=0.3)", 1e-4
+            ),
             "distillation 1": _one(
                 "latent_adversarial(ratio=1, scale=2.0, distillation=1.0)", 3e-4
-            ),
-            "of 4, weight 0.05": _one(
-                "latent_adversarial(ratio=1, steps=4, scale=2.0, weight=0.05)", 3e-4
             ),
         },
     ),
