@@ -10,5 +10,5 @@ from configs import distill
 
 def get_config() -> ConfigDict:
     config = distill.get_config()
-    config.distill = "consistency_training(last=80)"
+    config.distill = "consistency_training(last=80, distance='pseudo_huber')"
     return config

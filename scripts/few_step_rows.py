@@ -89,6 +89,12 @@ ROWS: dict[str, Row] = {
     "CT": Row(
         "ct",
         {
+            "to 80 levels, pseudo-Huber": _one(
+                "consistency_training(last=80, distance='pseudo_huber')"
+            ),
+            "to 20 levels, pseudo-Huber": _one(
+                "consistency_training(last=20, distance='pseudo_huber')"
+            ),
             "to 20 levels": _one("consistency_training(last=20)"),
             "to 80 levels": _one("consistency_training(last=80)"),
         },
