@@ -75,6 +75,10 @@ ROWS: dict[str, Row] = {
                 "consistency_distillation(levels=18, scale=2.0, solver='ddim', "
                 "distance='pseudo_huber')"
             ),
+            "160 levels": _one(
+                "consistency_distillation(levels=160, scale=2.0, solver='ddim', "
+                "distance='pseudo_huber')"
+            ),
             "18 levels": _one("consistency_distillation(levels=18, scale=2.0)"),
             "18 levels, rate 5e-4": _one("consistency_distillation(levels=18, scale=2.0)", 5e-4),
             "18 levels, rate 5e-4 all along": _one(
@@ -160,6 +164,21 @@ ROWS: dict[str, Row] = {
                 "mean_flow(scale=2.0, mean=0.0, std=2.0, same=0.25, to_clean=0.25, "
                 "follow='teacher', distance='pseudo_huber')"
             ),
+            "of the teacher, a quarter to clean, rate 2e-4": _one(
+                "mean_flow(scale=2.0, mean=0.0, std=2.0, same=0.25, to_clean=0.25, "
+                "follow='teacher', distance='pseudo_huber')",
+                2e-4,
+            ),
+            "of the teacher, std 1.2, same 0.25": _one(
+                "mean_flow(scale=2.0, mean=0.5, std=1.2, same=0.25, to_clean=0.25, "
+                "follow='teacher', distance='pseudo_huber')",
+                3e-4,
+            ),
+            "of the teacher, half to clean, same 0.1": _one(
+                "mean_flow(scale=2.0, mean=0.3, std=1.6, same=0.1, to_clean=0.5, "
+                "follow='teacher', distance='pseudo_huber')",
+                3e-4,
+            ),
             "mean 0, std 2, same 0.5": _one(
                 "mean_flow(scale=2.0, mean=0.0, std=2.0, same=0.5)", 5e-4
             ),
@@ -236,6 +255,9 @@ ROWS: dict[str, Row] = {
         {
             "its score 3 times as fast": _one(
                 "improved_distribution_matching(ratio=1, scale=2.0, fake=3.0)", 3e-4
+            ),
+            "its score twice as fast": _one(
+                "improved_distribution_matching(ratio=1, scale=2.0, fake=2.0)", 3e-4
             ),
             "rate 1e-3": _one("improved_distribution_matching(ratio=1, scale=2.0)"),
             "ratio 5": _one("improved_distribution_matching(ratio=5, scale=2.0)", 5e-4),
