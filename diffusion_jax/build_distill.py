@@ -83,6 +83,7 @@ def experiment(config: Config) -> build.Experiment:
         student, teacher, build.initialiser(config), config.loss.condition_dropout,
         config.model.name, build.network(config, plain.shape[-1]), plain.frozen,
         len(plain.shape) == 3 and not config.model.get("autoencoder", ""),
+        config.data.num_classes,
     )  # fmt: skip
 
     def taught() -> Params:

@@ -5,7 +5,15 @@ Its network reads both (``core.flow_maps``); a solver calls it as a ``Jump``.
 
 from __future__ import annotations
 
-from diffusion_jax.build_methods import Method, Pair, at_least_1, distance_of, leader, teacher_of
+from diffusion_jax.build_methods import (
+    Method,
+    Pair,
+    at_least_1,
+    distance_of,
+    followed,
+    leader,
+    teacher_of,
+)
 from diffusion_jax.core import flow_maps, proposals
 from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.core.types import Recipe
@@ -107,13 +115,16 @@ def _guides_a_teacher(name: str, follow: str, scale: float) -> None:
 
 
 def trajectory(
-    steps: int = 4, scale: float = 1.0, matching: float = 1.0, distance: str = ""
-) -> Method:
+    steps: int = 4, scale: float = 1.0, matching: float = 1.0, distance: str = "",
+    to_clean: float = 0.1, solver: str = "flow_heun",
+) -> Method:  # fmt: skip
     """Consistency trajectory models (``recipes.trajectory``), ``steps`` of the teacher at most."""
     at_least_1("trajectory", steps=steps)
+    followed("trajectory", solver)
+    times = two_times.below(proposals.uniform(), to_clean)
     own = distance_of(distance)
     recipe = lambda pair: meeting.trajectory(
-        pair.student, pair.init, teacher_of(pair, scale), steps=steps, matching=matching,
+        pair.student, pair.init, teacher_of(pair, scale), times, SOLVERS[solver](), steps, matching,
         condition_dropout=pair.dropout, distance=own,
     )  # fmt: skip
     return Method(recipe, students.two_levels, (flow_maps.END,))

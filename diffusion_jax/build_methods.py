@@ -23,6 +23,7 @@ class Pair(NamedTuple):
         name, network: what ``config.model.name`` says, and the module that it names.
         frozen: () -> the parameters that codec and condition read.
         pixels: whether x0 is of pixels in [-1, 1], and no code or point.
+        classes: of the data's labels; 0 for none.
     """
 
     student: Model
@@ -33,6 +34,7 @@ class Pair(NamedTuple):
     network: Any
     frozen: Callable[[], Params]
     pixels: bool
+    classes: int
 
 
 class Method(NamedTuple):

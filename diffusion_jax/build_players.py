@@ -13,12 +13,20 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.build_autoencoder import efficientnet_features
-from diffusion_jax.build_methods import Method, Pair, at_least_1, shown_of, teacher_of
+from diffusion_jax.build_methods import (
+    Method,
+    Pair,
+    at_least_1,
+    distance_of,
+    shown_of,
+    teacher_of,
+)
 from diffusion_jax.core import grids
 from diffusion_jax.core.solvers import SOLVERS
-from diffusion_jax.core.types import Params, Recipe
+from diffusion_jax.core.types import Cond, Params, Recipe
 from diffusion_jax.models.adapter import LAYERS, Layers, features_from_module
 from diffusion_jax.models.discriminator import FeatureHeads
+from diffusion_jax.models.text.bert import mean_pool
 from diffusion_jax.recipes import adversarial as against
 from diffusion_jax.recipes import critics, latent_adversarial, players, students
 from diffusion_jax.recipes import distribution_matching as matching
@@ -34,7 +42,7 @@ GRID = grids.trailing
 
 def distribution_matching(
     ratio: int = 5, scale: float = 1.0, steps: int = 16, share: float = 0.25,
-    regression: float = 0.25, fake: float = 1.0,
+    regression: float = 0.25, fake: float = 1.0, distance: str = "",
 ) -> Method:  # fmt: skip
     """DMD (``recipes.distribution_matching``): one call, and pairs by ``steps`` of the teacher.
 
@@ -45,15 +53,17 @@ def distribution_matching(
         share: of the batch that pairs are made of.
         regression: λ.
         fake: factor of the fake score's learning rate.
+        distance: d of the pairs, of ``losses.DISTANCES``; none is the square.
     """
     at_least_1("distribution_matching", ratio=ratio, steps=steps)
+    own = distance_of(distance)
 
     def recipe(pair: Pair) -> Recipe:
         teacher, process = teacher_of(pair, scale), pair.student.process
         coupling = straight.solved(teacher, SOLVERS["dpmpp_2m"](), GRID(process, steps))
         noise = jax.tree.map(lambda leaf: leaf[0], GRID(process, 1))
         return matching.distribution_matching(
-            pair.student, pair.init, teacher, coupling, noise, ratio, regression, share,
+            pair.student, pair.init, teacher, coupling, noise, ratio, regression, share, own,
             shown=shown_of(pair),
         )  # fmt: skip
 
@@ -120,6 +130,7 @@ def _of_scores(
 def adversarial(
     steps: int = 1, scale: float = 1.0, distillation: float = 2.5, features: str = "efficientnet",
     weight: float = 1.0, r1: float = 1.0, ratio: int = 2, discriminator: float = 2.0,
+    high: float = 0.98,
 ) -> Method:  # fmt: skip
     """ADD (``recipes.adversarial``), a student of ``steps`` calls.
 
@@ -132,8 +143,10 @@ def adversarial(
         r1: of the penalty on the discriminator.
         ratio: steps to one of the student.
         discriminator: factor of the discriminator's learning rate.
+        high: latest time of the distillation term.
     """
     at_least_1("adversarial", ratio=ratio, steps=steps)
+    distilled = players.between(high=high)
     if features not in FROZEN:
         raise ValueError(
             f"config.distill: adversarial(features={features!r}); known are {', '.join(FROZEN)}"
@@ -141,13 +154,14 @@ def adversarial(
     of_data, read = FROZEN[features]()
 
     def recipe(pair: Pair) -> Recipe:
-        critic, seen = critic_of("hinge", weight, r1), against.of_pixels(pair.student, of_data)
+        critic = critic_of("hinge", weight, r1, told=about(pair.classes))
+        seen = against.of_pixels(pair.student, of_data)
         key = jax.random.key(0)  # pixels are seen as they are
         # Its heads are as wide as the features, of which the parameters tell the shapes.
         shown = lambda net, x, level, cond: seen({**pair.frozen(), **read()}, key, x, cond)
         return against.adversarial(
             pair.student, pair.init, teacher_of(pair, scale), _of_data(pair, steps), critic, seen,
-            critics.initialiser(critic, shown), ratio, distillation, shown=shown_of(pair),
+            critics.initialiser(critic, shown), ratio, distillation, distilled, shown_of(pair),
         )  # fmt: skip
 
     return Method(recipe, students.plain, frozen=read, groups=_of_two(ratio, discriminator))
@@ -156,10 +170,11 @@ def adversarial(
 def latent_adversarial_distillation(
     steps: int = 1, scale: float = 1.0, distillation: float = 2.5, mean: float = -0.5,
     std: float = 1.0, weight: float = 1.0, r1: float = 1.0, ratio: int = 2,
-    discriminator: float = 2.0,
+    discriminator: float = 2.0, high: float = 0.98,
 ) -> Method:  # fmt: skip
     """LADD (``recipes.latent_adversarial``); arguments as of ``adversarial``, and (m, s) of it."""
     at_least_1("latent_adversarial", ratio=ratio, steps=steps)
+    distilled = players.between(high=high)
 
     def recipe(pair: Pair) -> Recipe:
         critic, features = critic_of("hinge", weight, r1), _features(pair, _all)
@@ -167,7 +182,7 @@ def latent_adversarial_distillation(
         seen = latent_adversarial.of_teacher(pair.teacher, features, draw)
         return against.adversarial(
             pair.student, pair.init, teacher_of(pair, scale), _of_data(pair, steps), critic, seen,
-            critics.initialiser(critic, features), ratio, distillation, shown=shown_of(pair),
+            critics.initialiser(critic, features), ratio, distillation, distilled, shown_of(pair),
         )  # fmt: skip
 
     return Method(recipe, students.plain, groups=_of_two(ratio, discriminator))
@@ -181,15 +196,36 @@ def _of_data(pair: Pair, steps: int) -> players.Start:
     return players.noised_data(GRID(pair.student.process, steps))
 
 
-def critic_of(game: str, weight: float, r1: float = 0.0, width: int = 128) -> critics.Critic:
+Told = Callable[[Cond], jax.Array | None]
+"""cond -> what heads are told of it, [b, d]."""
+
+
+def about(classes: int) -> Told:
+    """The class, or the whole of a text, as a vector; None of no condition."""
+
+    def told(cond: Cond) -> jax.Array | None:
+        if "label" in cond:
+            return jax.nn.one_hot(cond["label"], classes)
+        if "pooled" in cond:
+            return cond["pooled"]
+        return mean_pool(cond["context"], cond["context_mask"]) if "context" in cond else None
+
+    return told
+
+
+def critic_of(
+    game: str, weight: float, r1: float = 0.0, width: int = 128, told: Told = lambda cond: None
+) -> critics.Critic:
     """Heads on features, which play a game of ``GAMES``; see ``critics.Critic``."""
     module = FeatureHeads(width)
 
-    def init(key: jax.Array, features: list) -> Params:
+    def init(key: jax.Array, features: list, cond: Cond) -> Params:
         zeros = [jnp.zeros((1, *one.shape[1:])) for one in features]
-        return module.init(key, zeros)["params"]
+        return module.init(key, zeros, jax.tree.map(lambda leaf: leaf[:1], told(cond)))["params"]
 
-    logits = lambda params, features: jnp.asarray(module.apply({"params": params}, features))
+    def logits(params: Params, features: list, cond: Cond) -> jax.Array:
+        return jnp.asarray(module.apply({"params": params}, features, told(cond)))
+
     return critics.Critic(init, logits, GAMES[game], weight, r1)
 
 

@@ -107,32 +107,35 @@ def latent_consistency(
 
 def continuous_distillation(
     mean: float = -0.8, std: float = 1.6, sigma_data: float = 0.5, warm_up: int = 0,
-    scale: float = 1.0, total: int = 0,
+    scale: float = 1.0, c: float = 0.1, total: int = 0,
 ) -> Method:  # fmt: skip
     """sCD (``recipes.continuous_consistency``); warm_up = 0 is a fifth of the training."""
     velocity = lambda pair: continuous.of_teacher(teacher_of(pair, scale))
-    return _continuous(velocity, mean, std, sigma_data, warm_up or total // 5)
+    return _continuous(velocity, mean, std, sigma_data, warm_up or total // 5, c)
 
 
 def continuous_training(
-    mean: float = -1.0, std: float = 1.4, sigma_data: float = 0.5, warm_up: int = 0, total: int = 0
-) -> Method:
+    mean: float = -1.0, std: float = 1.4, sigma_data: float = 0.5, warm_up: int = 0,
+    c: float = 0.1, total: int = 0,
+) -> Method:  # fmt: skip
     """sCT (``recipes.continuous_consistency``); warm_up = 0 is a fifth of the training."""
     of_data = lambda pair: continuous.of_data()
-    return _continuous(of_data, mean, std, sigma_data, warm_up or total // 5)
+    return _continuous(of_data, mean, std, sigma_data, warm_up or total // 5, c)
 
 
-def _continuous(velocity, mean: float, std: float, sigma_data: float, warm_up: int) -> Method:
-    if warm_up < 0 or sigma_data <= 0:
+def _continuous(
+    velocity, mean: float, std: float, sigma_data: float, warm_up: int, c: float
+) -> Method:
+    if warm_up < 0 or sigma_data <= 0 or c <= 0:
         raise ValueError(
             f"config.distill: warm_up={warm_up} must be 0 or more steps, sigma_data={sigma_data} a "
-            "deviation above 0"
+            f"deviation and c={c} a norm above 0"
         )
 
     def recipe(pair: Pair) -> Recipe:
         return continuous.continuous_consistency(
             pair.student, pair.init, velocity(pair), proposals.log_normal(mean, std), sigma_data,
-            warm_up, condition_dropout=pair.dropout,
+            warm_up, c, condition_dropout=pair.dropout,
         )  # fmt: skip
 
     return Method(recipe, students.consistency)
@@ -163,16 +166,24 @@ def progressive(steps: int, scale: float = 1.0, distance: str = "") -> Method:
     return Method(recipe, students.plain, frozen=lambda: {halving.STEPS: jnp.int32(steps)})
 
 
-def reflow(steps: int = 8, scale: float = 1.0, solver: str = "flow_heun") -> Method:
-    """Reflow (``recipes.reflow``): pairs by ``steps`` of the teacher, made as they are needed."""
+def reflow(
+    steps: int = 8, scale: float = 1.0, solver: str = "flow_heun", distance: str = "",
+    ends: float = 0.0,
+) -> Method:  # fmt: skip
+    """Reflow (``recipes.reflow``): pairs by ``steps`` of the teacher, made as they are needed.
+
+    ``ends`` is a of ``proposals.u_shaped``; 0 draws levels evenly.
+    """
     at_least_1("reflow", steps=steps)
     followed("reflow", solver)
+    own = distance_of(distance)
+    drawn = proposals.u_shaped(ends) if ends else proposals.uniform()
 
     def recipe(pair: Pair) -> Recipe:
         levels = grids.trailing(pair.student.process, steps)
         coupling = straight.solved(teacher_of(pair, scale), SOLVERS[solver](), levels)
         return straight.reflow(
-            pair.student, pair.init, coupling, proposals.uniform(), condition_dropout=pair.dropout
+            pair.student, pair.init, coupling, drawn, distance=own, condition_dropout=pair.dropout
         )
 
     return Method(recipe, students.plain)

@@ -62,6 +62,25 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> Proposal:
     return _of_times(lambda key, n: jax.nn.sigmoid(mean + std * jax.random.normal(key, (n,))))
 
 
+def u_shaped(a: float = 4.0) -> Proposal:
+    """p(t) ~ e^(a·t) + e^(a·(1 - t)), near both ends of time (Lee et al. 2024, section 4).
+
+    Of reflow's pairs the middle of the way is learned at once, the ends are not.
+
+    Raises:
+        ValueError: if a is not above 0.
+    """
+    if a <= 0:
+        raise ValueError(f"u_shaped(a={a}) must be above 0; uniform() is its limit at 0")
+
+    def times(key: Array, n: int) -> Array:
+        of_t, of_end = jax.random.split(key)
+        t = jnp.log1p(_uniform(of_t, n) * jnp.expm1(a)) / a
+        return jnp.clip(jnp.where(jax.random.bernoulli(of_end, 0.5, (n,)), t, 1 - t), 1e-6)
+
+    return _of_times(times)
+
+
 def log_normal(mean: float = -1.2, std: float = 1.2) -> Proposal:
     """log(sigma/alpha) ~ N(mean, std²), beyond the schedule's ends too (Karras et al. 2022)."""
 
@@ -123,5 +142,6 @@ PROPOSALS: dict[str, Callable[..., Proposal]] = {
     "antithetic": antithetic,
     "logit_normal": logit_normal,
     "log_normal": log_normal,
+    "u_shaped": u_shaped,
     "loss_aware": loss_aware,
 }

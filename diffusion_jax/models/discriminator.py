@@ -73,6 +73,9 @@ class FeatureHeads(nn.Module):
     whose hidden layer is averaged over them: so it serves images, tokens and points of any number.
     They are normalised over channels first, whatever their network's scale.
 
+    What they are told of the condition is projected on that layer (Miyato & Koyama 2018, equation
+    4), so that an example is judged by whether it is what it was asked to be.
+
     Attributes:
         width: of the hidden layers.
     """
@@ -80,7 +83,9 @@ class FeatureHeads(nn.Module):
     width: int = 128
 
     @nn.compact
-    def __call__(self, features: Sequence[Array]) -> Float[Array, "b heads"]:
+    def __call__(
+        self, features: Sequence[Array], told: Float[Array, "b d"] | None = None
+    ) -> Float[Array, "b heads"]:
         """Arrays [b, ..., c] -> [b, heads] float32; 0 at initialisation."""
         zeros, logits = nn.initializers.zeros_init(), []
         for i, one in enumerate(features):
@@ -88,5 +93,9 @@ class FeatureHeads(nn.Module):
             h = nn.LayerNorm(use_bias=False, use_scale=False, name=f"norm_{i}")(h)
             h = jax.nn.leaky_relu(Dense(self.width, name=f"dense_{i}")(h), 0.2)
             h = jax.nn.leaky_relu(Dense(self.width, name=f"hidden_{i}")(h), 0.2).mean(1)
-            logits.append(Dense(1, kernel_init=zeros, name=f"logit_{i}")(h))
+            logit = Dense(1, kernel_init=zeros, name=f"logit_{i}")(h)
+            if told is not None:
+                of = Dense(self.width, kernel_init=zeros, use_bias=False, name=f"told_{i}")(told)
+                logit += jnp.sum(of * h, axis=-1, keepdims=True)
+            logits.append(logit)
         return jnp.concatenate(logits, axis=-1)

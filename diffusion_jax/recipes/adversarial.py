@@ -77,11 +77,11 @@ def adversarial(
         see = lambda key, clean: seen(context.frozen, key, clean, cond)
         made = still(generate(params[NET]))
         real, of_it = see(of_real, x0), see(of_made, made)
-        told, metrics = critics.told_apart(critic, params[DISCRIMINATOR], real, of_it)
+        told, metrics = critics.told_apart(critic, params[DISCRIMINATOR], real, of_it, cond)
 
         def student(net: Params):
             y = generate(net)
-            fooled = critics.fooled(critic, params[DISCRIMINATOR], see(of_made, y))
+            fooled = critics.fooled(critic, params[DISCRIMINATOR], see(of_made, y), cond)
             apart = distilled(teacher(context.frozen, cond), of_teacher, y, draw, model.process)
             return fooled + distillation * apart, {"generator": fooled, "distillation": apart}
 

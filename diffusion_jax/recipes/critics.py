@@ -28,15 +28,15 @@ class Critic(NamedTuple):
     """The heads, D.
 
     Attributes:
-        init: (key, features, or their shapes) -> params.
-        logits: (params, features) -> [b, heads], large for what looks real.
+        init: (key, features, or their shapes, cond) -> params.
+        logits: (params, features, cond) -> [b, heads], large for what looks real.
         game: the two losses.
         weight: w of (1).
         r1: γ of (1).
     """
 
-    init: Callable[[Array, list], Params]
-    logits: Callable[[Params, list[Array]], Array]
+    init: Callable[[Array, list, Cond], Params]
+    logits: Callable[[Params, list[Array], Cond], Array]
     game: Game
     weight: float
     r1: float = 0.0
@@ -65,27 +65,27 @@ def initialiser(
     def init(key: Array, net: Params, x: Array, cond: Cond) -> Params:
         ones = jnp.ones(x.shape[:1], jnp.float32)
         level = NoiseLevel(ones, ones, ones, ones)
-        return critic.init(key, jax.eval_shape(features, net, x, level, cond))
+        return critic.init(key, jax.eval_shape(features, net, x, level, cond), cond)
 
     return init
 
 
 def told_apart(
-    critic: Critic, params: Params, real: list[Array], made: list[Array]
+    critic: Critic, params: Params, real: list[Array], made: list[Array], cond: Cond
 ) -> tuple[Array, dict[str, Array]]:
-    """(L_D of (1), metrics)."""
-    of_real, of_made = critic.logits(params, real), critic.logits(params, made)
+    """(L_D of (1), metrics); both are of the same cond."""
+    of_real, of_made = critic.logits(params, real, cond), critic.logits(params, made, cond)
     loss = critic.game.discriminator(of_real, of_made)
     metrics = {"logit_real": of_real.mean(), "logit_made": of_made.mean(), "discriminator": loss}
     if critic.r1:
         # Each example's logits are its own, so one gradient of their sum has those of all.
-        slopes = jax.grad(lambda f: critic.logits(params, f).sum())(real)
+        slopes = jax.grad(lambda f: critic.logits(params, f, cond).sum())(real)
         square = sum(jnp.sum(slope**2) for slope in slopes) / of_real.shape[0]
         loss, metrics = loss + critic.r1 * square, {**metrics, "r1": square}
     return loss, metrics
 
 
-def fooled(critic: Critic, params: Params, made: list[Array]) -> Array:
+def fooled(critic: Critic, params: Params, made: list[Array], cond: Cond) -> Array:
     """w·generator of (1); the heads stand still."""
-    logits = critic.logits(jax.lax.stop_gradient(params), made)
+    logits = critic.logits(jax.lax.stop_gradient(params), made, cond)
     return critic.weight * critic.game.generator(logits)

@@ -82,7 +82,7 @@ def improved_distribution_matching(
         made = still(generate(params[NET]))
         own = players.denoising(model, params[FAKE], of_fake, made, cond, draw)
         real, of_it = seen(params[FAKE], of_real, x0), seen(params[FAKE], of_made, made)
-        told, metrics = critics.told_apart(critic, params[DISCRIMINATOR], real, of_it)
+        told, metrics = critics.told_apart(critic, params[DISCRIMINATOR], real, of_it, cond)
 
         def student(net: Params):
             y = generate(net)
@@ -90,7 +90,7 @@ def improved_distribution_matching(
             of_fake_score = players.denoiser_of(model, fake, cond)
             grad = matching(teacher(context.frozen, cond), of_fake_score, still(y), x_t, at)
             matched = players.pulled(y, grad)
-            fooled = critics.fooled(critic, heads, seen(fake, of_made, y))
+            fooled = critics.fooled(critic, heads, seen(fake, of_made, y), cond)
             return matched + fooled, {"matching": matched, "generator": fooled}
 
         value, of_student = players.on_turn(student, params[NET], context.step, ratio)

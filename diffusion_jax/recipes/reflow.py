@@ -1,11 +1,11 @@
 """Rectified flow's second round: regression on pairs that a flow has made (Liu et al. 2023).
 
-    L = w·‖F_θ(x_t, t) - F(x0, eps)‖²,   x_t = alpha·x0 + sigma·eps,   (x0, eps) a pair,       (1)
+    L = w·d(F_θ(x_t, t), F(x0, eps)),   x_t = alpha·x0 + sigma·eps,   (x0, eps) a pair,       (1)
 
-where for the rectified path and the target ``flow`` F = eps - x0 (their equation 1).  Independent
-pairs make it flow matching; pairs of noise and of where a teacher takes it make the flow straighter
-with every round (their section 3), so that fewer steps of a solver follow it.  ``straightness``
-is by how much it is not yet straight.
+where for the rectified path, the target ``flow`` and squares F = eps - x0 (their equation 1).
+Independent pairs make it flow matching; pairs of noise and of where a teacher takes it make the
+flow straighter with every round (their section 3), so that fewer steps of a solver follow it.
+``straightness`` is by how much it is not yet straight.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion_jax.core import losses, sampling
+from diffusion_jax.core import sampling
+from diffusion_jax.core.losses import Distance, squared
 from diffusion_jax.core.process import corrupt
 from diffusion_jax.core.proposals import Proposal
-from diffusion_jax.core.targets import network_output
+from diffusion_jax.core.targets import express, network_output
 from diffusion_jax.core.types import (
     Cond,
     Context,
@@ -74,6 +75,7 @@ def reflow(
     coupling: Coupling,
     proposal: Proposal,
     weight: Weight | None = None,
+    distance: Distance | None = None,
     tell: Tell = nothing,
     condition_dropout: float = 0.0,
 ) -> Recipe:
@@ -85,13 +87,14 @@ def reflow(
         coupling: ``solved(teacher, solver, levels)`` or ``given()``.
         proposal: how levels are drawn.
         weight: of the level; None for ``simple()``.
+        distance: d; None for ``squared()``.
         tell: what student and teacher are told beside.
         condition_dropout: share of examples whose condition is emptied.
 
     Returns:
         A Recipe over params {"net": ...}.
     """
-    weight = weight or simple()
+    weight, distance = weight or simple(), distance or squared()
 
     def loss(params: Params, context: Context, batch: dict[str, Array], key: Array):
         of_codec, of_drop, of_tell, of_level, of_pair, of_net = jax.random.split(key, 6)
@@ -103,7 +106,7 @@ def reflow(
         level, importance = proposal.draw(of_level, x0.shape[0], model.process, context.carry)
         x = corrupt(x0, eps, level)
         out = network_output(model, params, x, level, cond, of_net)
-        error = losses.regression(model.target, out, x0, eps, level)
+        error = distance(out[..., : x0.shape[-1]], express(model.target, x0, eps, level))
         each = weight(level, model.target) * error
         carry = proposal.update(context.carry, level, jax.lax.stop_gradient(each))
         return jnp.mean(importance * each), Report({}, carry)

@@ -155,6 +155,17 @@ def test_normal_proposals_have_their_moments():
     assert abs(logit.std() - 0.8) < 4 * 0.8 / (2 * n) ** 0.5
 
 
+def test_the_u_shaped_proposal_has_its_density():
+    """P(t < x) = (e^(a·x) - e^(a·(1 - x)) + e^a - 1)/(2·(e^a - 1)) of its two exponentials."""
+    n, a = 40_000, 4.0
+    t = proposals.u_shaped(a).draw(jax.random.key(0), n, _process(), ())[0].t
+    for x in (0.01, 0.1, 0.3, 0.5, 0.8, 0.99):
+        want = (np.exp(a * x) - np.exp(a * (1 - x)) + np.expm1(a)) / (2 * np.expm1(a))
+        assert abs((np.asarray(t) < x).mean() - want) < 4 * 0.5 / n**0.5
+    with pytest.raises(ValueError, match=r"u_shaped\(a=0.0\).*uniform"):
+        proposals.u_shaped(0.0)
+
+
 def test_loss_aware_proposal_learns_and_stays_unbiased():
     bins, here = 4, Process(schedules.linear(8), PATHS["vp"])
     proposal = proposals.loss_aware(bins, decay=0.0, warm_up=1)

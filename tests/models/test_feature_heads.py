@@ -73,6 +73,26 @@ def test_features_of_points_are_the_networks_own():
     assert_allclose(got[0], want, atol=1e-5)
 
 
+def test_heads_are_told_the_class():
+    """logit = a·h + told·(B h): of one example and each class, a plane's own slope."""
+    rng = np.random.default_rng(0)
+    features = [rng.normal(size=(4, 2, 3, 5)).astype(np.float32)]
+    heads, told = FeatureHeads(width=8), jnp.eye(4)
+    fresh = heads.init(jax.random.key(0), features, told)
+    assert_array_equal(heads.apply(fresh, features, told), np.zeros((4, 1)))
+    slope = jax.grad(lambda p: heads.apply(p, features, told).sum())(fresh)["params"]
+    assert np.abs(slope["told_0"]["kernel"]).max(1).min() > 1e-3  # so that it is learned
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), fresh)
+    own = params["params"]["told_0"]["kernel"]
+    by = [heads.apply(params, features, jnp.tile(one, (4, 1)))[:, 0] for one in told]
+    plain = heads.apply(params, features, jnp.zeros((4, 4)))[:, 0]
+    assert_allclose(plain, heads.apply(params, features)[:, 0], atol=1e-5)
+    params["params"]["told_0"]["kernel"] = own[::-1]
+    swapped = [heads.apply(params, features, jnp.tile(one, (4, 1)))[:, 0] for one in told]
+    assert_allclose(swapped, by[::-1], atol=1e-5)
+    assert np.ptp(np.array(by) - plain, axis=0).min() > 1e-2
+
+
 def test_heads_judge_each_example_by_itself_and_start_at_zero():
     rng = np.random.default_rng(0)
     features = [rng.normal(size=s).astype(np.float32) for s in ((4, 2, 3, 5), (4, 6, 7), (4, 9))]

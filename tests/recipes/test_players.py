@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import toy
 from numpy.testing import assert_allclose, assert_array_equal
 
+from diffusion_jax.build_players import about, critic_of
 from diffusion_jax.core import oracles, process, targets
 from diffusion_jax.core.process import corrupt
 from diffusion_jax.core.types import Model
@@ -17,8 +19,8 @@ from diffusion_jax.recipes.improved_distribution_matching import improved_distri
 from diffusion_jax.recipes.score_identity import identity, score_identity
 
 HEADS = critics.Critic(
-    lambda key, features: {"a": jnp.float64(0.3), "b": jnp.float64(0.2)},
-    lambda params, f: params["a"] * f[0][:, :1] + params["b"] * f[0][:, 1:] ** 2,
+    lambda key, features, cond: {"a": jnp.float64(0.3), "b": jnp.float64(0.2)},
+    lambda params, f, cond: params["a"] * f[0][:, :1] + params["b"] * f[0][:, 1:] ** 2,
     GAMES["non_saturating"],
     weight=0.5,
 )
@@ -232,3 +234,42 @@ def test_what_a_student_is_trained_on_is_what_it_sees_when_it_samples(x64):
 def test_times_that_are_out_of_order_are_refused():
     with pytest.raises(ValueError, match="give 0 <= low < high <= 1"):
         players.between(0.5, 0.2)
+
+
+def test_a_critic_that_is_told_the_class_sees_what_is_made_of_another():
+    """Two classes of points, made with their classes swapped: as a whole they are the same."""
+    label = jnp.arange(256) % 2
+    rng = np.random.default_rng(0)
+    side = jnp.array([1.0, -1.0])  # heads normalise over channels
+    of = lambda label: (2 * label[:, None] - 1) * side + 0.1 * rng.normal(size=(256, 2))
+    real, made, cond = [of(label)], [of(1 - label)], {"label": label}
+
+    def apart(told):
+        critic = critic_of("hinge", 1.0, width=16, told=told)
+        params, optimiser = critic.init(jax.random.key(0), real, cond), optax.adam(1e-2)
+
+        @jax.jit
+        def step(params, state):
+            of = lambda p: critics.told_apart(critic, p, real, made, cond)[0]
+            value, grads = jax.value_and_grad(of)(params)
+            updates, state = optimiser.update(grads, state)
+            return optax.apply_updates(params, updates), state, value
+
+        state = optimiser.init(params)
+        for _ in range(100):
+            params, state, value = step(params, state)
+        return value
+
+    assert apart(lambda cond: None) > 1.9  # 2 is of a coin
+    assert apart(about(2)) < 0.2
+
+
+def test_what_heads_are_told_of_a_condition():
+    label, context = jnp.array([2, 0, 3]), jnp.arange(24.0).reshape(3, 2, 4)
+    assert_array_equal(about(3)({"label": label}), np.eye(4)[[2, 0, 3], :3])  # 3 is the null class
+    mask = jnp.array([[True, False], [True, True], [False, False]])
+    text = {"context": context, "context_mask": mask}
+    want = [context[0, 0], context[1].mean(0), np.zeros(4)]
+    assert_allclose(about(0)(text), np.stack(want))
+    assert_array_equal(about(0)({**text, "pooled": label}), label)
+    assert about(0)({}) is None

@@ -7,7 +7,16 @@ import pytest
 import toy
 from numpy.testing import assert_allclose
 
-from diffusion_jax.core import flow_maps, grids, oracles, process, proposals, targets, weighting
+from diffusion_jax.core import (
+    flow_maps,
+    grids,
+    losses,
+    oracles,
+    process,
+    proposals,
+    targets,
+    weighting,
+)
 from diffusion_jax.core.guidance import condition
 from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.core.types import Prediction
@@ -62,6 +71,18 @@ def test_the_loss_is_the_weighted_error_of_the_velocity(x64):
     )
     got = _loss(made.given(), weight=weighting.mse("x0"))(jnp.float64(0.1))
     assert_allclose(got, 0.01 * jnp.mean(level.sigma**2), rtol=1e-8)
+
+
+def test_a_distance_stands_for_the_square(x64):
+    model = toy.two_time_model("rectified", "flow", truth=_straight)
+    recipe = made.reflow(
+        model, lambda *a: {}, made.given(), proposals.u_shaped(), distance=losses.absolute()
+    )
+    eps = jax.random.normal(jax.random.key(3), (256, 2))
+    batch = {"image": _clean_of(eps), "noise": eps}
+    loss = lambda theta: recipe.loss({"net": theta}, toy.context(), batch, jax.random.key(1))[0]
+    assert_allclose(loss(jnp.float64(0.1)), 0.1, rtol=1e-8)
+    assert loss(jnp.float64(0.0)) < 1e-12
 
 
 def test_solved_pairs_are_where_the_teacher_goes(x64):
