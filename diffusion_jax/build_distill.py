@@ -1,11 +1,14 @@
 """From a teacher's run to a student, by ``config.distill``.
 
 The student has its teacher's data, process and network, which is told more numbers where the method
-says so, and starts from its teacher's parameters.  A run's config is whole (``with_teacher``), so
-that the student is sampled and evaluated without its teacher.
+says so, and starts from its teacher's parameters, or those of another of its students
+(``config.student``).  A run's config is whole (``with_teacher``), so that the student is sampled
+and evaluated without its teacher.
 """
 
 from __future__ import annotations
+
+import json
 
 from ml_collections import ConfigDict
 
@@ -17,7 +20,7 @@ from diffusion_jax.core.types import Params
 from diffusion_jax.data.catalog import LATENTS
 from diffusion_jax.spec import Config
 from diffusion_jax.spec import build as build_from
-from diffusion_jax.train.workdir import read_config
+from diffusion_jax.train.workdir import NEUTRAL, differences, flat, read_config
 
 # What is the teacher's; a student's config has the rest.
 INHERITED = ("data", "text", "process", "model", "loss")
@@ -93,8 +96,31 @@ def experiment(config: Config) -> build.Experiment:
         model=student,
         recipe=how.recipe(pair),
         taught=taught,
-        start=lambda: dict.fromkeys(how.copies, _params(config.teacher)["net"]),
+        start=lambda: _start(config, how),
     )
+
+
+def _start(config: Config, how: Method) -> Params:
+    """The teacher's parameters for each network; those of ``config.student`` for what is trained.
+
+    Raises:
+        ValueError: if that is no run of the same network.
+    """
+    start = dict.fromkeys(how.copies, _params(config.teacher)["net"])
+    if not config.get("student"):
+        return start
+    held, mine = settings(config.student), json.loads(config.to_json())
+    if not held.get("model", {}).get(config.model.name, {}).get("scalars"):
+        mine["model"][config.model.name].pop("scalars", None)  # which are learned anew
+    of = lambda whole: {name: whole.get(name, {}) for name in ("process", "model")}
+    if differing := [name for name in differences(of(held), of(mine)) if name not in NEUTRAL]:
+        theirs, ours = (flat(of(whole)).get(differing[0]) for whole in (held, mine))
+        raise ValueError(
+            f"config.student = {config.student!r} has another network than config.teacher = "
+            f"{config.teacher!r}: {differing[0]} is {theirs!r} there and {ours!r} here; name a run "
+            "that was distilled from the same teacher"
+        )
+    return {**start, "net": _params(config.student)["net"]}
 
 
 def method(config: Config) -> Method:

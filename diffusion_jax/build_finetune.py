@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import build
+from diffusion_jax import build, build_distill, build_tuning
 from diffusion_jax.build_buckets import bucket_sizes
 from diffusion_jax.build_checkpoint import TextToImage, text_to_image
 from diffusion_jax.build_condition import Conditioning
+from diffusion_jax.build_methods import Pair
 from diffusion_jax.build_tuning import Plan
 from diffusion_jax.convert.stable_diffusion import Checkpoint, find_tokenizers
-from diffusion_jax.core.types import Params, Recipe
+from diffusion_jax.core.types import Context, Params, Recipe
 from diffusion_jax.data.pipeline import batches, make_dataset
 from diffusion_jax.data.tokenizers import load_tokenizer
 from diffusion_jax.recipes.dreambooth import PRIOR, dreambooth
@@ -34,7 +35,7 @@ def finetune(config: Config, made: TextToImage, plan: Plan) -> build.Experiment:
     """
     weights = made.weights
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), weights.params)
-    whole = build.regression_recipe(config, made.model, _no_init)
+    whole = _distilled(config, made) if config.get("distill") else _of_pictures(config, made)
     # Of the weights only shapes are asked for: their values are the checkpoint's.
     empty = lambda key, batch: {**jax.tree.map(_zeros, shapes), "terms": [{}]}
     recipe = plan.recipe(whole._replace(init=empty), made)
@@ -48,6 +49,42 @@ def finetune(config: Config, made: TextToImage, plan: Plan) -> build.Experiment:
         frozen=lambda: plan.frozen(weights),
         start=lambda: plan.start(weights),
     )
+
+
+def _of_pictures(config: Config, made: TextToImage) -> Recipe:
+    return build.regression_recipe(config, made.model, _no_init)
+
+
+def _distilled(config: Config, made: TextToImage) -> Recipe:
+    """What ``config.distill`` names, taught by the weights as the checkpoint has them.
+
+    Raises:
+        ValueError: for a method that the checkpoint's network, alone and told nothing more, cannot
+            learn, or a tuning that keeps no weights as they were.
+    """
+    how = build_distill.method(config)
+    if how.scalars or how.groups:
+        lacks = f"tells its network {how.scalars}" if how.scalars else "trains several networks"
+        raise ValueError(
+            f"config.distill = {config.distill!r} {lacks}; a checkpoint takes one that does not, "
+            "such as latent_consistency(scale=7.5) or consistency_distillation(scale=7.5)"
+        )
+    if "base" not in build_tuning.plan(config).frozen(made.weights):
+        raise ValueError(
+            f"config.distill = {config.distill!r} learns from the checkpoint's own weights, which "
+            f"config.tuning = {config.tuning!r} changes; take 'lora(rank=64)'"
+        )
+    pair = Pair(
+        made.model, made.model, _no_init, config.loss.condition_dropout, config.model.name,
+        made.net, dict, pixels=False, classes=0,
+    )  # fmt: skip
+    recipe = how.recipe(pair)
+
+    def loss(params: Params, context: Context, batch: dict[str, Any], key: jax.Array):
+        frozen = {**context.frozen, **how.frozen(), "teacher": context.frozen["base"]}
+        return recipe.loss(params, context._replace(frozen=frozen), batch, key)
+
+    return recipe._replace(loss=loss)
 
 
 def opened(config: Config, checkpoint: Checkpoint, plan: Plan) -> TextToImage:

@@ -130,7 +130,7 @@ def _of_scores(
 def adversarial(
     steps: int = 1, scale: float = 1.0, distillation: float = 2.5, features: str = "efficientnet",
     weight: float = 1.0, r1: float = 1.0, ratio: int = 2, discriminator: float = 2.0,
-    high: float = 0.98,
+    high: float = 0.98, noise: float = 0.0,
 ) -> Method:  # fmt: skip
     """ADD (``recipes.adversarial``), a student of ``steps`` calls.
 
@@ -144,6 +144,7 @@ def adversarial(
         ratio: steps to one of the student.
         discriminator: factor of the discriminator's learning rate.
         high: latest time of the distillation term.
+        noise: deviation, on the pixels that the discriminator sees (in [-1, 1]).
     """
     at_least_1("adversarial", ratio=ratio, steps=steps)
     distilled = players.between(high=high)
@@ -155,8 +156,8 @@ def adversarial(
 
     def recipe(pair: Pair) -> Recipe:
         critic = critic_of("hinge", weight, r1, told=about(pair.classes))
-        seen = against.of_pixels(pair.student, of_data)
-        key = jax.random.key(0)  # pixels are seen as they are
+        seen = against.of_pixels(pair.student, of_data, noise)
+        key = jax.random.key(0)  # for shapes alone
         # Its heads are as wide as the features, of which the parameters tell the shapes.
         shown = lambda net, x, level, cond: seen({**pair.frozen(), **read()}, key, x, cond)
         return against.adversarial(

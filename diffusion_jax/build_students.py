@@ -21,7 +21,7 @@ from diffusion_jax.build_methods import (
     shown_of,
     teacher_of,
 )
-from diffusion_jax.core import grids, proposals
+from diffusion_jax.core import flow_maps, grids, proposals
 from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.core.types import Recipe
 from diffusion_jax.recipes import consistency as one_function
@@ -90,19 +90,31 @@ def easy(
 
 
 def latent_consistency(
-    levels: int = 50, low: float = 1.0, high: float = 5.0, distance: str = ""
+    levels: int = 50, low: float = 1.0, high: float = 5.0, distance: str = "", scale: float = 0.0
 ) -> Method:
-    """Latent consistency (``recipes.latent_consistency``), told scales from low to high."""
-    own = distance_of(distance)
+    """Latent consistency (``recipes.latent_consistency``).
+
+    Args:
+        levels: steps of the teacher's DDIM.
+        low, high: scales that are drawn, and that the student is told.
+        distance: d, of ``losses.DISTANCES``; none is pseudo-Huber.
+        scale: of all examples instead, which the student is not told (LCM-LoRA); 0 for none.
+    """
+    at_least_1("latent_consistency", levels=levels)
+    own, boundary = distance_of(distance), flow_maps.latent_consistency()
+    tell = teachers.nothing if scale else teachers.scales(low, high)
+    reads = students.bounded(boundary)
 
     def recipe(pair: Pair) -> Recipe:
-        tell = teachers.scales(low, high)
-        teacher = teachers.guided(pair.teacher)
+        teacher = teacher_of(pair, scale) if scale else teachers.guided(pair.teacher)
         return latent(
-            pair.student, teacher, pair.init, levels, tell, distance=own, shown=shown_of(pair)
-        )
+            pair.student, teacher, pair.init, levels, tell, boundary, own,
+            shown=shown_of(pair),
+        )  # fmt: skip
 
-    return Method(recipe, students.latent_consistency, (teachers.SCALE,))
+    if scale:
+        return Method(recipe, reads)
+    return Method(recipe, students.told(reads), (teachers.SCALE,))
 
 
 def continuous_distillation(

@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from absl import app, flags, logging
-from few_step_rows import ROWS, Setting
 from tqdm import tqdm
 
 from diffusion_jax import build_evaluation, pictures
@@ -37,6 +36,8 @@ from diffusion_jax.jobs.evaluating import judge_of
 from diffusion_jax.jobs.run import cache_compilations, open_run, run_config
 from diffusion_jax.jobs.sets import cache_folder, images_of
 from diffusion_jax.jobs.training import train
+from scripts.few_step_rows import ROWS
+from scripts.few_step_settings import Setting
 
 FLAGS = flags.FLAGS
 CALLS = (1, 2, 4)
@@ -118,17 +119,17 @@ def stem(asked: dict[str, Any]) -> str:
     return "".join(c if c.isalnum() or c in "-." else "_" for c in words)
 
 
-def trained(method: str, setting: Setting, folder: Path, steps: int) -> tuple[list[Path], float]:
+def trained(setting: Setting, folder: Path, steps: int) -> tuple[list[Path], float]:
     """The run of each stage, trained if it is not yet, and seconds of training in all."""
-    row, runs, teacher, seconds = ROWS[method], [], FLAGS.teacher, 0.0
-    each = steps // len(setting.distill)
-    for i, distill in enumerate(setting.distill):
-        config = importlib.import_module(f"configs.distill_{row.config}").get_config()
+    runs, teacher, seconds = [], FLAGS.teacher, 0.0
+    each = steps // len(setting.stages)
+    for i, stage in enumerate(setting.stages):
+        config = importlib.import_module(f"configs.distill_{stage.config}").get_config()
         config.unlock()
-        config.teacher, config.distill = str(teacher), distill
+        config.teacher, config.distill = str(teacher), stage.distill
         config.train.update(steps=each, sample_every=0, checkpoint_every=max(each // 2, 1))
-        config.update_from_flattened_dict(dict(setting.fields))
-        run = folder / f"stage_{i}" if len(setting.distill) > 1 else folder
+        config.update_from_flattened_dict(dict(stage.fields))
+        run = folder / f"stage_{i}" if len(setting.stages) > 1 else folder
         train(config.lock(), run)
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         rates = [line["steps_per_second"] for line in lines if line.get("steps_per_second")]
@@ -143,13 +144,13 @@ def measured(
 ) -> None:
     """Train one setting of a method and measure it, but for what the log has."""
     row, setting = ROWS[method], ROWS[method].settings[name]
-    fields = json.dumps(setting.fields, sort_keys=True)
-    about = {"method": method, "setting": name, "distill": setting.distill[-1], "steps": steps}
-    about |= {"fields": fields, "asked": n, "teacher": FLAGS.teacher}
+    stages = [[stage.config, stage.distill, dict(stage.fields)] for stage in setting.stages]
+    about = {"method": method, "setting": name, "stages": stages, "steps": steps}
+    about |= {"asked": n, "teacher": FLAGS.teacher}
     missing = [calls for calls in CALLS if not log.has({**about, "calls": calls})]
     if not missing:
         return
-    runs, seconds = trained(method, setting, folder, steps)
+    runs, seconds = trained(setting, folder, steps)
     for calls in missing:
         run = runs[row.stage[calls] if row.stage else -1]
         sampler = {"sampler.steps": calls} | {f"sampler.{k}": v for k, v in row.sampler.items()}

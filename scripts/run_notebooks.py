@@ -23,6 +23,9 @@ def run(path: Path, save: bool) -> None:
         client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": folder}})
         client.execute()
     if save:
+        for cell in notebook.cells:  # progress bars are for who runs it
+            kept = [one for one in cell.get("outputs", []) if one.get("name") != "stderr"]
+            cell.update({"outputs": kept} if "outputs" in cell else {})
         nbformat.write(notebook, path)
 
 

@@ -137,6 +137,12 @@ def test_a_student_goes_on_bit_for_bit_and_can_teach(teacher, tmp_path):
         ({"distill": "shortcut(scale=2.0)"}, "guides a teacher; give follow='teacher' too"),
         ({"distill": "moment_matching(scale=2.0)"}, "guides a teacher; give follow='teacher' too"),
         ({"distill": "mean_flow(to_clean=2.0)"}, "to_clean=2.0 is a share of the batch"),
+        ({"distill": "continuous_training(c=0.0)"}, "c=0.0 a norm above 0"),
+        ({"distill": "reflow(ends=-1.0)"}, r"u_shaped\(a=-1.0\) must be above 0"),
+        ({"distill": "reflow(distance='lpips')"}, "distance='lpips' is not known"),
+        ({"distill": "trajectory(solver='euler')"}, "'euler'\\); known are ddim, flow_heun, heun"),
+        ({"distill": "trajectory(to_clean=2.0)"}, "to_clean=2.0 is a share of the batch"),
+        ({"distill": "latent_adversarial(high=1.5)"}, "times from 0.02 to 1.5: give"),
         ({"distill": "continuous_training(warm_up=-5)"}, "warm_up=-5 must be 0 or more steps"),
         ({"distill": "consistency_distillation(solver='ddmi')"}, "'ddmi'\\); known are"),
         (
@@ -162,6 +168,34 @@ def test_a_student_that_is_told_more_teaches_no_other(teacher, tmp_path):
     jobs.train(config_of("lcm", teacher), tmp_path / "told")
     with pytest.raises(ValueError, match="was distilled by 'latent_consistency"):
         jobs.train(config_of("ect", tmp_path / "told"), tmp_path / "new")
+
+
+@pytest.mark.parametrize("name", ["scd", "mean_flow", "sid"])
+def test_a_student_starts_from_another(teacher, tmp_path, name):
+    jobs.train(config_of("cd", teacher), tmp_path / "cd")
+    config = config_of(name, teacher)
+    config.student, config.ema = str(tmp_path / "cd"), "constant(decay=0.5)"
+    config.optimizer.learning_rate = 1e-12
+    params = jax.device_get(jobs.train(config, tmp_path / "next").params)
+    of = lambda run: averaged(run, read_config(run)["ema"])[0]["net"]
+    for scalar in build_distill.method(config).scalars:
+        params["net"]["embed"].pop(scalar)
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9)
+    jax.tree.map(close, params["net"], of(tmp_path / "cd"))
+    if "fake" in params:
+        jax.tree.map(close, params["fake"], of(teacher))
+
+
+def test_a_student_of_another_network_is_no_start(teacher, tmp_path):
+    jobs.train(config_of("lcm", teacher), tmp_path / "told")
+    config = config_of("ect", teacher)
+    config.student = str(tmp_path / "told")
+    says = "config.student = .* has another network than config.teacher = .*scalars is .*guidance"
+    with pytest.raises(ValueError, match=says):
+        jobs.train(config, tmp_path / "new")
+    config.student = "nowhere"
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        jobs.train(config, tmp_path / "new")
 
 
 def test_a_release_in_codes_teaches_with_its_own_first_stage_and_prompts():

@@ -12,11 +12,11 @@ from scripts.few_step_rows import ROWS
 @pytest.mark.parametrize("name", ROWS)
 def test_every_setting_names_a_method_and_fields(name):
     row = ROWS[name]
-    config = importlib.import_module(f"configs.distill_{row.config}").get_config()
     for setting in row.settings.values():
-        for distill in setting.distill:
-            build(METHODS, distill, "distill", total=600)
-        config.update_from_flattened_dict(dict(setting.fields))
+        for stage in setting.stages:
+            config = importlib.import_module(f"configs.distill_{stage.config}").get_config()
+            build(METHODS, stage.distill, "distill", total=600)
+            config.update_from_flattened_dict(dict(stage.fields))
+        assert set(row.sampler) <= set(config.sampler)
     for stage in (row.stage or {}).values():
-        assert all(abs(stage) <= len(setting.distill) for setting in row.settings.values())
-    assert set(row.sampler) <= set(config.sampler)
+        assert all(abs(stage) <= len(setting.stages) for setting in row.settings.values())

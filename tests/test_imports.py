@@ -59,6 +59,8 @@ ALLOWED = {
         "build_buckets",
         "build_checkpoint",
         "build_condition",
+        "build_distill",
+        "build_methods",
         "build_tuning",
         "spec",
     },

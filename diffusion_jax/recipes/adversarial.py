@@ -99,16 +99,22 @@ def distilled(teacher: Denoise, key: Array, made: Array, draw: Draw, process: An
     return jnp.mean(level.alpha * mean_per_example((made - goal) ** 2))
 
 
-def of_pixels(model: Model, features: Callable[[Params, Array], list[Array]]) -> Seen:
+def of_pixels(
+    model: Model, features: Callable[[Params, Array], list[Array]], noise: float = 0.0
+) -> Seen:
     """Of pixels through the network of ``frozen["perceptual"]``.
 
     Args:
         model: its codec decodes what is diffused.
         features: (``frozen["perceptual"]``, pixels) -> arrays [b, ..., c]: of a ``Perceptual``.
+        noise: deviation of Gaussian noise on the pixels, real and made, so that D cannot tell them
+            apart by what no eye sees (Sønderby et al. 2017, section 3.3).
     """
 
     def seen(frozen: Params, key: Array, x0: Array, cond: Cond) -> list[Array]:
-        del key, cond
-        return list(features(frozen["perceptual"], model.codec.decode(frozen, x0)))
+        del cond
+        pixels = model.codec.decode(frozen, x0)
+        pixels += noise * jax.random.normal(key, pixels.shape, pixels.dtype)
+        return list(features(frozen["perceptual"], pixels))
 
     return seen

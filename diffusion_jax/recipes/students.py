@@ -22,11 +22,24 @@ def plain(model: Model, params: Params, cond: Cond, scale: Array | None) -> Jump
     return flow_maps.to_clean(lambda x, level: denoiser(model, params)(x, level, cond))
 
 
-def consistency(model: Model, params: Params, cond: Cond, scale: Array | None) -> Jump:
-    """f of one level, x itself where that is clean."""
-    del scale
-    f = flow_maps.bounded(denoiser(model, params), flow_maps.free())
-    return flow_maps.to_clean(lambda x, level: f(x, level, cond))
+def bounded(boundary: flow_maps.Boundary) -> Reading:
+    """f of one level, kept at x where that is clean by a boundary."""
+
+    def read(model: Model, params: Params, cond: Cond, scale: Array | None) -> Jump:
+        del scale
+        f = flow_maps.bounded(denoiser(model, params), boundary)
+        return flow_maps.to_clean(lambda x, level: f(x, level, cond))
+
+    return read
+
+
+consistency: Reading = bounded(flow_maps.free())
+"""f of one level, x itself where that is clean."""
+
+
+def told(read: Reading) -> Reading:
+    """As another, but told the scale."""
+    return lambda model, params, cond, scale: read(model, params, _told(cond, scale), None)
 
 
 def _told(cond: Cond, scale: Array | None) -> Cond:
@@ -34,23 +47,8 @@ def _told(cond: Cond, scale: Array | None) -> Cond:
     return {**cond, SCALE: jnp.full((b,), 1.0 if scale is None else scale, jnp.float32)}
 
 
-def told(boundary: flow_maps.Boundary) -> Reading:
-    """As ``consistency``, told the scale, with a boundary."""
-
-    def read(model: Model, params: Params, cond: Cond, scale: Array | None) -> Jump:
-        f = flow_maps.bounded(denoiser(model, params), boundary)
-        return flow_maps.to_clean(lambda x, level: f(x, level, _told(cond, scale)))
-
-    return read
-
-
-latent_consistency: Reading = told(flow_maps.latent_consistency())
-"""``told`` with LCM's boundary."""
-
-
-def guided(model: Model, params: Params, cond: Cond, scale: Array | None) -> Jump:
-    """A denoiser that is told the scale."""
-    return plain(model, params, _told(cond, scale), None)
+guided: Reading = told(plain)
+"""A denoiser that is told the scale."""
 
 
 def two_levels(model: Model, params: Params, cond: Cond, scale: Array | None) -> Jump:
