@@ -194,7 +194,7 @@ def test_a_student_of_another_network_is_no_start(teacher, tmp_path):
     with pytest.raises(ValueError, match=says):
         jobs.train(config, tmp_path / "new")
     config.student = "nowhere"
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(ValueError, match="nowhere holds no run"):
         jobs.train(config, tmp_path / "new")
 
 
