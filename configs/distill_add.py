@@ -10,8 +10,11 @@ from configs import distill
 
 def get_config() -> ConfigDict:
     config = distill.get_config()
-    config.distill = "adversarial(steps=1, scale=1.0)"  # features="waves" for points
-    config.optimizer.learning_rate = 3e-4
+    config.distill = (  # features="waves" for points
+        "adversarial(ratio=1, steps=4, scale=1.0, distillation=0.3, high=0.5, noise=0.3, "
+        "discriminator=10.0)"
+    )
+    config.optimizer.learning_rate = 1e-4
     config.optimizer.b1 = 0.0  # a momentum swings with the two players
-    config.sampler.steps = 1  # as many as the method's
+    config.sampler.steps = 4  # as many as the method's
     return config

@@ -10,7 +10,10 @@ from configs import distill
 
 def get_config() -> ConfigDict:
     config = distill.get_config()
-    config.distill = "distribution_matching(ratio=1, scale=1.0, fake=3.0)"
+    config.distill = (
+        "distribution_matching(ratio=1, scale=1.0, fake=3.0, regression=0.02, "
+        "distance='pseudo_huber')"
+    )
     config.optimizer.learning_rate = 3e-4
     config.sampler.steps = 1
     return config

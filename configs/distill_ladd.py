@@ -10,7 +10,11 @@ from configs import distill
 
 def get_config() -> ConfigDict:
     config = distill.get_config()
-    config.distill = "latent_adversarial(ratio=1, steps=4, scale=1.0, distillation=0.3)"
+    # mean: what the discriminator looks at, log(sigma/alpha) of noise; less noise for fewer pixels.
+    config.distill = (
+        "latent_adversarial(ratio=1, steps=4, scale=1.0, distillation=0.3, high=0.5, mean=-2.0, "
+        "discriminator=10.0)"
+    )
     config.optimizer.learning_rate = 1e-4
     config.optimizer.b1 = 0.0  # a momentum swings with the two players
     config.sampler.steps = 4  # as many as the method's

@@ -10,6 +10,6 @@ from configs import distill
 
 def get_config() -> ConfigDict:
     config = distill.get_config()
-    config.distill = "reflow(steps=8)"
+    config.distill = "reflow(steps=8, distance='pseudo_huber')"
     config.sampler.solver = "ddim()"
     return config

@@ -10,7 +10,7 @@ from configs import distill
 
 def get_config() -> ConfigDict:
     config = distill.get_config()
-    config.distill = "score_identity(ratio=1, a=1.2, fake=3.0)"
+    config.distill = "score_identity(ratio=1, a=1.0, fake=3.0)"
     config.optimizer.learning_rate = 3e-4
     config.sampler.steps = 1
     return config

@@ -83,6 +83,15 @@ ROWS: dict[str, Row] = {
             "mean 0, sigma_data 1, rate 1e-4": one(
                 "scd", "continuous_distillation(scale=2.0, mean=0.0, sigma_data=1.0)", 1e-4
             ),
+            "mean 0, sigma_data 1, rate 5e-5": one(
+                "scd", "continuous_distillation(scale=2.0, mean=0.0, sigma_data=1.0)", 5e-5
+            ),
+            "mean 0, sigma_data 1, rate 3e-4": one(
+                "scd", "continuous_distillation(scale=2.0, mean=0.0, sigma_data=1.0)", 3e-4
+            ),
+            "mean 0, sigma_data 1, rate 3e-4, c 3": one(
+                "scd", "continuous_distillation(scale=2.0, mean=0.0, sigma_data=1.0, c=3.0)", 3e-4
+            ),
             "mean 0, rate 1e-4": one("scd", "continuous_distillation(scale=2.0, mean=0.0)", 1e-4),
             "mean 0": one("scd", "continuous_distillation(scale=2.0, mean=0.0)", 5e-4),
             "mean 0, rate 1e-3": one("scd", "continuous_distillation(scale=2.0, mean=0.0)"),
@@ -187,8 +196,14 @@ ROWS: dict[str, Row] = {
     ),
     "reflow": Row(
         {
-            "8 steps": one("reflow", "reflow(steps=8, scale=2.0)", 5e-4),
-            "8 steps, rate 1e-3": one("reflow", "reflow(steps=8, scale=2.0)"),
+            "8 steps, pseudo-Huber": one(
+                "reflow", "reflow(steps=8, scale=2.0, distance='pseudo_huber')"
+            ),
+            "8 steps, pseudo-Huber, near both ends": one(
+                "reflow", "reflow(steps=8, scale=2.0, distance='pseudo_huber', ends=4.0)"
+            ),
+            "8 steps": one("reflow", "reflow(steps=8, scale=2.0)"),
+            "8 steps, rate 5e-4": one("reflow", "reflow(steps=8, scale=2.0)", 5e-4),
         },
     ),
     **PLAYERS,

@@ -273,3 +273,13 @@ def test_what_heads_are_told_of_a_condition():
     assert_allclose(about(0)(text), np.stack(want))
     assert_array_equal(about(0)({**text, "pooled": label}), label)
     assert about(0)({}) is None
+
+
+def test_pixels_are_looked_at_under_noise_that_hides_what_is_fainter():
+    x0 = jnp.zeros((512, 4, 4, 1)).at[:256].add(0.01)  # a trace that a plain look would tell
+    look = lambda noise: adversarial.of_pixels(_model(), lambda params, x: [x], noise)
+    see = lambda noise, seed: look(noise)({"perceptual": {}}, jax.random.key(seed), x0, {})[0]
+    assert_array_equal(see(0.0, 0), x0)
+    noised = see(0.3, 0)
+    assert_allclose((noised - x0).std(), 0.3, rtol=0.05)
+    assert not np.array_equal(noised, see(0.3, 1))  # of data and of what is made it is not the same
