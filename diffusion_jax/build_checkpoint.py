@@ -31,7 +31,7 @@ from diffusion_jax.models.adapter import net_from_module
 from diffusion_jax.models.autoencoder_codec import Tiling, codec
 from diffusion_jax.models.text.clip import READS
 from diffusion_jax.models.text.prompts import Reader, read_prompts
-from diffusion_jax.recipes.students import told
+from diffusion_jax.recipes import students
 
 Rows = dict[str, np.ndarray]
 
@@ -154,8 +154,10 @@ def text_to_image(
         codec=codec(coder, *sd_autoencoder.scale_of(vae_config), tiling=tiling),
         condition=partial(_condition, readers, sized),
         null=partial(_null, readers, _empty(loaded), sized and _zeros(checkpoint)),
-        student=told(boundary_of(checkpoint.scheduler)) if unet.module.guidance_features else None,
     )
+    if unet.module.guidance_features:
+        reads = students.bounded(boundary_of(checkpoint.scheduler))
+        model = model._replace(student=students.told(reads))
     texts = tuple(part.params for part in checkpoint.text_encoders)
     factor, sample = vae.module.factor, checkpoint.configs["unet"].get("sample_size") or 64
     return TextToImage(

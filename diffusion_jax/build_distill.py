@@ -124,8 +124,17 @@ def _start(config: Config, how: Method) -> Params:
 
 
 def method(config: Config) -> Method:
-    """What ``config.distill`` names."""
-    return build_from(METHODS, config.distill, "distill", total=config.train.steps)
+    """What ``config.distill`` names.
+
+    Raises:
+        ValueError: for a name or an argument that is none; the sentence names the field.
+    """
+    try:
+        return build_from(METHODS, config.distill, "distill", total=config.train.steps)
+    except ValueError as error:
+        if "config.distill" in str(error):
+            raise
+        raise ValueError(f"config.distill = {config.distill!r}: {error}") from None
 
 
 def _params(folder: str) -> Params:
