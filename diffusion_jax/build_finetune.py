@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import build, build_distill, build_tuning
+from diffusion_jax import build, build_distill
 from diffusion_jax.build_buckets import bucket_sizes
 from diffusion_jax.build_checkpoint import TextToImage, text_to_image
 from diffusion_jax.build_condition import Conditioning
@@ -35,7 +35,10 @@ def finetune(config: Config, made: TextToImage, plan: Plan) -> build.Experiment:
     """
     weights = made.weights
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), weights.params)
-    whole = _distilled(config, made) if config.get("distill") else _of_pictures(config, made)
+    if config.get("distill"):
+        whole = _distilled(config, made, plan)
+    else:
+        whole = build.regression_recipe(config, made.model, _no_init)
     # Of the weights only shapes are asked for: their values are the checkpoint's.
     empty = lambda key, batch: {**jax.tree.map(_zeros, shapes), "terms": [{}]}
     recipe = plan.recipe(whole._replace(init=empty), made)
@@ -51,11 +54,7 @@ def finetune(config: Config, made: TextToImage, plan: Plan) -> build.Experiment:
     )
 
 
-def _of_pictures(config: Config, made: TextToImage) -> Recipe:
-    return build.regression_recipe(config, made.model, _no_init)
-
-
-def _distilled(config: Config, made: TextToImage) -> Recipe:
+def _distilled(config: Config, made: TextToImage, plan: Plan) -> Recipe:
     """What ``config.distill`` names, taught by the weights as the checkpoint has them.
 
     Raises:
@@ -69,7 +68,7 @@ def _distilled(config: Config, made: TextToImage) -> Recipe:
             f"config.distill = {config.distill!r} {lacks}; a checkpoint takes one that does not, "
             "such as latent_consistency(scale=7.5) or consistency_distillation(scale=7.5)"
         )
-    if "base" not in build_tuning.plan(config).frozen(made.weights):
+    if "base" not in plan.frozen(made.weights):
         raise ValueError(
             f"config.distill = {config.distill!r} learns from the checkpoint's own weights, which "
             f"config.tuning = {config.tuning!r} changes; take 'lora(rank=64)'"

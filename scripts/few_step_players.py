@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.few_step_settings import Row, Setting, one, then
-
-_CD = one(
-    "cd",
-    "consistency_distillation(levels=18, scale=2.0, solver='ddim', distance='pseudo_huber')",
-)
+from scripts.few_step_settings import CD, Row, Setting, one, then
 
 
 def _dmd(more: str, rate: float = 3e-4) -> Setting:
@@ -62,12 +57,12 @@ PLAYERS: dict[str, Row] = {
     "ADD": Row(
         {
             "of 4, after CD, noise 0.3": then(
-                _CD, _add("steps=4, distillation=1.0, weight=0.3, high=0.3, noise=0.3")
+                CD, _add("steps=4, distillation=1.0, weight=0.3, high=0.3, noise=0.3")
             ),
             "of 4, after CD, noise 0.3, weight 1": then(
-                _CD, _add("steps=4, distillation=1.0, discriminator=10.0, high=0.3, noise=0.3")
+                CD, _add("steps=4, distillation=1.0, discriminator=10.0, high=0.3, noise=0.3")
             ),
-            "of 4, after CD": then(_CD, _add("steps=4, distillation=2.5, weight=0.05, high=0.3")),
+            "of 4, after CD": then(CD, _add("steps=4, distillation=2.5, weight=0.05, high=0.3")),
             "of 4, noise 0.3": _add(
                 "steps=4, distillation=0.3, discriminator=10.0, high=0.5, noise=0.3"
             ),
@@ -80,12 +75,12 @@ PLAYERS: dict[str, Row] = {
     "LADD": Row(
         {
             "of 4, after CD, little noise": then(
-                _CD, _ladd("steps=4, distillation=1.0, discriminator=10.0, mean=-2.0, high=0.3")
+                CD, _ladd("steps=4, distillation=1.0, discriminator=10.0, mean=-2.0, high=0.3")
             ),
             "of 4, little noise": _ladd(
                 "steps=4, distillation=0.3, discriminator=10.0, mean=-2.0, high=0.5"
             ),
-            "of 4, after CD": then(_CD, _ladd("steps=4, distillation=0.3")),
+            "of 4, after CD": then(CD, _ladd("steps=4, distillation=0.3")),
             "of 4": _ladd("steps=4, distillation=0.3"),
             "of 4, discriminator 20": _ladd("steps=4, distillation=0.3, discriminator=20.0"),
             "distillation 1": _ladd("scale=2.0, distillation=1.0", 3e-4),

@@ -7,7 +7,7 @@ compares it with.
 from __future__ import annotations
 
 from scripts.few_step_players import PLAYERS
-from scripts.few_step_settings import Row, halved, one
+from scripts.few_step_settings import CD, Row, halved, one
 
 ROWS: dict[str, Row] = {
     "progressive": Row(
@@ -20,11 +20,7 @@ ROWS: dict[str, Row] = {
     ),
     "CD": Row(
         {
-            "18 levels, DDIM, pseudo-Huber": one(
-                "cd",
-                "consistency_distillation(levels=18, scale=2.0, solver='ddim', "
-                "distance='pseudo_huber')",
-            ),
+            "18 levels, DDIM, pseudo-Huber": CD,
             "160 levels": one(
                 "cd",
                 "consistency_distillation(levels=160, scale=2.0, solver='ddim', "

@@ -57,3 +57,10 @@ def halved(*steps: int, rate: float = 1e-3) -> Setting:
     texts = [f"progressive(steps={n}, scale={s})" for n, s in zip(steps, scales, strict=True)]
     stages = [one("progressive", text, rate, warmup=10).stages for text in texts]
     return Setting(sum(stages, ()))
+
+
+CD = one(
+    "cd",
+    "consistency_distillation(levels=18, scale=2.0, solver='ddim', distance='pseudo_huber')",
+)
+"""A row's own, and the first stage of others."""

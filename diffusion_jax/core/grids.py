@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from scipy.stats import beta as beta_distribution
+from scipy.special import betaincinv
 
 from diffusion_jax.core.process import Process
 from diffusion_jax.core.table_grids import (
@@ -79,7 +79,7 @@ def beta(process: Process, n: int, a: float = 0.6, b: float = 0.6) -> NoiseLevel
         a, b: of the distribution, > 0; 0.6 is the paper's.
     """
     steps = check(process, n)
-    quantiles = beta_distribution.ppf(np.linspace(1, 0, n), a, b)
+    quantiles = betaincinv(a, b, np.linspace(1, 0, n))
     if steps is None:
         return at_times(process, quantiles)
     return at_times(process, np.round(1 + quantiles * (steps - 1)) / steps)

@@ -1,22 +1,31 @@
-"""Tuning all of a tiny checkpoint's denoiser, or one new word: what changes, is left, is drawn."""
+"""Tuning a tiny checkpoint: its denoiser, a word, an LCM-LoRA: what changes, is left, is drawn."""
 
 import os
 import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import stable_diffusion as sampling_config
-from configs import stable_diffusion_full, stable_diffusion_lora, stable_diffusion_word
+from configs import (
+    stable_diffusion_full,
+    stable_diffusion_lcm_lora,
+    stable_diffusion_lora,
+    stable_diffusion_word,
+)
 from diffusion_jax import build_finetune, build_tuning, jobs
 from diffusion_jax.build_checkpoint import text_to_image
+from diffusion_jax.convert.lora import read_lora
 from diffusion_jax.convert.stable_diffusion import read_checkpoint
 from diffusion_jax.convert.textual_inversion import read_word
 from diffusion_jax.core.types import Context
 from diffusion_jax.data.prepare import Options, prepare
+from diffusion_jax.recipes import teachers
+from diffusion_jax.recipes.latent_consistency import latent_consistency
 
 pytestmark = pytest.mark.parity
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
@@ -24,7 +33,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 if os.environ.get("REQUIRE_PARITY") == "1":
     import stable_diffusion
 else:
-    for needed in ("torch", "diffusers", "transformers"):
+    for needed in ("torch", "diffusers", "transformers", "peft"):
         pytest.importorskip(needed)
     import stable_diffusion
 
@@ -163,3 +172,87 @@ def test_wrong_tunings_are_sentences(place, tmp_path, tuning, prompt, says):
     config.tuning, config.prompt = tuning, prompt
     with pytest.raises(ValueError, match=says):
         jobs.train(config, tmp_path)
+
+
+PROMPT, SIDE = "a photo of a red cat", 32
+
+
+def lcm_of(place, **changes):
+    config = config_of(place, stable_diffusion_lcm_lora)
+    config.prompt, config.prompts, config.chunks = PROMPT, (), 1
+    config.tuning = config.tuning.replace("rank=64", "rank=2")
+    config.sampler.steps = 4
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def test_an_lcm_lora_is_trained_and_drawn_with_by_diffusers_too(place, tmp_path):
+    config = lcm_of(place)
+    checkpoint = config.checkpoint
+    pipe = stable_diffusion.diffusers.StableDiffusionPipeline.from_pretrained(checkpoint)
+    jobs.train(config, tmp_path)
+    file = tmp_path / "lora.safetensors"
+    adapted = read_lora(file, read_checkpoint(checkpoint))["unet"].factors
+    kinds = ("attention/query", "mlp/in", "proj_in", "conv_1", "emb", "shortcut")
+    assert all(any(kind in name for name in adapted) for kind in kinds)
+
+    config = jobs.run_config(tmp_path, {"sampler.steps": 1, "seed": 3})
+    ours = np.asarray(jobs.sample(config, tmp_path).images, np.float32)
+    pipe.scheduler = stable_diffusion.diffusers.LCMScheduler(**stable_diffusion.SCHEDULER)
+    noise = np.asarray(jax.random.normal(jax.random.key(3), (SIDE // 8, SIDE // 8, 4)))[None]
+
+    def theirs():
+        return 255 * pipe(
+            [PROMPT], num_inference_steps=1, guidance_scale=1.0, output_type="np", height=SIDE,
+            width=SIDE, latents=stable_diffusion.torch.tensor(noise).permute(0, 3, 1, 2),
+        ).images  # fmt: skip
+
+    without = theirs()
+    pipe.load_lora_weights(file.parent, weight_name=file.name)
+    try:
+        assert np.abs(ours - theirs()).max() <= 2
+        assert np.abs(ours - without).mean() > 3
+    finally:
+        pipe.unload_lora_weights()
+
+
+def test_of_an_lcm_lora_the_checkpoint_itself_is_the_teacher(place):
+    """With factors that change nothing, as with factors that do, the loss is the recipe's own."""
+    config = lcm_of(place)
+    plan = build_tuning.plan(config)
+    made = build_finetune.opened(config, read_checkpoint(config.checkpoint), plan)
+    experiment = build_finetune.finetune(config, made, plan)
+    batch = next(iter(build_finetune.training_data(config, made)(0)))
+    params = experiment.recipe.init(jax.random.key(0), batch)
+    frozen, key = experiment.frozen(), jax.random.key(1)
+    teacher = teachers.guided(made.model, scale=jnp.float32(7.5))
+    own = latent_consistency(made.model, teacher, None, 50, teachers.nothing)
+    loss = jax.jit(lambda p, f: experiment.recipe.loss(p, Context(0, p, f, ()), batch, key)[0])
+
+    def plain(params):
+        whole = plan.weights(frozen, params).params
+        context = Context(0, whole, {**frozen, "teacher": frozen["base"]}, ())
+        return own.loss(whole, context, batch, key)[0]
+
+    np.testing.assert_allclose(loss(params, frozen), jax.jit(plain)(params), rtol=1e-4)
+    moved = jax.tree.map(lambda x: x + 0.05, params)
+    np.testing.assert_allclose(loss(moved, frozen), jax.jit(plain)(moved), rtol=1e-4)
+    assert abs(loss(moved, frozen) / loss(params, frozen) - 1) > 0.02  # they do change it
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"distill": "latent_consistency()"},
+            "tells its network .'guidance_scale',.; a",
+        ),
+        ({"distill": "distribution_matching()"}, "trains several networks; a checkpoint takes"),
+        ({"distill": "latent()"}, "unknown name 'latent'"),
+        ({"tuning": "full()"}, r"which config.tuning = 'full\(\)' changes; take"),
+        ({"distill": "latent_consistency(levels=0, scale=7.5)"}, "levels=0.*must be 1 or more"),
+    ],
+)
+def test_what_a_checkpoint_cannot_learn_of_itself_is_refused(place, tmp_path, changes, says):
+    with pytest.raises(ValueError, match=says):
+        jobs.train(lcm_of(place, **changes), tmp_path)
