@@ -69,6 +69,7 @@ PLAYERS: dict[str, Row] = {
             "of 4, weight 0.05": _add("steps=4, scale=2.0, weight=0.05", 3e-4),
             "of 4, distillation 0.3": _add("steps=4, distillation=0.3"),
             "of 4, weight 0.2": _add("steps=4, weight=0.2, high=0.5"),
+            "of 4, r1 30": _add("steps=4, scale=2.0, distillation=0.3, r1=30.0", 3e-4),
             "distillation 1": _add("scale=2.0, distillation=1.0", 3e-4),
         },
     ),

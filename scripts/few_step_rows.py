@@ -88,6 +88,11 @@ ROWS: dict[str, Row] = {
             "mean 0, sigma_data 1, rate 3e-4, c 3": one(
                 "scd", "continuous_distillation(scale=2.0, mean=0.0, sigma_data=1.0, c=3.0)", 3e-4
             ),
+            "mean 1, sigma_data 1, rate 1e-4": one(
+                "scd",
+                "continuous_distillation(scale=2.0, mean=1.0, std=1.4, sigma_data=1.0)",
+                1e-4,
+            ),
             "mean 0, rate 1e-4": one("scd", "continuous_distillation(scale=2.0, mean=0.0)", 1e-4),
             "mean 0": one("scd", "continuous_distillation(scale=2.0, mean=0.0)", 5e-4),
             "mean 0, rate 1e-3": one("scd", "continuous_distillation(scale=2.0, mean=0.0)"),
@@ -185,6 +190,10 @@ ROWS: dict[str, Row] = {
         {
             "4 steps, pseudo-Huber": one(
                 "ctm", "trajectory(steps=4, scale=2.0, distance='pseudo_huber')", 5e-4
+            ),
+            "4 steps, pseudo-Huber, half to clean, rate 1e-3": one(
+                "ctm",
+                "trajectory(steps=4, scale=2.0, distance='pseudo_huber', to_clean=0.5)",
             ),
             "4 steps": one("ctm", "trajectory(steps=4, scale=2.0)", 5e-4),
             "4 steps, rate 1e-3": one("ctm", "trajectory(steps=4, scale=2.0)"),
