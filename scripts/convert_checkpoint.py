@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     """Convert; a bad request is one sentence, code 2."""
     import jax.numpy as jnp  # here, so that --help is quick
 
-    from diffusion_jax.build_additions import with_loras
+    from diffusion_jax.build.checkpoint.additions import with_loras
     from diffusion_jax.convert.checkpoint_folder import write_checkpoint
     from diffusion_jax.convert.stable_diffusion import find_tokenizers, read_checkpoint
 

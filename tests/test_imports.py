@@ -11,13 +11,6 @@ ROOMS = (
     "core", "models", "recipes", "apps", "train", "evaluate", "data", "convert", "profiling"
 )  # fmt: skip
 
-BUILDS = (
-    "build", "build_additions", "build_autoencoder", "build_buckets", "build_checkpoint",
-    "build_condition", "build_control", "build_distill", "build_evaluation", "build_finetune",
-    "build_jumps", "build_methods", "build_players", "build_process", "build_sampling",
-    "build_students", "build_tuning", "build_weights",
-)  # fmt: skip
-
 # room -> the rooms (or modules) of ours that it may import; itself too, but for configs.
 ALLOWED = {
     "core": set(),
@@ -33,63 +26,19 @@ ALLOWED = {
     "backend": set(),
     "files": set(),
     "pictures": {"files"},
-    "build_sampling": {*ROOMS, "build", "build_process", "spec"},
-    "build_evaluation": {*ROOMS, "build", "build_process", "spec"},
-    "jobs": {*ROOMS, *BUILDS, "spec", "files", "pictures"},
-    "build": {
-        *ROOMS,
-        "build_autoencoder",
-        "build_buckets",
-        "build_condition",
-        "build_process",
-        "spec",
-        "configs",
-    },
-    "build_buckets": {"core", "data", "spec"},
-    "build_process": {"core", "spec"},
-    "build_autoencoder": {*ROOMS, "build_weights", "spec"},
-    "build_weights": {"core", "convert", "train", "spec"},
-    "build_condition": {*ROOMS, "spec"},
-    "build_additions": {"convert", "data", "recipes"},
-    "build_checkpoint": {*ROOMS, "build_additions"},
-    "build_control": {"convert", "core", "models", "build_additions", "build_checkpoint"},
-    "build_finetune": {
-        *ROOMS,
-        "build",
-        "build_buckets",
-        "build_checkpoint",
-        "build_condition",
-        "build_distill",
-        "build_methods",
-        "build_tuning",
-        "spec",
-    },
-    "build_distill": {
-        "core",
-        "data",
-        "train",
-        "build",
-        "build_methods",
-        "build_students",
-        "build_weights",
-        "spec",
-    },
-    "build_jumps": {"core", "recipes", "build_methods"},
-    "build_methods": {"core", "recipes"},
-    "build_players": {"core", "models", "recipes", "build_autoencoder", "build_methods"},
-    "build_students": {"core", "recipes", "build_jumps", "build_methods", "build_players"},
-    "build_tuning": {"convert", "core", "data", "recipes", "build_checkpoint", "spec"},
+    "jobs": {*ROOMS, "build", "spec", "files", "pictures"},
+    "build": {*ROOMS, "spec", "configs.base"},
     "configs": {
         "configs.base",
-        "configs.distill",
+        "configs.distill.defaults",
         "configs.emoji_text_pixel",
-        "configs.stable_diffusion",
-        "configs.stable_diffusion_lora",
+        "configs.checkpoints.draw",
+        "configs.checkpoints.lora",
     },
     "main": {"jobs"},
     "scripts": {
         *ROOMS,
-        *BUILDS,
+        "build",
         "spec",
         "files",
         "pictures",
@@ -98,6 +47,20 @@ ALLOWED = {
         "main",
         "tests.stable_diffusion",
     },
+}
+
+# Inside of build: part -> the parts that it may import.  Its wings are few_step and checkpoint.
+WITHIN_BUILD = {
+    "process": set(),
+    "weights": set(),
+    "buckets": set(),
+    "conditioning": set(),
+    "first_stage": {"weights"},
+    "experiment": {"process", "conditioning", "first_stage", "buckets"},
+    "sampling": {"process", "experiment"},
+    "evaluation": {"process", "experiment"},
+    "few_step": {"experiment", "first_stage", "weights"},
+    "checkpoint": {"experiment", "buckets", "conditioning", "few_step"},
 }
 
 # room -> all that it may import from outside, beside the standard library.
@@ -153,10 +116,15 @@ def _within(name, allowed):
 
 
 def _violations(path, module):
-    room = (_ours(module) or "").split(".")[0]
+    room, *inner = (_ours(module) or "").split(".")
+    part = inner[0] if room == "build" and inner else ""
     for name in _imports(path, module):
         ours, package = _ours(name), name.split(".")[0]
         if ours is not None:
+            if part and _within(ours, {"build"}):
+                other = ours.split(".")[1]
+                if other not in WITHIN_BUILD[part] | {part}:
+                    yield f"{module} imports {name}: it may import {sorted(WITHIN_BUILD[part])}"
             if room and not _within(ours, ALLOWED[room] | ({room} - {"configs"})):
                 yield f"{module} imports {name}: {room} may import {sorted(ALLOWED[room])}"
             if not room and not _within(ours, {"backend"}):
@@ -198,14 +166,26 @@ def test_imports_only_what_its_room_may(path):
         ("diffusion_jax.core.process", "from .. import train", True),
         ("diffusion_jax.core.process", "from .types import like", False),
         ("diffusion_jax.core.process", "import optax", True),
-        ("diffusion_jax.models.unet", "from diffusion_jax.core import types", False),
-        ("diffusion_jax.models.unet", "from diffusion_jax.core.types import like", False),
-        ("diffusion_jax.models.unet", "from diffusion_jax.core.process import vp", True),
-        ("diffusion_jax.models.unet", "def f():\n    from diffusion_jax.core import process", True),
-        ("diffusion_jax.recipes.diffusion", "import diffusion_jax.models.unet", True),
+        ("diffusion_jax.models.unet.unet", "from diffusion_jax.core import types", False),
+        ("diffusion_jax.models.unet.unet", "from diffusion_jax.core.types import like", False),
+        ("diffusion_jax.models.unet.unet", "from diffusion_jax.core.process import vp", True),
+        (
+            "diffusion_jax.models.unet.unet",
+            "def f():\n    from diffusion_jax.core import process",
+            True,
+        ),
+        ("diffusion_jax.recipes.diffusion", "import diffusion_jax.models.unet.unet", True),
         ("diffusion_jax.recipes.diffusion", "from flax import linen", True),
         ("diffusion_jax.train.loop", "from diffusion_jax.recipes import diffusion", True),
         ("diffusion_jax.data.sources", "from diffusion_jax.core import process", True),
+        ("diffusion_jax.build.process", "from diffusion_jax.build import experiment", True),
+        (
+            "diffusion_jax.build.few_step.methods",
+            "from diffusion_jax.build import checkpoint",
+            True,
+        ),
+        ("diffusion_jax.build.sampling", "from diffusion_jax.build import experiment", False),
+        ("diffusion_jax.build.checkpoint.tuning", "from diffusion_jax import jobs", True),
         ("configs.mnist", "from configs import base", False),
         ("configs.mnist", "from configs import toy2d", True),
         ("configs.mnist", "import jax", True),

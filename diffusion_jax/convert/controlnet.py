@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from diffusion_jax.convert import sd_names, sd_unet
 from diffusion_jax.convert.fitting import load_params, parameter_shapes, save_params
 from diffusion_jax.convert.names import Row
-from diffusion_jax.models.control import ControlNet
+from diffusion_jax.models.unet.control import ControlNet
 
 
 def controlnet_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffusion_jax.convert.fitting import load_params, parameter_shapes, save_params
 from diffusion_jax.convert.names import Row, scoped
-from diffusion_jax.models.unet import UNet
+from diffusion_jax.models.unet.unet import UNet
 
 
 def unet_config(config: Mapping[str, Any]) -> dict[str, Any]:

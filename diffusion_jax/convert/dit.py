@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from diffusion_jax.convert.fitting import load_params, parameter_shapes, save_params
 from diffusion_jax.convert.names import Row
 from diffusion_jax.convert.sd_unet import check_supported
-from diffusion_jax.models.dit import DiT
+from diffusion_jax.models.transformers.dit import DiT
 
 
 def dit_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from diffusion_jax.convert.fitting import load_params, parameter_shapes, save_params
 from diffusion_jax.convert.names import Row, scoped
 from diffusion_jax.convert.sd_unet import check_supported
-from diffusion_jax.models.mmdit import MMDiT
+from diffusion_jax.models.transformers.mmdit import MMDiT
 
 
 def mmdit_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from diffusion_jax.convert.fitting import load_params, save_params
 from diffusion_jax.convert.names import Row, by_path, scoped
 from diffusion_jax.convert.sd_unet import check_supported
-from diffusion_jax.models.autoencoder import AutoencoderKL, AutoencoderVQ
+from diffusion_jax.models.autoencoders.autoencoder import AutoencoderKL, AutoencoderVQ
 
 
 def module_of(config: Mapping[str, Any]) -> AutoencoderKL | AutoencoderVQ:

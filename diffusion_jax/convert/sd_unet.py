@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from diffusion_jax.convert.fitting import load_params, parameter_shapes, save_params
 from diffusion_jax.convert.sd_names import rows
 from diffusion_jax.models.embeddings import GUIDANCE
-from diffusion_jax.models.text_unet import TextEncoderSide, TextUNet
+from diffusion_jax.models.unet.text_unet import TextEncoderSide, TextUNet
 
 
 def text_unet_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from diffusion_jax.convert.text_rows import (
     CLIP_TEXT_ROWS,
     T5_ROWS,
 )
-from diffusion_jax.models.clip_image import ClipImage
 from diffusion_jax.models.text.bert import Bert
 from diffusion_jax.models.text.clip import ClipText
 from diffusion_jax.models.text.t5 import T5Encoder
+from diffusion_jax.models.vision.clip_image import ClipImage
 
 State = Mapping[str, np.ndarray]
 Config = Mapping[str, Any]

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_jax.convert.fitting import load_params
 from diffusion_jax.convert.names import Row
-from diffusion_jax.models.vgg import STAGES, shapes
+from diffusion_jax.models.vision.vgg import STAGES, shapes
 
 
 def from_lpips(state: Mapping[str, np.ndarray]) -> dict[str, Any]:

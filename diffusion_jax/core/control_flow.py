@@ -1,8 +1,9 @@
 """Branches and loops around what takes gradients of convolutions.
 
 XLA on CPUs brings such a gradient into the form that its fast code is for only in the outermost
-part of a program: in a branch or a loop it takes tens of times as long (JAX 0.10.2;
-scripts/benchmark_control_flow.py).  What is here has neither on CPUs, and is ``jax.lax`` elsewhere.
+part of a program: in a branch or a loop it takes tens of times as long (JAX 0.10.2, measured by
+scripts/benchmarks/control_flow.py).  What is here has neither on CPUs, and is ``jax.lax``
+elsewhere.
 """
 
 from __future__ import annotations

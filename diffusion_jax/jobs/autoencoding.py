@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import build_evaluation, pictures
-from diffusion_jax.build_autoencoder import AutoencoderExperiment
+from diffusion_jax import pictures
+from diffusion_jax.build import evaluation as build_evaluation
+from diffusion_jax.build.first_stage import AutoencoderExperiment
 from diffusion_jax.data import load_images, to_uint8, to_unit
 from diffusion_jax.evaluate.distances import frechet_distance
 from diffusion_jax.evaluate.features import extract

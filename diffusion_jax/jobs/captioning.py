@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax import build_evaluation
-from diffusion_jax.build_condition import conditioning, text_encoder
+from diffusion_jax.build import evaluation as build_evaluation
+from diffusion_jax.build.conditioning import conditioning, text_encoder
 from diffusion_jax.data import load_captions, to_uint8
 from diffusion_jax.data.captions import encoded
 from diffusion_jax.data.catalog import LATENTS

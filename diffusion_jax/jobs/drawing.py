@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Array
 from tqdm import tqdm
 
-from diffusion_jax import build, build_sampling
 from diffusion_jax.apps.generate import generate
+from diffusion_jax.build import experiment as build
+from diffusion_jax.build import sampling as build_sampling
 from diffusion_jax.core.guidance import ALWAYS_GUIDED
 from diffusion_jax.core.targets import denoiser
 from diffusion_jax.core.types import Params

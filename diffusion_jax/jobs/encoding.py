@@ -13,13 +13,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from diffusion_jax import build_autoencoder
-from diffusion_jax.build_weights import is_release
+from diffusion_jax.build import first_stage as build_autoencoder
+from diffusion_jax.build.weights import is_release
 from diffusion_jax.data import DataSpec, Info, info, make_dataset
 from diffusion_jax.data.catalog import open_builder
 from diffusion_jax.data.latents import Contents, Scaling, write_latents
 from diffusion_jax.files import whole
-from diffusion_jax.models.autoencoder import AutoencoderKL, AutoencoderVQ
+from diffusion_jax.models.autoencoders.autoencoder import AutoencoderKL, AutoencoderVQ
 from diffusion_jax.train.workdir import read_config
 
 _BATCH = 32

@@ -12,7 +12,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from diffusion_jax import build, build_autoencoder, build_evaluation
+from diffusion_jax.build import evaluation as build_evaluation
+from diffusion_jax.build import experiment as build
+from diffusion_jax.build import first_stage as build_autoencoder
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import load_images, to_unit
 from diffusion_jax.evaluate.features import cached, extract

@@ -9,12 +9,19 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from diffusion_jax import build, build_tuning, pictures
-from diffusion_jax.build_additions import with_loras
-from diffusion_jax.build_buckets import bucket_sizes, check_sizes
-from diffusion_jax.build_checkpoint import TextToImage
-from diffusion_jax.build_finetune import finetune, opened, size_of, training_data
-from diffusion_jax.build_tuning import Plan
+from diffusion_jax import pictures
+from diffusion_jax.build import experiment as build
+from diffusion_jax.build.buckets import bucket_sizes, check_sizes
+from diffusion_jax.build.checkpoint import tuning as build_tuning
+from diffusion_jax.build.checkpoint.additions import with_loras
+from diffusion_jax.build.checkpoint.finetune import (
+    finetune,
+    opened,
+    size_of,
+    training_data,
+)
+from diffusion_jax.build.checkpoint.text_to_image import TextToImage
+from diffusion_jax.build.checkpoint.tuning import Plan
 from diffusion_jax.core.types import Params
 from diffusion_jax.jobs import prompting
 from diffusion_jax.jobs.placing import place_params
@@ -30,7 +37,7 @@ def finetune_checkpoint(config: Config, workdir: str | os.PathLike) -> TrainStat
     """Train, or go on training; leave the file or folder that the sampling command takes.
 
     Args:
-        config: of ``configs/stable_diffusion_lora.py``.
+        config: of ``configs/checkpoints/lora.py``.
         workdir: the run's folder, made if need be.
 
     Returns:

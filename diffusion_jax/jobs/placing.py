@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffusion_jax import build
+from diffusion_jax.build import experiment as build
 from diffusion_jax.spec import Config
 from diffusion_jax.train import sharding
 

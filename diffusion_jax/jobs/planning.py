@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffusion_jax import build
 from diffusion_jax.apps.generate import generate
+from diffusion_jax.build import experiment as build
 from diffusion_jax.jobs import prompting
 from diffusion_jax.jobs.drawing import sampling_function
 from diffusion_jax.profiling.flops import Flops, count

@@ -15,11 +15,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from diffusion_jax import build, build_sampling
 from diffusion_jax.apps.generate import prompted
-from diffusion_jax.build_additions import with_loras
-from diffusion_jax.build_checkpoint import TextToImage, Weights, text_to_image
-from diffusion_jax.build_control import hints, steered
+from diffusion_jax.build import experiment as build
+from diffusion_jax.build import sampling as build_sampling
+from diffusion_jax.build.checkpoint.additions import with_loras
+from diffusion_jax.build.checkpoint.control import hints, steered
+from diffusion_jax.build.checkpoint.text_to_image import (
+    TextToImage,
+    Weights,
+    text_to_image,
+)
 from diffusion_jax.convert.mapped import forget
 from diffusion_jax.convert.stable_diffusion import Checkpoint, read_checkpoint
 from diffusion_jax.convert.textual_inversion import Word, read_word
@@ -28,7 +33,7 @@ from diffusion_jax.core.guidance import ALWAYS_GUIDED
 from diffusion_jax.core.sampling import STARTS
 from diffusion_jax.jobs.prompt_files import Request, read_picture, save
 from diffusion_jax.jobs.run import cache_compilations
-from diffusion_jax.models.autoencoder_codec import Tiling
+from diffusion_jax.models.autoencoders.codec import Tiling
 from diffusion_jax.models.partition import PARTITIONS
 from diffusion_jax.spec import Config, parse
 from diffusion_jax.train import sharding
@@ -43,7 +48,7 @@ def draw_prompts(config: Config, workdir: str | os.PathLike) -> np.ndarray:
     where the solver is deterministic, whatever else is drawn beside it.
 
     Args:
-        config: of ``configs/stable_diffusion.py``.
+        config: of ``configs/checkpoints/draw.py``.
         workdir: where samples/ is made.
 
     Returns:

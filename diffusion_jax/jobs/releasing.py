@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.build_autoencoder import MEASURED
-from diffusion_jax.build_weights import FIRST_STAGE, WEIGHTS, averaged, write_weights
+from diffusion_jax.build.first_stage import MEASURED
+from diffusion_jax.build.weights import FIRST_STAGE, WEIGHTS, averaged, write_weights
 from diffusion_jax.files import whole_folder
 from diffusion_jax.train.workdir import CONFIG, read_config
 

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, build_distill
-from diffusion_jax.build_weights import averaged, is_release, settings
+from diffusion_jax.build import experiment as build
+from diffusion_jax.build.few_step import distillation as build_distill
+from diffusion_jax.build.weights import averaged, is_release, settings
 from diffusion_jax.core.types import Params
 from diffusion_jax.jobs.placing import place_params
 from diffusion_jax.spec import Config

@@ -10,7 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import build, build_autoencoder, build_tuning, pictures
+from diffusion_jax import pictures
+from diffusion_jax.build import experiment as build
+from diffusion_jax.build import first_stage as build_autoencoder
+from diffusion_jax.build.checkpoint import tuning as build_tuning
 from diffusion_jax.files import whole
 from diffusion_jax.jobs import autoencoding
 from diffusion_jax.jobs.drawing import Samples, draw_many, drawer

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from diffusion_jax import build, pictures
+from diffusion_jax import pictures
 from diffusion_jax.apps.generate import generate_trajectory
+from diffusion_jax.build import experiment as build
 from diffusion_jax.core.process import corrupt
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import DataMissing, load_images, make_dataset, to_uint8

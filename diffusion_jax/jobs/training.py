@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion_jax import build, build_distill
-from diffusion_jax.build_autoencoder import AutoencoderExperiment
-from diffusion_jax.build_buckets import bucket_sizes, check_sizes
-from diffusion_jax.build_weights import is_release
+from diffusion_jax.build import experiment as build
+from diffusion_jax.build.buckets import bucket_sizes, check_sizes
+from diffusion_jax.build.few_step import distillation as build_distill
+from diffusion_jax.build.first_stage import AutoencoderExperiment
+from diffusion_jax.build.weights import is_release
 from diffusion_jax.core.types import Params
 from diffusion_jax.jobs import autoencoding
 from diffusion_jax.jobs.drawing import draw_many, drawer

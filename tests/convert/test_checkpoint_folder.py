@@ -15,7 +15,6 @@ from diffusion_jax.convert.stable_diffusion import find_tokenizers, read_checkpo
 
 pytestmark = pytest.mark.parity
 ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
 
 if os.environ.get("REQUIRE_PARITY") == "1":
     import diffusers

@@ -11,7 +11,7 @@ from diffusion_jax.convert.diffusers_unet import (
 )
 from diffusion_jax.convert.names import locate
 from diffusion_jax.models.adapter import init_params
-from diffusion_jax.models.unet import UNet
+from diffusion_jax.models.unet.unet import UNet
 
 CONFIG = {
     "block_out_channels": (8, 16),

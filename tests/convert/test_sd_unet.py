@@ -1,11 +1,9 @@
 """Stable Diffusion's networks and files without PyTorch: errors, dtypes, families, single files."""
 
-import sys
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sd_configs import TINY
 
 from diffusion_jax.convert import families, single_file
 from diffusion_jax.convert.controlnet import controlnet_config
@@ -21,9 +19,6 @@ from diffusion_jax.convert.sd_unet import (
     unet_shapes,
 )
 from diffusion_jax.convert.tensors import write_safetensors
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-from sd_configs import TINY
 
 CONFIG = TINY["sd1"]
 

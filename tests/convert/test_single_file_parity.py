@@ -1,11 +1,10 @@
 """The original single-file layout against diffusers' own loader, tiny and at full size."""
 
 import os
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from sd_configs import TINY
 
 from diffusion_jax.convert import families, single_file
 from diffusion_jax.convert.controlnet import controlnet_shapes
@@ -13,9 +12,6 @@ from diffusion_jax.convert.controlnet import rows as controlnet_rows
 from diffusion_jax.convert.fitting import differences, tensor_shapes
 from diffusion_jax.convert.sd_names import rows
 from diffusion_jax.convert.sd_unet import unet_shapes
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-from sd_configs import TINY
 
 pytestmark = pytest.mark.parity
 

@@ -9,7 +9,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from configs import mnist, toy2d
-from diffusion_jax import build, build_sampling
+from diffusion_jax.build import experiment as build
+from diffusion_jax.build import sampling as build_sampling
 from diffusion_jax.core import guidance, targets
 from diffusion_jax.core.types import Prediction
 from diffusion_jax.jobs import drawing

@@ -13,7 +13,7 @@ from diffusion_jax.evaluate.contrast import (
     retrieval,
     train_caption_judge,
 )
-from diffusion_jax.models.towers import Towers
+from diffusion_jax.models.vision.towers import Towers
 
 
 def test_the_loss_of_vectors_at_right_angles_is_its_closed_form():

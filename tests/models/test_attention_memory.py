@@ -13,7 +13,7 @@ from diffusion_jax.models import primitives
 from diffusion_jax.models.adapter import net_from_module
 from diffusion_jax.models.attention_memory import ATTENTIONS, chunked, flash
 from diffusion_jax.models.layers import Style
-from diffusion_jax.models.transformer_2d import SpatialTransformer
+from diffusion_jax.models.unet.transformer_2d import SpatialTransformer
 
 SMALL = jax.jit(partial(chunked, queries=4, keys=6))
 

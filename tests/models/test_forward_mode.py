@@ -8,10 +8,10 @@ import pytest
 from tiny_unet import quick
 
 from diffusion_jax.models.adapter import init_params, net_from_module
-from diffusion_jax.models.dit import DiT
-from diffusion_jax.models.mmdit import MMDiT
-from diffusion_jax.models.text_unet import TextUNet
-from diffusion_jax.models.unet import UNet
+from diffusion_jax.models.transformers.dit import DiT
+from diffusion_jax.models.transformers.mmdit import MMDiT
+from diffusion_jax.models.unet.text_unet import TextUNet
+from diffusion_jax.models.unet.unet import UNet
 
 RNG = np.random.default_rng(0)
 draw = lambda *shape: jnp.asarray(RNG.normal(size=shape), jnp.float32)

@@ -13,8 +13,8 @@ from diffusion_jax.models.adapter import init_params, net_from_module
 from diffusion_jax.models.attention import SelfAttention
 from diffusion_jax.models.layers import Style
 from diffusion_jax.models.mlp import MLP
-from diffusion_jax.models.unet import stack_blocks
-from diffusion_jax.models.unet_plan import select
+from diffusion_jax.models.unet.plan import select
+from diffusion_jax.models.unet.unet import stack_blocks
 
 TINY = tiny_unet.TINY.clone(downsample="conv", upsample="conv")
 BLOCKS = (

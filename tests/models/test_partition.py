@@ -8,10 +8,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from diffusion_jax.models.adapter import init_params
-from diffusion_jax.models.control import ControlNet
-from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.partition import PARTITIONS
-from diffusion_jax.models.text_unet import TextUNet
+from diffusion_jax.models.transformers.dit import DiT
+from diffusion_jax.models.unet.control import ControlNet
+from diffusion_jax.models.unet.text_unet import TextUNet
 
 FIELDS = {"channels": 8, "channel_mults": (1, 2), "num_res_blocks": 1, "depths": (1, 0), "heads": 2}
 TEXT = {"context": jnp.zeros((1, 5, 3))}

@@ -9,11 +9,11 @@ from tiny_unet import quick
 
 from diffusion_jax.models import MODELS
 from diffusion_jax.models.adapter import init_params, net_from_module
-from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.mlp import MLP
-from diffusion_jax.models.mmdit import MMDiT
-from diffusion_jax.models.text_unet import TextUNet
-from diffusion_jax.models.unet import UNet
+from diffusion_jax.models.transformers.dit import DiT
+from diffusion_jax.models.transformers.mmdit import MMDiT
+from diffusion_jax.models.unet.text_unet import TextUNet
+from diffusion_jax.models.unet.unet import UNet
 from diffusion_jax.train.start import widened
 
 UNET = UNet(channels=16, channel_mults=(1,), num_res_blocks=1, num_classes=3, mid_attention=False)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.models.adapter import init_params
-from diffusion_jax.models.unet import UNet
+from diffusion_jax.models.unet.unet import UNet
 
 TINY = UNet(
     channels=8,

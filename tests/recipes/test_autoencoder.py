@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_jax.core import ema
 from diffusion_jax.core.types import Context
-from diffusion_jax.models.autoencoder import Posterior, quantise
+from diffusion_jax.models.autoencoders.autoencoder import Posterior, quantise
 from diffusion_jax.recipes import autoencoder as recipe
 from diffusion_jax.recipes.bottleneck import kl, perplexity, shares, vq
 from diffusion_jax.train.state import new_state

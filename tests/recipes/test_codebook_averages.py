@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from diffusion_jax.core import ema
-from diffusion_jax.models.autoencoder import quantise
+from diffusion_jax.models.autoencoders.autoencoder import quantise
 from diffusion_jax.recipes import autoencoder as recipe
 from diffusion_jax.recipes.bottleneck import Sums, vq_ema
 from diffusion_jax.train.state import new_state

@@ -9,7 +9,9 @@ import pytest
 from numpy.testing import assert_allclose
 
 from configs import toy2d
-from diffusion_jax import build, build_sampling, jobs
+from diffusion_jax import jobs
+from diffusion_jax.build import experiment as build
+from diffusion_jax.build import sampling as build_sampling
 from diffusion_jax.core import (
     continuous_bound,
     learned_schedule,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import mnist
-from diffusion_jax import build
+from diffusion_jax.build import experiment as build
 from diffusion_jax.profiling import collectives
 from diffusion_jax.train import sharding
 from diffusion_jax.train.abstract import abstract_step

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from configs import base
-from diffusion_jax import build
+from diffusion_jax.build import experiment as build
 from diffusion_jax.core import ema
 from diffusion_jax.core.types import Recipe, Report
 from diffusion_jax.train import optimizer as o

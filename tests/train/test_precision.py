@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import mnist
-from diffusion_jax import build
+from diffusion_jax.build import experiment as build
 from diffusion_jax.jobs import run as jobs_run
 from diffusion_jax.train.checkpoint import restore_params
 from diffusion_jax.train.loop import train

@@ -1,0 +1,220 @@
+"""From a Stable Diffusion checkpoint to the values that draw samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.build.checkpoint.additions import with_words
+from diffusion_jax.convert import sd_autoencoder
+from diffusion_jax.convert.schedulers import (
+    Sampling,
+    boundary_of,
+    process_of,
+    sampling_of,
+    target_of,
+)
+from diffusion_jax.convert.stable_diffusion import Checkpoint, Part, find_tokenizers
+from diffusion_jax.convert.textual_inversion import Word
+from diffusion_jax.core import network_io
+from diffusion_jax.core.types import Model, Params
+from diffusion_jax.data.prompts import Window, tokens
+from diffusion_jax.data.tokenizers import Tokenizer, load_tokenizer
+from diffusion_jax.data.words import spelled
+from diffusion_jax.models.adapter import net_from_module
+from diffusion_jax.models.autoencoders.codec import Tiling, codec
+from diffusion_jax.models.text.clip import READS
+from diffusion_jax.models.text.prompts import Reader, read_prompts
+from diffusion_jax.recipes.few_step import students
+
+Rows = dict[str, np.ndarray]
+
+
+class Weights(NamedTuple):
+    """Every array of a model: ``params`` {"net"}, ``frozen`` {"autoencoder", "text"}."""
+
+    params: Params
+    frozen: Params
+
+
+class TextToImage(NamedTuple):
+    """A checkpoint, ready to draw.
+
+    Attributes:
+        model: what the weights mean.
+        net: the denoiser's module, for the names of its layers.
+        weights: NumPy arrays, as the files have them.
+        sampling: how its author samples.
+        tokenizers: one for each text encoder.
+        factor: how many times smaller a latent is than its image, each way.
+        channels: of a latent.
+        size: height and width that the model was trained on, in pixels.
+        sized: whether it is told sizes ("time_ids").
+        words: that were added to the tokenizers, each with its number of tokens.
+    """
+
+    model: Model
+    net: Any
+    weights: Weights
+    sampling: Sampling
+    tokenizers: tuple[Tokenizer, ...]
+    factor: int
+    channels: int
+    size: int
+    sized: bool
+    words: tuple[tuple[str, int], ...] = ()
+
+    def rows(
+        self,
+        prompts: Sequence[str],
+        size: tuple[int, int] | None = None,
+        chunks: int | None = None,
+        framing: np.ndarray | None = None,
+    ) -> Rows:
+        """What ``model.condition`` reads, of b prompts (see ``data.prompts``).
+
+        Args:
+            prompts: b texts.
+            size: (height, width) of the images.
+            chunks: see ``data.prompts.tokens``.
+            framing: int [b, 4], of training pictures: the height and width that each had, and the
+                top and left of what was cut out of it (SDXL's size and crop conditioning; Podell
+                et al. 2023, section 2.2).  None tells that each was made at this size, uncut.
+        """
+        found: Rows = {}
+        for i, tokenizer in enumerate(self.tokenizers):
+            ids_of = lambda text, tokenizer=tokenizer: tokenizer.raw([text])[0]
+            texts = [spelled(prompt, self.words) for prompt in prompts]
+            part = tokens(texts, ids_of, _window(tokenizer), chunks)
+            found |= {f"ids_{i}": part.ids, f"weights_{i}": part.weights}
+        if self.sized:
+            height, width = size or (self.size, self.size)
+            told = np.tile((height, width, 0, 0, height, width), (len(prompts), 1))
+            if framing is not None:
+                told[:, :4] = framing
+            found["time_ids"] = told.astype(np.float32)
+        return found
+
+    def pair(
+        self,
+        prompts: Sequence[str],
+        negative: Sequence[str],
+        size: tuple[int, int] | None = None,
+        chunks: int | None = None,
+    ) -> tuple[Rows, Rows]:
+        """``rows`` of prompts and of what they shall not show, in as many chunks."""
+        both = self.rows([*prompts, *negative], size, chunks)
+        n = len(prompts)
+        return {k: v[:n] for k, v in both.items()}, {k: v[n:] for k, v in both.items()}
+
+
+def text_to_image(
+    checkpoint: Checkpoint,
+    tokenizers: Sequence[str | Path] = (),
+    dtype: Any = jnp.float32,
+    decode_dtype: Any = jnp.float32,
+    tiling: Tiling | None = None,
+    words: Sequence[Word] = (),
+) -> TextToImage:
+    """What a checkpoint means.
+
+    Args:
+        checkpoint: see ``convert.stable_diffusion.read_checkpoint``.
+        tokenizers: folders, where the checkpoint has none.
+        dtype: of the U-Net's and the text encoders' computation.
+        decode_dtype: of the autoencoder's, whose float16 overflows in SDXL.
+        tiling: of large images, see ``models.autoencoder_codec``; None for none.
+        words: new ones of prompts, with their embeddings (``with_words``).
+
+    Raises:
+        ValueError: for settings that are not known here.
+    """
+    loaded = tuple(load_tokenizer(f) for f in find_tokenizers(tokenizers, checkpoint))
+    checkpoint, loaded = with_words(checkpoint, loaded, words)
+    unet, vae = checkpoint.unet, checkpoint.autoencoder
+    sized = unet.module.added_features > 0
+    read = READS["penultimate" if sized else "last"]
+    readers = tuple(_reader(part, dtype, read) for part in checkpoint.text_encoders)
+    bare = net_from_module(unet.module.clone(dtype=jnp.dtype(dtype)))
+    process = process_of(checkpoint.scheduler)
+    coder = vae.module.clone(dtype=jnp.dtype(decode_dtype))
+    vae_config = {**sd_autoencoder.DEFAULTS, **checkpoint.configs["vae"]}
+    model = Model(
+        net=lambda params, *args, **kwargs: bare(params["net"], *args, **kwargs),
+        process=process,
+        target=target_of(checkpoint.scheduler),
+        scale_in=network_io.SCALE_INPUTS["unit"](),
+        time_in=network_io.discrete(process.schedule.steps or 1000),
+        codec=codec(coder, *sd_autoencoder.scale_of(vae_config), tiling=tiling),
+        condition=partial(_condition, readers, sized),
+        null=partial(_null, readers, _empty(loaded), sized and _zeros(checkpoint)),
+    )
+    if unet.module.guidance_features:
+        reads = students.bounded(boundary_of(checkpoint.scheduler))
+        model = model._replace(student=students.told(reads))
+    texts = tuple(part.params for part in checkpoint.text_encoders)
+    factor, sample = vae.module.factor, checkpoint.configs["unet"].get("sample_size") or 64
+    return TextToImage(
+        model=model,
+        net=unet.module,
+        weights=Weights({"net": unet.params}, {"autoencoder": vae.params, "text": texts}),
+        sampling=sampling_of(checkpoint.scheduler),
+        tokenizers=loaded,
+        factor=factor,
+        channels=vae.module.latent_channels,
+        size=int(sample if isinstance(sample, int) else sample[0]) * factor,
+        sized=sized,
+        words=tuple((word.name, len(word.vectors[0])) for word in words),
+    )
+
+
+def _reader(part: Part, dtype: Any, read: Any) -> Reader:
+    module = part.module.clone(dtype=jnp.dtype(dtype))
+    return Reader(lambda params, ids: module.apply({"params": params}, ids), read)
+
+
+def _condition(readers, sized, frozen, batch):
+    context, pooled = read_prompts(readers, frozen["text"], batch)
+    if not sized:
+        return {"context": context}
+    return {"context": context, "pooled": pooled, "time_ids": batch["time_ids"]}
+
+
+def _null(readers, empty, zeros, frozen, cond):
+    """The empty prompt, or, as SDXL was trained, zeros in place of any text."""
+    if zeros:
+        return {**jax.tree.map(jnp.zeros_like, cond), "time_ids": cond["time_ids"]}
+    context, pooled = read_prompts(readers, frozen["text"], empty)
+    b, n, _ = cond["context"].shape
+    chunks = n // context.shape[1]
+    null = {"context": jnp.tile(context, (b, chunks, 1))}
+    if "pooled" in cond:
+        null |= {"pooled": jnp.tile(pooled, (b, 1)), "time_ids": cond["time_ids"]}
+    return null
+
+
+def _empty(tokenizers: tuple[Tokenizer, ...]) -> Rows:
+    found: Rows = {}
+    for i, tokenizer in enumerate(tokenizers):
+        part = tokens([""], lambda text: [], _window(tokenizer), 1)
+        found |= {f"ids_{i}": part.ids, f"weights_{i}": part.weights}
+    return found
+
+
+def _zeros(checkpoint: Checkpoint) -> bool:
+    return bool(checkpoint.index.get("force_zeros_for_empty_prompt", True))
+
+
+def _window(tokenizer: Tokenizer) -> Window:
+    if not (len(tokenizer.prefix) == len(tokenizer.suffix) == 1 and tokenizer.length):
+        raise ValueError(
+            f"the tokenizer frames a text by {tokenizer.prefix} and {tokenizer.suffix} in "
+            f"{tokenizer.length} tokens, where one token before, one after and a length are needed"
+        )
+    return Window(tokenizer.length, tokenizer.prefix[0], tokenizer.suffix[0], tokenizer.pad)

@@ -1,0 +1,204 @@
+"""What of a checkpoint is trained, how it is drawn with on the way, and what file it leaves.
+
+Each entry of ``TUNINGS`` is one way: a few factors beside the weights (LoRA), all weights of the
+denoiser, or the vectors of a new word (textual inversion).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.build.checkpoint.text_to_image import TextToImage, Weights
+from diffusion_jax.convert.checkpoint_folder import write_checkpoint
+from diffusion_jax.convert.lora import Lora, write_lora
+from diffusion_jax.convert.stable_diffusion import Checkpoint, find_tokenizers
+from diffusion_jax.convert.textual_inversion import Word, write_word
+from diffusion_jax.core.types import Params, Recipe
+from diffusion_jax.data.tokenizers import Tokenizer
+from diffusion_jax.recipes import lora
+from diffusion_jax.recipes.textual_inversion import textual_inversion, with_vectors
+from diffusion_jax.spec import Config, build
+
+LORA, WORD, WHOLE = "lora.safetensors", "word.safetensors", "checkpoint_"
+
+
+class Plan(NamedTuple):
+    """One way to train a checkpoint.
+
+    Attributes:
+        words: (config, checkpoint, tokenizers) -> words that are added to them first.
+        recipe: (recipe over all of the denoiser's weights, checkpoint) -> what is trained.
+        frozen: (all weights) -> what the loss reads and leaves alone.
+        start: (all weights) -> what the trained parameters start from; None for ``recipe.init``'s.
+        weights: (frozen, params) -> all weights, to draw with.
+        save: (config, checkpoint, params as NumPy arrays, folder, step) -> the file or folder made.
+        used: (config, folder) -> the config that draws with what was saved there.
+    """
+
+    words: Callable[[Config, Checkpoint, Sequence[Tokenizer]], Sequence[Word]]
+    recipe: Callable[[Recipe, TextToImage], Recipe]
+    frozen: Callable[[Weights], Params]
+    start: Callable[[Weights], Params | None]
+    weights: Callable[[Params, Params], Weights]
+    save: Callable[[Config, Checkpoint, Params, Path, int], Path]
+    used: Callable[[Config, Path], Config]
+
+
+def plan(config: Config) -> Plan:
+    """What ``config.tuning`` says.
+
+    Raises:
+        ValueError: for a name or an argument that is none.
+    """
+    return build(TUNINGS, config.tuning, "tuning")
+
+
+def low_rank(rank: int = 8, alpha: float = 0.0, targets: str = lora.ATTENTION) -> Plan:
+    """A LoRA (``recipes.lora``), left as lora.safetensors.
+
+    Args:
+        rank: of the factors.
+        alpha: the change is alpha/rank times their product; 0 means the rank.
+        targets: regex searched in the paths of the denoiser's kernels.
+    """
+    own = alpha or None
+
+    def weights(frozen: Params, params: Params) -> Weights:
+        return _weights(frozen, lora.merged(frozen["base"], params["lora"], 1.0, own))
+
+    def save(config, checkpoint, params, folder, step):
+        factors = {name.removeprefix("net/"): pair for name, pair in params["lora"].items()}
+        alphas = {} if own is None else dict.fromkeys(factors, own)
+        told = {"prompt": config.prompt}
+        write_lora(folder / LORA, {"unet": Lora(factors, alphas)}, checkpoint, told)
+        return folder / LORA
+
+    return Plan(
+        words=_no_words,
+        recipe=lambda whole, made: lora.adapted(whole, rank, targets, own),
+        frozen=_with_base,
+        start=lambda weights: None,
+        weights=weights,
+        save=save,
+        used=lambda config, folder: _with(config, "lora", (*config.lora, str(folder / LORA))),
+    )
+
+
+def full(dtype: str = "float32") -> Plan:
+    """All weights of the denoiser, in float32; left as a folder of the diffusers layout.
+
+    Args:
+        dtype: of what is left: float32, bfloat16 or float16.
+    """
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(
+            f"config.tuning: full(dtype={dtype!r}); known are float32, bfloat16 and float16"
+        )
+
+    def save(config, checkpoint, params, folder, step):
+        out = folder / f"{WHOLE}{step:07d}"
+        if not out.exists():  # the same run and step: the same weights
+            net = jax.tree.map(lambda x: np.asarray(x, jnp.dtype(dtype)), params["net"])
+            changed = checkpoint._replace(unet=checkpoint.unet._replace(params=net))
+            write_checkpoint(out, changed, find_tokenizers(config.tokenizers, checkpoint))
+        return out
+
+    def used(config: Config, folder: Path) -> Config:
+        made = sorted(folder.glob(f"{WHOLE}*"))
+        return _with(config, "checkpoint", str(made[-1])) if made else config
+
+    return Plan(
+        words=_no_words,
+        recipe=lambda whole, made: whole,
+        frozen=lambda weights: weights.frozen,
+        start=lambda weights: weights.params,
+        weights=_weights,
+        save=save,
+        used=used,
+    )
+
+
+def word(name: str, start_from: str, vectors: int = 1) -> Plan:
+    """A new word (textual inversion), left as word.safetensors.
+
+    Args:
+        name: such as "<cat-toy>".
+        start_from: a word near to what is meant, one token.
+        vectors: tokens that the new word stands for.
+    """
+
+    def words(config: Config, checkpoint: Checkpoint, tokenizers: Sequence[Tokenizer]):
+        if not name.strip():
+            raise ValueError(f"config.tuning = {config.tuning!r}: name a word, such as '<cat-toy>'")
+        if vectors < 1:
+            raise ValueError(f"config.tuning = {config.tuning!r}: vectors must be at least 1")
+        if config.prompt and name not in config.prompt:
+            raise ValueError(
+                f"config.prompt = {config.prompt!r} lacks the word {name!r} that is taught; write "
+                f"it in, such as 'a photo of {name}'"
+            )
+        rows = [_row(tokenizer, start_from) for tokenizer in tokenizers]
+        tables = [part.params["token"]["embedding"] for part in checkpoint.text_encoders]
+        near = [np.asarray(t[row], np.float32) for t, row in zip(tables, rows, strict=True)]
+        return [Word(name, tuple(np.repeat(v[None], vectors, 0) for v in near))]
+
+    def recipe(whole: Recipe, made: TextToImage) -> Recipe:
+        tables = [text["token"]["embedding"] for text in made.weights.frozen["text"]]
+        return textual_inversion(whole, [np.asarray(t[-vectors:]) for t in tables])
+
+    def weights(frozen: Params, params: Params) -> Weights:
+        return _weights(with_vectors(frozen, params["vectors"]), frozen["base"])
+
+    def save(config, checkpoint, params, folder, step):
+        write_word(folder / WORD, name, params["vectors"])
+        return folder / WORD
+
+    return Plan(
+        words=words,
+        recipe=recipe,
+        frozen=_with_base,
+        start=lambda weights: None,
+        weights=weights,
+        save=save,
+        used=lambda config, folder: _with(
+            config, "embeddings", (*config.embeddings, f"{name}={folder / WORD}")
+        ),
+    )
+
+
+def _row(tokenizer: Tokenizer, start_from: str) -> int:
+    """The id of the one token of a word."""
+    ids = tokenizer.raw([start_from])[0]
+    if len(ids) != 1:
+        raise ValueError(
+            f"config.tuning: start_from = {start_from!r} is {len(ids)} tokens of this checkpoint; "
+            "name a word that is one, such as 'cat'"
+        )
+    return ids[0]
+
+
+def _no_words(config: Config, checkpoint: Checkpoint, tokenizers: Any) -> Sequence[Word]:
+    return ()
+
+
+def _with_base(weights: Weights) -> Params:
+    return {"base": {**weights.params, "terms": [{}]}, **weights.frozen}
+
+
+def _weights(frozen: Params, params: Params) -> Weights:
+    return Weights(params, {name: frozen[name] for name in ("autoencoder", "text")})
+
+
+def _with(config: Config, field: str, value: Any) -> Config:
+    chosen = config.copy_and_resolve_references()
+    chosen[field] = value
+    return chosen
+
+
+TUNINGS: dict[str, Callable[..., Plan]] = {"lora": low_rank, "full": full, "word": word}

@@ -1,0 +1,137 @@
+"""Images steered by one or two ControlNets: the same as diffusers' pipeline; and by the job."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.checkpoints import draw as config_file
+from diffusion_jax.apps.generate import prompted
+from diffusion_jax.build.checkpoint.control import hints, steered
+from diffusion_jax.build.checkpoint.text_to_image import text_to_image
+from diffusion_jax.convert.stable_diffusion import read_checkpoint
+from diffusion_jax.core.grids import GRIDS
+from diffusion_jax.core.solvers import SOLVERS
+from diffusion_jax.jobs import prompting
+from diffusion_jax.spec import build
+
+pytestmark = pytest.mark.parity
+
+if os.environ.get("REQUIRE_PARITY") == "1":
+    import diffusers
+    import stable_diffusion
+    import torch
+else:
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    import stable_diffusion
+
+PROMPTS, NEGATIVE = ["a photo of a red cat", "a blue house"], ["a dog", ""]
+STEPS, SCALE, SIDE = 4, 4.0, 64
+SCALES = [1.0, 0.6]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """SD 1's pipeline and its folder, two ControlNets and theirs, two pictures."""
+    root = tmp_path_factory.mktemp("checkpoint")
+    pipe, folder = stable_diffusion.pipeline("sd1", root)
+    shared = {k: v for k, v in stable_diffusion.BLOCKS.items() if "up" not in k}
+    shared.pop("sample_size")
+    nets = []
+    for i in range(2):
+        net = diffusers.ControlNetModel(
+            **shared, conditioning_embedding_out_channels=(8, 8, 16, 16)
+        )
+        nets.append(stable_diffusion.randomised(net, 7 + i))
+        nets[-1].save_pretrained(root / f"control_{i}")
+    draw = np.random.default_rng(0)
+    pictures = [draw.integers(0, 256, (SIDE, SIDE, 3), np.uint8) for _ in range(2)]
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(root / f"picture_{i}.png")
+    return pipe, folder, nets, root, pictures
+
+
+def theirs_of(pipe, nets, pictures, latents, count):
+    made = diffusers.StableDiffusionControlNetPipeline(
+        **{**pipe.components, "scheduler": diffusers.DDIMScheduler(**stable_diffusion.SCHEDULER)},
+        controlnet=nets[:count] if count > 1 else nets[0], requires_safety_checker=False,
+    )  # fmt: skip
+    made.set_progress_bar_config(disable=True)
+    pixels = [torch.from_numpy(p / 255.0).permute(2, 0, 1)[None].float() for p in pictures[:count]]
+    return made(
+        PROMPTS, pixels if count > 1 else pixels[0], negative_prompt=NEGATIVE, output_type="np",
+        num_inference_steps=STEPS, guidance_scale=SCALE, height=SIDE, width=SIDE,
+        latents=torch.from_numpy(np.moveaxis(latents, -1, 1)),
+        controlnet_conditioning_scale=SCALES[:count] if count > 1 else SCALES[0],
+    ).images  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_same_images(given, count):
+    pipe, folder, nets, root, pictures = given
+    latents = np.random.default_rng(1).normal(size=(2, 8, 8, 4)).astype(np.float32)
+    wanted = theirs_of(pipe, nets, pictures, latents, count)
+    checkpoint = read_checkpoint(folder)
+    specs = [f"{root / f'control_{i}'}:{SCALES[i]}" for i in range(count)]
+    made = steered(text_to_image(checkpoint), checkpoint, specs)
+    process = made.model.process
+    levels = build(GRIDS, made.sampling.grid, "grid", process=process, n=STEPS)
+    solver = build(SOLVERS, made.sampling.solver, "solver", process=process, steps=STEPS)
+    draw = jax.jit(
+        prompted(made.model, (8, 8, 4), solver, levels, end=process.at(jnp.asarray(1 / 1000)))
+    )
+    rows, avoid = made.pair(PROMPTS, NEGATIVE, (SIDE, SIDE), chunks=1)
+    steer = hints([p / 127.5 - 1 for p in pictures[:count]], 2)
+    key, scale = jax.random.key(0), jnp.float32(SCALE)
+    got = draw(made.weights, key, rows | steer, avoid | steer, scale, {"noise": latents})
+    assert np.abs(np.asarray(got, float) - wanted * 255).max() <= 2
+    unsteered = hints([np.zeros((SIDE, SIDE, 3))] * count, 2)  # so that nothing passes unread
+    other = draw(made.weights, key, rows | unsteered, avoid | unsteered, scale, {"noise": latents})
+    assert np.abs(np.asarray(other, float) - wanted * 255).max() > 20
+
+
+def config_of(given, **changes):
+    config = config_file.get_config()
+    config.update(checkpoint=str(given[1]), prompt="a red cat", image_size=(SIDE, SIDE))
+    config.sampler.steps = 2
+    config.control = (str(given[3] / "control_0"),)
+    config.control_image = (str(given[3] / "picture_0.png"),)
+    config.update(changes)
+    return config
+
+
+def test_the_job_draws_with_the_picture(given, tmp_path):
+    steered_by = prompting.draw_prompts(config_of(given), tmp_path / "a")
+    config = config_of(given, control_image=(str(given[3] / "picture_1.png"),))
+    other = prompting.draw_prompts(config, tmp_path / "b")
+    assert steered_by.shape == (1, SIDE, SIDE, 3) and (steered_by != other).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"control_image": ()}, "give one picture for each"),
+        ({"control": ("nowhere",)}, "there is no ControlNet at nowhere"),
+        (
+            {"control_image": ("nowhere.png",)},
+            "config.control_image = 'nowhere.png' cannot be read",
+        ),
+    ],
+)
+def test_a_wrong_request_is_a_sentence(given, changes, words, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        prompting.draw_prompts(config_of(given, **changes), tmp_path)
+
+
+def test_another_familys_control_is_named(given):
+    _, folder, _, root, _ = given
+    checkpoint = read_checkpoint(folder)
+    unet = {**checkpoint.configs["unet"], "cross_attention_dim": 64}
+    other = checkpoint._replace(configs={**checkpoint.configs, "unet": unet})
+    with pytest.raises(ValueError, match="of the checkpoint's family"):
+        steered(text_to_image(checkpoint), other, [str(root / "control_0")])

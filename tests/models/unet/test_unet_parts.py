@@ -1,0 +1,60 @@
+"""Embeddings, groups and the plan of blocks, against closed forms."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.models.embeddings import fourier, sinusoidal
+from diffusion_jax.models.layers import num_groups
+from diffusion_jax.models.unet.plan import down_widths, runs, up_widths
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"),
+    [(128, 32), (64, 16), (192, 32), (96, 24), (48, 12), (36, 9), (37, 1), (3, 1), (10, 2)],
+)
+def test_groups_divide_and_hold_four_channels(channels, groups):
+    assert num_groups(channels) == groups
+
+
+def test_sinusoidal_features_by_hand():
+    time = jnp.array([0.0, 2.5])
+    angles = np.outer(time, [1.0, 0.1])
+    expected = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    np.testing.assert_allclose(sinusoidal(time, 4, max_period=100.0), expected, atol=1e-6)
+    ddpm = np.outer(time, [1.0, 0.01])
+    expected = np.concatenate([np.sin(ddpm), np.cos(ddpm), np.zeros((2, 1))], axis=1)
+    got = sinusoidal(time, 5, max_period=100.0, cos_first=False, shift=1.0)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_fourier_features_estimate_the_gaussian_kernel():
+    # E cos(2π·f·d) over f ~ N(0, s²) is exp(-2(π·s·d)²), and features of equal times have norm dim.
+    time = jnp.array([0.0, 0.05, 0.1])
+    features = fourier(time, 512, bandwidth=2.0)
+    kernel = np.asarray(features @ features.T) / 512
+    gap = np.subtract.outer(np.asarray(time), np.asarray(time))
+    np.testing.assert_allclose(kernel, np.exp(-2 * (2 * np.pi * gap) ** 2), atol=0.01)
+
+
+@pytest.mark.parametrize("features", [sinusoidal, fourier])
+def test_too_few_features_are_refused(features):
+    with pytest.raises(ValueError, match="dim=1"):
+        features(jnp.zeros(1), 1)
+
+
+def test_plan_of_adm_pairs_each_skip_once():
+    features, counts = (64, 128, 256), (2, 1, 3)
+    down = [f for level in down_widths(features, counts) for f in level]
+    assert down == [(64, 0), (64, 0), (64, 0), (128, 0), (256, 0), (256, 0)]
+    assert up_widths(features, counts) == [
+        ((256, 256), (256, 256), (256, 256), (256, 128)),
+        ((256, 128), (128, 64)),
+        ((128, 64), (64, 64), (64, 64)),
+    ]
+
+
+def test_runs_of_equal_blocks():
+    widths = ((8, 4), (4, 4), (4, 4), (4, 2))
+    assert runs(widths, scan=True) == [(0, 0), (1, 2), (3, 3)]
+    assert runs(widths, scan=False) == [(0, 0), (1, 1), (2, 2), (3, 3)]
