@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.data.num_classes = 10  # 0 trains without labels
 
     config.text = ConfigDict()
-    config.text.encoder = ""  # of captions: "minilm(length=24)"; build_condition.TEXT_ENCODERS
+    config.text.encoder = ""  # of captions: "minilm(length=24)"; build.conditioning.TEXT_ENCODERS
 
     config.process = ConfigDict()
     config.process.schedule = "cosine()"  # which levels: core.schedules.SCHEDULES

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     net.blocks = 1
     net.groups = 4  # 32 would be one channel a group, which norms colours away
     net.latent_channels = 4
-    config.first_stage = stage = ConfigDict()  # build_autoencoder's tables
+    config.first_stage = stage = ConfigDict()  # build.first_stage's tables
     stage.pixel = "l2()"  # l1 leaves red and green brown for the first thousand steps
     stage.perceptual = "efficientnet(weight=0.02)"  # "lpips(weights='vgg.safetensors')"
     stage.bottleneck = "kl(weight=1e-6)"  # "vq()" or "vq_ema()" for autoencoder_vq

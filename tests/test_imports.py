@@ -57,10 +57,11 @@ WITHIN_BUILD = {
     "conditioning": set(),
     "first_stage": {"weights"},
     "experiment": {"process", "conditioning", "first_stage", "buckets"},
+    "training": {"buckets", "conditioning"},
     "sampling": {"process", "experiment"},
     "evaluation": {"process", "experiment"},
     "few_step": {"experiment", "first_stage", "weights"},
-    "checkpoint": {"experiment", "buckets", "conditioning", "few_step"},
+    "checkpoint": {"experiment", "training", "buckets", "conditioning", "few_step"},
 }
 
 # room -> all that it may import from outside, beside the standard library.

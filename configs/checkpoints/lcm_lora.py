@@ -16,7 +16,7 @@ TARGETS = r"/(down_\d+|mid|up_\d+)/.*kernel$"
 def get_config() -> ConfigDict:
     config = lora.get_config()
     config.workdir = "runs/lcm_lora"
-    # Of build_students.METHODS, taught by the checkpoint: a method of one network, told no more.
+    # A row of build.few_step.methods.METHODS: one network, conditioned on nothing more.
     config.distill = "latent_consistency(levels=50, scale=7.5)"
     config.tuning = f"lora(rank=64, targets={TARGETS!r})"
     config.train.steps = 1000

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.prompts = ()  # of the samples on the way; () is the prompt, captions need some
     config.model = ConfigDict({"name": "text_unet"})  # whose rules split the weights
 
-    # What of the checkpoint is trained: build_tuning.TUNINGS, such as "lora(rank=4, alpha=8)".
+    # What is trained: build.checkpoint.tuning.TUNINGS, such as "lora(rank=4, alpha=8)".
     config.tuning = "lora(rank=8)"
 
     config.prior = ConfigDict()  # DreamBooth's prior preservation

@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     defaults, config = base.get_config(), ConfigDict()
     config.teacher = ""  # folder of the teacher's run
     config.student = ""  # folder of another student's run to start from; "" starts from the teacher
-    config.distill = "easy()"  # build_distill.METHODS
+    config.distill = "easy()"  # build.few_step.distillation.METHODS
     for section in ("seed", "profile", "train", "optimizer", "mesh", "sampler", "evaluate"):
         config[section] = defaults[section]
     config.train.steps = 1000

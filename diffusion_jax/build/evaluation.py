@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import spec
-from diffusion_jax.build import experiment as build
+from diffusion_jax.build import experiment as experiments
 from diffusion_jax.build.process import learned_schedule
 from diffusion_jax.convert.tensors import read_safetensors
 from diffusion_jax.convert.torch_pickle import read_state_dict
@@ -42,7 +42,7 @@ class Likelihood(NamedTuple):
     terms: Callable[..., Terms]
 
 
-def likelihood(config: Config, experiment: build.Experiment) -> Likelihood:
+def likelihood(config: Config, experiment: experiments.Experiment) -> Likelihood:
     """What ``config.evaluate.likelihood`` says.
 
     Raises:
@@ -138,7 +138,7 @@ def caption_judge(images: np.ndarray, texts: np.ndarray, seed: int) -> CaptionJu
 
 def check_images(config: Config) -> None:
     """Refuse to judge points in the plane as if they were images."""
-    if len(build.data_shape(config)) != 3:
+    if len(experiments.data_shape(config)) != 3:
         raise ValueError(
             f"config.data.name = {config.data.name!r} has no images; evaluate quality and "
             "class accuracy of image sets, and the likelihood or samples/ of points"

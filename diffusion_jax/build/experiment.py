@@ -1,6 +1,6 @@
 """The composition root: from a config to the values that jobs run.
 
-With ``build_sampling`` and ``build_evaluation``, this is where the rooms meet.  A function here
+With ``build.sampling`` and ``build.evaluation``, this is where the rooms meet.  A function here
 reads one section of the config and returns one value; what a name means stands in the table of the
 room that owns it.
 """
@@ -12,32 +12,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from configs import base
-from diffusion_jax.build import first_stage as build_autoencoder
-from diffusion_jax.build.buckets import bucket_sizes
+from diffusion_jax.build import first_stage
 from diffusion_jax.build.conditioning import Conditioning, conditioning
 from diffusion_jax.build.process import learned_schedule, noise_process
 from diffusion_jax.core import network_io, targets, weighting
 from diffusion_jax.core.continuous_bound import DECODERS
-from diffusion_jax.core.ema import EMAS
 from diffusion_jax.core.learned_schedule import LearnedSchedule
 from diffusion_jax.core.process import Process
 from diffusion_jax.core.proposals import PROPOSALS
 from diffusion_jax.core.types import Model, NoiseLevel, Params, Recipe
-from diffusion_jax.data.faults import Faults
-from diffusion_jax.data.pipeline import DataSpec, batches, make_dataset
 from diffusion_jax.models import MODELS
 from diffusion_jax.models.adapter import init_params, net_from_module
 from diffusion_jax.models.autoencoders.autoencoder import AUTOENCODERS
-from diffusion_jax.models.partition import PARTITIONS
 from diffusion_jax.recipes.diffusion import TERMS, diffusion
 from diffusion_jax.recipes.variational import variational
 from diffusion_jax.spec import Config, build, parse
-from diffusion_jax.train import optimizer
-from diffusion_jax.train.plan import Plan
-from diffusion_jax.train.sharding import AXES, Rules, data_part, make_mesh, where_it_fits
 
 
 class Experiment(NamedTuple):
@@ -82,7 +73,7 @@ def experiment(config: Config) -> Any:
 
 def diffusion_experiment(config: Config) -> Experiment:
     """A diffusion model."""
-    stage, shape = build_autoencoder.first_stage(config), data_shape(config)
+    stage, shape = first_stage.first_stage(config), data_shape(config)
     bare = net_from_module(network(config, shape[-1]))
     proc, told = noise_process(config), conditioning(config)
     model = Model(
@@ -112,7 +103,7 @@ def initialiser(config: Config) -> Callable[[jax.Array, jax.Array, Any], Params]
 def data_shape(config: Config) -> tuple[int, ...]:
     """Of what is diffused: (h, w, c) of images, (h, w, z) of codes, (2,) of points."""
     if config.model.get("autoencoder", ""):
-        return build_autoencoder.code_shape(config)
+        return first_stage.code_shape(config)
     if config.data.name.startswith("toy2d:"):
         return (2,)
     return (*config.data.image_size, config.data.channels)
@@ -188,79 +179,6 @@ def defaults() -> Config:
     return base.get_config()
 
 
-def training(config: Config) -> dict[str, Any]:
-    """What ``train.loop.train`` takes beside the recipe, the data and the folder."""
-    section, steps = config.optimizer, config.train.steps
-    if steps < 1:  # before the decay, whose own complaint would name another field
-        raise ValueError(f"config.train.steps = {steps} must be at least 1")
-    decay = build(optimizer.SCHEDULES, section.schedule, "optimizer.schedule", steps=steps)
-    rate = optimizer.learning_rate(section.learning_rate, decay, section.warmup)
-    settings = {name: section[name] for name in ("b1", "b2", "eps", "weight_decay", "clip")}
-    # Of a group that moves in the last of so many steps, which counts its own turns.
-    scaled = lambda factor, every: optimizer.adamw(
-        lambda turn: factor * rate(every * (turn + 1) - 1), **settings
-    )
-    groups = section.get("groups", ())
-    every = ("accumulate", "steps_per_call", "log_every", "checkpoint_every", "keep",
-             "skip_nonfinite")  # fmt: skip
-    return {
-        "tx": optimizer.grouped(scaled, groups) if groups else optimizer.adamw(rate, **settings),
-        "ema": build(EMAS, config.ema, "ema"),
-        "plan": Plan(steps, **{name: config.train[name] for name in every}, trace=config.profile),
-        "mesh": mesh(config),
-        "rules": rules(config),
-        "split": config.mesh.split,
-        "offload": config.mesh.offload,
-        "seed": config.seed,
-        "learning_rate": rate,
-    }
-
-
-def mesh(config: Config) -> Mesh:
-    """The devices, as ``config.mesh`` lays them out."""
-    return make_mesh({axis: config.mesh[axis] for axis in AXES})
-
-
-def rules(config: Config) -> Rules:
-    """Which parameter lies where: ``config.mesh.rules``, then the network's own."""
-    given = tuple((pattern, tuple(axes)) for pattern, axes in config.mesh.rules)
-    own = PARTITIONS.get(config.model.name, ())
-    return (*given, *((pattern, where_it_fits(axes)) for pattern, axes in own))
-
-
-def data_spec(config: Config, split: str) -> DataSpec:
-    """The training pipeline of a split, for this process."""
-    index, count = data_part(mesh(config))
-    return DataSpec(
-        name=config.data.name,
-        split=split,
-        batch_size=config.train.batch_size,
-        image_size=tuple(config.data.image_size),
-        channels=config.data.channels,
-        flip=config.data.flip,
-        crop=config.data.crop,
-        balance=config.data.get("balance", ""),
-        seed=config.seed,
-        data_dir=config.data.dir or None,
-        process_index=index,
-        process_count=count,
-    )
-
-
-def training_data(config: Config) -> Callable[[int], Any]:
-    """start_step -> iterator of this process's batches from that step on."""
-    section = config.data
-    if section.timeout < 0:
-        raise ValueError(f"config.data.timeout = {section.timeout} must be seconds, or 0 for ever")
-    faults = Faults(section.broken_records)
-    told = conditioning(config)
-    spec = data_spec(config, section.split)
-    sizes = bucket_sizes(config, tuple(section.image_size))
-    spec = spec._replace(captions=told.captions, buckets=sizes)
-    dataset = make_dataset(spec, faults).map(told.attach)
-    return lambda start: batches(dataset, start, timeout=section.timeout, faults=faults)
-
-
 def check_ends(config: Config, model: Model) -> None:
     """Refuse a target that says nothing of x0 at the level where sampling starts.
 
@@ -288,6 +206,6 @@ def _frozen(value: Any) -> Any:
 
 
 EXPERIMENTS: dict[str, Callable[[Config], Any]] = dict.fromkeys(
-    AUTOENCODERS, build_autoencoder.experiment
+    AUTOENCODERS, first_stage.experiment
 )
 """What is trained otherwise than a diffusion model, by ``config.model.name``."""

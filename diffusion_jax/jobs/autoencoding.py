@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import pictures
-from diffusion_jax.build import evaluation as build_evaluation
+from diffusion_jax.build import evaluation
 from diffusion_jax.build.first_stage import AutoencoderExperiment
 from diffusion_jax.data import load_images, to_uint8, to_unit
 from diffusion_jax.evaluate.distances import frechet_distance
@@ -95,7 +95,7 @@ def figures(run: Run, workdir: Path) -> dict[str, Figure]:
         "SSIM of reconstructions": mean_of(np.asarray(ssim(*pair))),
     }
     if config.evaluate.quality:
-        net = build_evaluation.feature_net(config)
+        net = evaluation.feature_net(config)
         a, b = (extract(net, images)["frechet"] for images in (originals, made))
         spread = bootstrap(frechet_distance, a, b, resamples=10, seed=config.seed)
         name = f"{net.distance} of reconstructions ({net.name})"

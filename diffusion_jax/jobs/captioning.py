@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax.build import evaluation as build_evaluation
+from diffusion_jax.build import evaluation
 from diffusion_jax.build.conditioning import conditioning, text_encoder
 from diffusion_jax.data import load_captions, to_uint8
 from diffusion_jax.data.captions import encoded
@@ -86,14 +86,14 @@ def show(captions: Captions, images: np.ndarray, path: Path) -> None:
 
 def judge_of(config: Config) -> Judged:
     """The judge that is trained on the images and captions of the training split."""
-    net = build_evaluation.feature_net(config)
+    net = evaluation.feature_net(config)
     known = captions_of(config, config.data.split, None)
     folder, label = cache_folder(config), config.data.name.removeprefix(LATENTS).replace("/", "-")
     keys = jax.random.split(jax.random.key(config.seed), VIEWS - 1)
     move = jax.jit(lambda key, x: to_uint8(moved(key, scaled(x))))
     views = [known.images, *(np.asarray(move(key, known.images)) for key in keys)]
     features = [cached(net, view, folder, f"{label}-view")["frechet"] for view in views]
-    judge = build_evaluation.caption_judge(np.stack(features), known.features, config.seed)
+    judge = evaluation.caption_judge(np.stack(features), known.features, config.seed)
     return Judged(judge, lambda images: extract(net, images)["frechet"])
 
 

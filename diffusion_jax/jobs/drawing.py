@@ -13,8 +13,8 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 from diffusion_jax.apps.generate import generate
-from diffusion_jax.build import experiment as build
-from diffusion_jax.build import sampling as build_sampling
+from diffusion_jax.build import experiment as experiments
+from diffusion_jax.build import sampling
 from diffusion_jax.core.guidance import ALWAYS_GUIDED
 from diffusion_jax.core.targets import denoiser
 from diffusion_jax.core.types import Params
@@ -40,14 +40,14 @@ class Samples(NamedTuple):
     labels: np.ndarray
 
 
-def drawer(config: Config, experiment: build.Experiment) -> Draw:
+def drawer(config: Config, experiment: experiments.Experiment) -> Draw:
     """The sampler that the config names, compiled once for each batch size."""
     draw, reference = sampling_function(config, experiment, generate)
     return partial(jitted(config, draw), reference, place_params(config, experiment.frozen()))
 
 
 def sampling_function(
-    config: Config, experiment: build.Experiment, generate: Callable[..., Any]
+    config: Config, experiment: experiments.Experiment, generate: Callable[..., Any]
 ) -> tuple[Callable[..., Any], Params]:
     """What is to be jitted, and its first argument, the reference's parameters (None without one).
 
@@ -60,7 +60,7 @@ def sampling_function(
         (reference's params, frozen params, key, params, request [b, ...], guidance scale []) ->
         generate's result.
     """
-    sampler_of = build_sampling.sampler_of(config, experiment)
+    sampler_of = sampling.sampler_of(config, experiment)
     guided, reference = is_guided(config), open_reference(config)
 
     def draw(of_reference, frozen, key, params, request, scale):
@@ -76,7 +76,7 @@ def sampling_function(
             solver,
             levels,
             scale if guided else None,
-            build_sampling.guidance(config, experiment.model, worse),
+            sampling.guidance(config, experiment.model, worse),
         )
 
     return draw, reference and reference.params
@@ -89,7 +89,7 @@ def is_guided(config: Config) -> bool:
 
 
 def draw_many(
-    config: Config, experiment: build.Experiment, draw: Draw, params: Params, n: int
+    config: Config, experiment: experiments.Experiment, draw: Draw, params: Params, n: int
 ) -> Samples:
     """n samples in batches of one size, with progress; a function of ``config.sampler.seed``.
 

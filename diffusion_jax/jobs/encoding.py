@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from diffusion_jax.build import first_stage as build_autoencoder
+from diffusion_jax.build import first_stage
 from diffusion_jax.build.weights import is_release
 from diffusion_jax.data import DataSpec, Info, info, make_dataset
 from diffusion_jax.data.catalog import open_builder
@@ -73,7 +73,7 @@ def encode_latents(
         ValueError: if there is no run of an autoencoder, no such data, or the name is taken.
     """
     config = read_config(workdir)
-    module, params, step = build_autoencoder.open_autoencoder(workdir)
+    module, params, step = first_stage.open_autoencoder(workdir)
     keep = _kept(keep, type(module))
     run = jax.jit(lambda x: KEEPS[keep](module.apply({"params": params}, x, method="encode")))
     size = tuple(config["data"]["image_size"])
@@ -86,7 +86,7 @@ def encode_latents(
         released = is_release(workdir)
         scale, shift, figures = measure(kept["train"].arrays, per_channel)
         if released:  # whoever diffuses its codes was trained with the scale that it came with
-            scale, shift, step = build_autoencoder.measured(workdir)
+            scale, shift, step = first_stage.measured(workdir)
         source = f"{data} at {size}, step {step}, {keep}, scale {scale}"
         contents = _contents(kept, info(data, "train", data_dir), source, (scale, shift, step))
         name = name or data.replace("/", "-").replace(":", "-")
@@ -94,7 +94,7 @@ def encode_latents(
     if released:
         return path
     held = {"scale": scale, "shift": shift, "step": step, "data": data, **figures}
-    with whole(Path(workdir) / build_autoencoder.MEASURED) as temporary:
+    with whole(Path(workdir) / first_stage.MEASURED) as temporary:
         temporary.write_text(json.dumps(held, indent=2) + "\n")
     return path
 

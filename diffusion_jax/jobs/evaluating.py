@@ -12,9 +12,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from diffusion_jax.build import evaluation as build_evaluation
-from diffusion_jax.build import experiment as build
-from diffusion_jax.build import first_stage as build_autoencoder
+from diffusion_jax.build import evaluation, first_stage
+from diffusion_jax.build import experiment as experiments
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import load_images, to_unit
 from diffusion_jax.evaluate.features import cached, extract
@@ -66,7 +65,7 @@ def of_diffusion(run: Run, workdir: Path) -> Figures:
     figures: Figures = {}
     # Its mistakes come before minutes of sampling.
     told = (run.config, run.experiment)
-    likelihood = build_evaluation.likelihood(*told) if section.likelihood else None
+    likelihood = evaluation.likelihood(*told) if section.likelihood else None
     if section.quality or section.class_accuracy:
         figures |= of_samples(run, workdir)
     if section.captions:
@@ -84,7 +83,7 @@ def of_diffusion(run: Run, workdir: Path) -> Figures:
 def of_samples(run: Run, workdir: Path) -> Figures:
     """Quality and class accuracy of fresh samples."""
     config, section = run.config, run.config.evaluate
-    build_evaluation.check_images(config)
+    evaluation.check_images(config)
     if section.class_accuracy and not config.data.num_classes:
         raise ValueError(
             "config.evaluate.class_accuracy=True needs a class-conditional model; "
@@ -95,7 +94,7 @@ def of_samples(run: Run, workdir: Path) -> Figures:
     save_samples(workdir / "samples" / f"evaluate_{run.step:07d}", samples)
     figures: Figures = {}
     if section.quality:
-        net = build_evaluation.feature_net(config)
+        net = evaluation.feature_net(config)
         real, _ = images_of(config, config.data.split, section.n)
         label = config.data.name.replace("/", "-").replace(":", "-")
         known = cached(net, real, cache_folder(config), label)
@@ -161,7 +160,7 @@ def _held_out(config: Config) -> np.ndarray:
     for name in ("likelihood_n", "likelihood_batch_size"):
         if section[name] < 1:
             raise ValueError(f"config.evaluate.{name} = {section[name]} must be at least 1")
-    if len(build.data_shape(config)) == 3:
+    if len(experiments.data_shape(config)) == 3:
         return to_unit(images_of(config, split, section.likelihood_n)[0])
     return load_images(config.data.name, split, section.likelihood_n)[0]
 
@@ -169,11 +168,11 @@ def _held_out(config: Config) -> np.ndarray:
 def judge_of(config: Config) -> Judge:
     """The judge of a data set, trained once and kept beside the data."""
     load = lambda split: images_of(config, split, None)
-    return build_evaluation.judge(config, load, cache_folder(config))
+    return evaluation.judge(config, load, cache_folder(config))
 
 
 # By what an experiment is.
 FIGURES: dict[type, Callable[[Run, Path], Figures]] = {
-    build.Experiment: of_diffusion,
-    build_autoencoder.AutoencoderExperiment: autoencoding.figures,
+    experiments.Experiment: of_diffusion,
+    first_stage.AutoencoderExperiment: autoencoding.figures,
 }

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from diffusion_jax import pictures
-from diffusion_jax.build import experiment as build
+from diffusion_jax.build import training
 from diffusion_jax.build.buckets import bucket_sizes, check_sizes
-from diffusion_jax.build.checkpoint import tuning as build_tuning
+from diffusion_jax.build.checkpoint import tuning
 from diffusion_jax.build.checkpoint.additions import with_loras
 from diffusion_jax.build.checkpoint.finetune import (
     finetune,
@@ -53,11 +53,11 @@ def finetune_checkpoint(config: Config, workdir: str | os.PathLike) -> TrainStat
             "config.checkpoint is empty; name a Stable Diffusion folder or .safetensors file"
         )
     cache_compilations()
-    plan = build_tuning.plan(config)
+    plan = tuning.plan(config)
     checkpoint = with_loras(prompting.read(config), config.lora)
     made = opened(config, checkpoint, plan)
     prompting.image_size(config, made)
-    experiment, settings = finetune(config, made, plan), build.training(config)
+    experiment, settings = finetune(config, made, plan), training.training(config)
     frozen = place_params(config, experiment.frozen())
     data = training_data(config, made)
     if sizes := bucket_sizes(config, size_of(config, made)):
@@ -87,7 +87,7 @@ def _shower(
 ) -> Callable[[int, Params], dict[str, np.ndarray]]:
     """(step, params) -> the images that the sampling command would draw, as one sheet."""
     chosen, size = prompting.with_defaults(config, made), size_of(config, made)
-    mesh = build.mesh(config)
+    mesh = training.mesh(config)
     draw = prompting.sampler(chosen, made, size)
     requests = prompting.requests_of(config) if config.train.sample_every else []
 

@@ -12,7 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from diffusion_jax.apps.generate import generate
-from diffusion_jax.build import experiment as build
+from diffusion_jax.build import experiment as experiments
+from diffusion_jax.build import training
 from diffusion_jax.jobs import prompting
 from diffusion_jax.jobs.drawing import sampling_function
 from diffusion_jax.profiling.flops import Flops, count
@@ -42,7 +43,7 @@ def job(config: Config, mode: str, mesh: Mesh) -> Job:
 
 def _training(config: Config, mesh: Mesh) -> Job:
     local = _on_one_axis(config)
-    experiment, settings = build.experiment(local), build.training(local)
+    experiment, settings = experiments.experiment(local), training.training(local)
     shape = jax.ShapeDtypeStruct
     batch = {"image": shape((config.train.batch_size, *experiment.shape), jnp.float32)}
     for name, one in experiment.conditioning.example.items():
@@ -58,13 +59,13 @@ def _sampling(config: Config, mesh: Mesh) -> Job:
             "set it to '' and take another guidance"
         )
     local = _on_one_axis(config)
-    experiment, shape = build.experiment(local), jax.ShapeDtypeStruct
+    experiment, shape = experiments.experiment(local), jax.ShapeDtypeStruct
     draw, reference = sampling_function(local, experiment, generate)
     key = jax.eval_shape(lambda: jax.random.key(0))
     example = experiment.conditioning.example
     one = {"image": shape((1, *experiment.shape), jnp.float32), **example}
     params = jax.eval_shape(experiment.recipe.init, key, one)
-    places = sharding.of_params(params, mesh, build.rules(config))
+    places = sharding.of_params(params, mesh, training.rules(config))
     everywhere = NamedSharding(mesh, P())
     rows = config.sampler.batch_size
     split = sharding.of_rows(mesh, rows)

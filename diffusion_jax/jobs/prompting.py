@@ -16,8 +16,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from diffusion_jax.apps.generate import prompted
-from diffusion_jax.build import experiment as build
-from diffusion_jax.build import sampling as build_sampling
+from diffusion_jax.build import sampling, training
 from diffusion_jax.build.checkpoint.additions import with_loras
 from diffusion_jax.build.checkpoint.control import hints, steered
 from diffusion_jax.build.checkpoint.text_to_image import (
@@ -85,7 +84,7 @@ def draw_requests(
         weights: on the devices.
         requests: at least one.
     """
-    mesh, size = build.mesh(config), image_size(config, made)
+    mesh, size = training.mesh(config), image_size(config, made)
     start = _start(config, made, size)
     images = []
     count = min(config.batch_size, len(requests))
@@ -208,7 +207,7 @@ def with_defaults(config: Config, made: TextToImage) -> Config:
 
 def sampler(config: Config, made: TextToImage, size: tuple[int, int]) -> Callable[..., Any]:
     """``sampling_function``, jitted for the mesh of the config."""
-    mesh = build.mesh(config)
+    mesh = training.mesh(config)
     draw = sharding.on_mesh(sampling_function(config, made, size), mesh)
     return jax.jit(draw, out_shardings=NamedSharding(mesh, P()))
 
@@ -217,7 +216,7 @@ def sampling_function(
     config: Config, made: TextToImage, size: tuple[int, int]
 ) -> Callable[..., Any]:
     """The function of ``apps.generate.prompted`` that the config describes."""
-    solver, levels = build_sampling.sampler(config, made.model)
+    solver, levels = sampling.sampler(config, made.model)
     if config.image:
         levels = truncate(levels, config.strength)
     process = made.model.process
@@ -227,7 +226,7 @@ def sampling_function(
     if config.sampler.start not in STARTS:
         known = ", ".join(STARTS)
         raise ValueError(f"config.sampler.start = {config.sampler.start!r}; known are {known}")
-    how = (build_sampling.weighing(config, made.model, made.net), ends[config.sampler.end])
+    how = (sampling.weighing(config, made.model, made.net), ends[config.sampler.end])
     how += (STARTS[config.sampler.start],)
     return prompted(made.model, latent_shape(made, size), solver, levels, *how)
 
@@ -246,7 +245,7 @@ def place(config: Config, weights: Weights) -> Weights:
         forget(x)
         return placed
 
-    return jax.tree.map(one, weights, places(config, weights, build.mesh(config)))
+    return jax.tree.map(one, weights, places(config, weights, training.mesh(config)))
 
 
 def places(config: Config, weights: Weights, mesh: Mesh) -> Weights:

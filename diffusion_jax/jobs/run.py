@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax.build import experiment as build
-from diffusion_jax.build.few_step import distillation as build_distill
+from diffusion_jax.build import experiment as experiments
+from diffusion_jax.build.few_step import distillation
 from diffusion_jax.build.weights import averaged, is_release, settings
 from diffusion_jax.core.types import Params
 from diffusion_jax.jobs.placing import place_params
@@ -70,7 +70,7 @@ def run_config(workdir: str | os.PathLike, overrides: dict[str, Any] | None = No
     for section in LATER:  # fields newer than the run
         if section not in config:
             config[section] = ConfigDict()
-        for name, value in build.defaults()[section].items():
+        for name, value in experiments.defaults()[section].items():
             if name not in config[section]:
                 config[section][name] = value
     for field, value in (overrides or {}).items():
@@ -122,7 +122,7 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Run:
 
 def open_experiment(config: Config) -> Any:
     """What the config describes: a student of a teacher, or what ``build.experiment`` makes."""
-    made = build_distill.experiment if config.get("distill") else build.experiment
+    made = distillation.experiment if config.get("distill") else experiments.experiment
     return made(config)
 
 

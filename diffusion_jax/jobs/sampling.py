@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from diffusion_jax import pictures
-from diffusion_jax.build import experiment as build
-from diffusion_jax.build import first_stage as build_autoencoder
-from diffusion_jax.build.checkpoint import tuning as build_tuning
+from diffusion_jax.build import experiment as experiments
+from diffusion_jax.build import first_stage
+from diffusion_jax.build.checkpoint import tuning
 from diffusion_jax.files import whole
 from diffusion_jax.jobs import autoencoding
 from diffusion_jax.jobs.drawing import Samples, draw_many, drawer
@@ -34,7 +34,7 @@ def sample(config: Config, workdir: str | os.PathLike) -> Any:
         ValueError: if the folder holds no run of this model.
     """
     if "checkpoint" in config:
-        used = build_tuning.plan(config).used if "tuning" in config else lambda config, _: config
+        used = tuning.plan(config).used if "tuning" in config else lambda config, _: config
         drawn = draw_prompts(used(config, Path(workdir)), workdir)
         return Samples(drawn, np.arange(len(drawn), dtype=np.int32))
     cache_compilations()
@@ -74,6 +74,6 @@ def save_samples(stem: Path, samples: Samples) -> dict[str, np.ndarray]:
 
 # By what an experiment is.
 SAMPLES: dict[type, Callable[[Run, Path], Any]] = {
-    build.Experiment: _of_diffusion,
-    build_autoencoder.AutoencoderExperiment: autoencoding.reconstruct,
+    experiments.Experiment: _of_diffusion,
+    first_stage.AutoencoderExperiment: autoencoding.reconstruct,
 }

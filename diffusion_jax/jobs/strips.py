@@ -12,7 +12,8 @@ from jaxtyping import Array
 
 from diffusion_jax import pictures
 from diffusion_jax.apps.generate import generate_trajectory
-from diffusion_jax.build import experiment as build
+from diffusion_jax.build import training
+from diffusion_jax.build.experiment import Experiment
 from diffusion_jax.core.process import corrupt
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import DataMissing, load_images, make_dataset, to_uint8
@@ -24,7 +25,7 @@ from diffusion_jax.spec import Config
 STRIP_COLUMNS = 9
 
 
-def save_strip(config: Config, experiment: build.Experiment, params: Params, path: Path) -> None:
+def save_strip(config: Config, experiment: Experiment, params: Params, path: Path) -> None:
     """The forward process of one data point, and the reverse process of one sample, side by side.
 
     Beside the picture, of the same name: the sample's way as an animation, x_t and predicted x0,
@@ -64,14 +65,12 @@ def save_strip(config: Config, experiment: build.Experiment, params: Params, pat
         np.savez_compressed(file, x_t=xs[:, 0], x0=x0s[:, 0], t=times)
 
 
-def _first_example(
-    config: Config, experiment: build.Experiment, frozen: Params, sample: Array
-) -> Array:
+def _first_example(config: Config, experiment: Experiment, frozen: Params, sample: Array) -> Array:
     """One data point as the network sees it, [1, ...]: an image in [-1, 1], or its code.
 
     Where the data is not prepared, as beside a release, the sample stands for it.
     """
-    spec = build.data_spec(config, config.data.split)
+    spec = training.data_spec(config, config.data.split)
     one = spec._replace(batch_size=1, shuffle=False, process_index=0, process_count=1)
     try:
         batch: Any = make_dataset(one)[0]
@@ -81,7 +80,7 @@ def _first_example(
     return encode(frozen, jnp.asarray(batch["image"]), jax.random.key(0))
 
 
-def save_clouds(config: Config, experiment: build.Experiment, params: Params, path: Path) -> None:
+def save_clouds(config: Config, experiment: Experiment, params: Params, path: Path) -> None:
     """Noise, half way, samples and data, as points."""
     n = 1000
     xs, x0s, times = _reverse(config, experiment, params, n)
@@ -101,7 +100,7 @@ def save_clouds(config: Config, experiment: build.Experiment, params: Params, pa
 
 
 def _reverse(
-    config: Config, experiment: build.Experiment, params: Params, n: int
+    config: Config, experiment: Experiment, params: Params, n: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(x_t [n, b, ...], predicted x0 [n, b, ...], times [n])."""
     draw, reference = sampling_function(config, experiment, _way)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion_jax.build import experiment as build
+from diffusion_jax.build import experiment as experiments
+from diffusion_jax.build import training
 from diffusion_jax.build.buckets import bucket_sizes, check_sizes
-from diffusion_jax.build.few_step import distillation as build_distill
+from diffusion_jax.build.few_step import distillation
 from diffusion_jax.build.first_stage import AutoencoderExperiment
 from diffusion_jax.build.weights import is_release
 from diffusion_jax.core.types import Params
@@ -30,8 +31,8 @@ from diffusion_jax.train.symptoms import spread
 def train(config: Config, workdir: str | os.PathLike) -> TrainState:
     """Train, or go on training, and leave samples and the strip of both processes.
 
-    A config with a teacher distills it (``build_distill``); one with a tuning trains a part of its
-    checkpoint instead (``jobs.finetuning``).
+    A config with a teacher distills it (``build.few_step.distillation``); one with a tuning trains
+    a part of its checkpoint instead (``jobs.finetuning``).
 
     Args:
         config: see ``configs/base.py``.
@@ -52,12 +53,12 @@ def train(config: Config, workdir: str | os.PathLike) -> TrainState:
         )
     cache_compilations()
     if "teacher" in config:
-        config = build_distill.with_teacher(config)
+        config = distillation.with_teacher(config)
     experiment = open_experiment(config)
-    settings = build.training(config)
+    settings = training.training(config)
     folder = Path(workdir) / "samples"
     view = VIEWS[type(experiment)](config, experiment, folder)
-    data, frozen = build.training_data(config), {**experiment.frozen(), **experiment.taught()}
+    data, frozen = training.training_data(config), {**experiment.frozen(), **experiment.taught()}
     if sizes := bucket_sizes(config, tuple(config.data.image_size)):
         check_sizes(experiment.recipe, frozen, next(iter(data(0))), sizes)
     average = settings["ema"].params
@@ -95,7 +96,7 @@ class View(NamedTuple):
     finish: Callable[[Params], Any] = lambda params: None
 
 
-def _of_diffusion(config: Config, experiment: build.Experiment, folder: Path) -> View:
+def _of_diffusion(config: Config, experiment: experiments.Experiment, folder: Path) -> View:
     draw = drawer(config, experiment)
 
     def show(step, params):
@@ -112,6 +113,6 @@ def _of_autoencoder(config: Config, experiment: AutoencoderExperiment, folder: P
 
 # By what an experiment is.
 VIEWS: dict[type, Callable[[Config, Any, Path], View]] = {
-    build.Experiment: _of_diffusion,
+    experiments.Experiment: _of_diffusion,
     AutoencoderExperiment: _of_autoencoder,
 }

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from diffusion_jax import spec
 from diffusion_jax.apps.generate import generate
-from diffusion_jax.build import evaluation as build_evaluation
+from diffusion_jax.build import evaluation
 from diffusion_jax.core import grids
 from diffusion_jax.core.solvers import SOLVERS, noising
 from diffusion_jax.data import to_uint8
@@ -179,7 +179,7 @@ def main(argv: list[str]) -> None:
     if unknown := [name for name in names if name not in ROWS]:
         raise app.UsageError(f"--solvers has {unknown[0]!r}; known are {', '.join(ROWS)}")
     run = open_run(run_config(FLAGS.workdir), FLAGS.workdir)
-    net = build_evaluation.feature_net(run.config)
+    net = evaluation.feature_net(run.config)
     images, _ = images_of(run.config, run.config.data.split, FLAGS.n)
     real = extract(net, images)["frechet"]
     out = Path(FLAGS.out)

@@ -30,12 +30,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from one_call_models import OneCall, decoder, generator
 
 from configs import mnist
 from diffusion_jax.apps.generate import generate
-from diffusion_jax.build import experiment as build
-from diffusion_jax.build.few_step import distillation as build_distill
+from diffusion_jax.build import experiment as experiments
+from diffusion_jax.build import training
+from diffusion_jax.build.few_step import distillation
 from diffusion_jax.core import grids
 from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.jobs.run import cache_compilations, plain
@@ -44,6 +44,7 @@ from diffusion_jax.spec import Config
 from diffusion_jax.train import workdir
 from diffusion_jax.train.state import init_state
 from diffusion_jax.train.step import make_step
+from scripts.few_steps.one_call_models import OneCall, decoder, generator
 
 METHODS = (
     "progressive", "guidance", "cd", "ct", "ict", "ect", "lcm", "scd", "sct", "mean_flow",
@@ -103,14 +104,14 @@ def _teacher() -> Iterator[str]:
 
 def _plain(folder: str) -> tuple[Config, Any]:
     """(config, experiment) of the teacher's own training, at our batch."""
-    config = build_distill.with_teacher(_named("cd", folder)).unlock()
+    config = distillation.with_teacher(_named("cd", folder)).unlock()
     del config["distill"], config["teacher"]
-    return config, build.experiment(config)
+    return config, experiments.experiment(config)
 
 
 def _student(name: str, folder: str) -> tuple[Config, Any]:
-    config = build_distill.with_teacher(_named(name, folder))
-    return config, build_distill.experiment(config)
+    config = distillation.with_teacher(_named(name, folder))
+    return config, distillation.experiment(config)
 
 
 def _named(name: str, folder: str) -> Config:
@@ -126,7 +127,7 @@ def _frozen(own: tuple[Config, Any], folder: str) -> Any:
         return {**experiment.frozen(), **experiment.taught()}
     _, teacher = _plain(folder)
     fresh = teacher.recipe.init(jax.random.key(0), _batch(config))
-    return {**build_distill.method(config).frozen(), "teacher": fresh}
+    return {**distillation.method(config).frozen(), "teacher": fresh}
 
 
 def _batch(config: Any) -> dict[str, jax.Array]:
@@ -142,7 +143,7 @@ def _batch(config: Any) -> dict[str, jax.Array]:
 def _step(own: tuple[Config, Any], frozen: Any) -> Job:
     """The training step as the loop calls it, its state given back to it."""
     config, experiment = own
-    settings, batch = build.training(config), _batch(config)
+    settings, batch = training.training(config), _batch(config)
     parts = (experiment.recipe, settings["tx"], settings["ema"])
     cell = [init_state(*parts, jax.random.key(0), batch)]
     traced = jax.jit(make_step(*parts, seed=0), donate_argnums=0).trace(cell[0], frozen, batch)

@@ -21,7 +21,8 @@ import numpy as np
 from absl import app, flags
 
 from configs import mnist
-from diffusion_jax.build import experiment as build
+from diffusion_jax.build import experiment as experiments
+from diffusion_jax.build import training
 from diffusion_jax.jobs.run import cache_compilations, plain
 from diffusion_jax.train import sharding
 from diffusion_jax.train.loop import train
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> None:
     del argv
     cache_compilations()
     config = mnist.get_config()
-    recipe, settings = build.experiment(config).recipe, build.training(config)
+    recipe, settings = experiments.experiment(config).recipe, training.training(config)
     alone, inside = [], []
     for _ in range(FLAGS.rounds):
         alone += bare(settings, recipe, FLAGS.steps)

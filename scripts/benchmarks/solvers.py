@@ -21,7 +21,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import benchmark_torch_solvers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,12 +28,13 @@ from absl import app, flags
 
 from configs import mnist
 from diffusion_jax import spec
-from diffusion_jax.build import experiment as build
+from diffusion_jax.build import experiment as experiments
 from diffusion_jax.core import grids, sampling
 from diffusion_jax.core.guidance import condition
 from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.core.targets import denoiser
 from diffusion_jax.core.types import Denoise, Prediction
+from scripts.benchmarks import torch_solvers
 
 FLAGS = flags.FLAGS
 BATCH, LEVELS = 16, 20
@@ -62,7 +62,7 @@ Jobs = dict[str, Callable[[], Any]]
 def ours() -> tuple[Jobs, Jobs, Jobs]:
     """(sampler of each row, the same without a network, bare scans of network calls by number)."""
     config = mnist.get_config()
-    experiment = build.experiment(config)
+    experiment = experiments.experiment(config)
     model = experiment.model
     batch = {"image": jnp.zeros((BATCH, *experiment.shape)), "label": jnp.zeros(BATCH, jnp.int32)}
     params = experiment.recipe.init(jax.random.key(0), batch)
@@ -126,7 +126,7 @@ def main(_: list[str]) -> None:
     """Measure and print the table."""
     kinds = zip(("ours", "alone", "bare"), ours(), strict=True)
     jobs = {f"{kind} {name}": job for kind, named in kinds for name, job in named.items()}
-    jobs |= benchmark_torch_solvers.jobs(ROWS, BATCH, LEVELS, FLAGS.threads)
+    jobs |= torch_solvers.jobs(ROWS, BATCH, LEVELS, FLAGS.threads)
     seconds = least(jobs, FLAGS.repeats)
     lines = [
         f"Batch {BATCH}, {LEVELS} levels, the U-Net of configs/mnist.py, {FLAGS.threads} threads; "

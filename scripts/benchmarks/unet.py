@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import benchmark_torch
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +38,7 @@ from diffusion_jax.recipes.diffusion import diffusion, regression
 from diffusion_jax.train import optimizer
 from diffusion_jax.train.state import init_state
 from diffusion_jax.train.step import make_step
+from scripts.benchmarks import torch_unet
 
 FLAGS = flags.FLAGS
 flags.DEFINE_bool("quick", False, "A small network and few repeats: does it run, not how fast.")
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
     if hasattr(os, "sched_setaffinity"):  # before the first computation, which sizes XLA's pool
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: FLAGS.threads])
     size = SIZES[FLAGS.quick]
-    their_unet = benchmark_torch.torch_unet(_config(size), FLAGS.threads)
+    their_unet = torch_unet.torch_unet(_config(size), FLAGS.threads)
     if their_unet is None:
         print("PyTorch is not timed: torch or diffusers is absent; they are in requirements-parity")
     data = np.random.default_rng(0)
@@ -92,8 +92,8 @@ def main(argv: list[str]) -> None:
     jobs |= {f"ours {name}": job for name, job in _ours(model, params, image, label).items()}
     flops = None
     if their_unet is not None:
-        theirs = benchmark_torch.jobs(their_unet, image, label, model.process, STEPS)
-        flops = benchmark_torch.flops(theirs)
+        theirs = torch_unet.jobs(their_unet, image, label, model.process, STEPS)
+        flops = torch_unet.flops(theirs)
         jobs |= {f"torch {name}": job for name, job in theirs.items()}
     firsts, times = _interleaved(jobs, 2 if FLAGS.quick else FLAGS.repeats)
     compiled = _programs_compiled(model, params, image.shape, label)

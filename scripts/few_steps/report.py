@@ -25,7 +25,7 @@ from absl import app, flags, logging
 from tqdm import tqdm
 
 from diffusion_jax import pictures
-from diffusion_jax.build import evaluation as build_evaluation
+from diffusion_jax.build import evaluation
 from diffusion_jax.data import to_uint8
 from diffusion_jax.evaluate import distances
 from diffusion_jax.evaluate.features import FeatureNet, Features, cached, extract
@@ -53,7 +53,7 @@ class Measure:
     def __init__(self, teacher: str) -> None:
         """Read the data of the teacher's run, and train the judge if it is not there yet."""
         config = run_config(teacher)
-        self.net: FeatureNet = build_evaluation.feature_net(config)
+        self.net: FeatureNet = evaluation.feature_net(config)
         images, _ = images_of(config, config.data.split, None)
         label = config.data.name.replace("/", "-").replace(":", "-")
         self.real: Features = cached(self.net, images, cache_folder(config), label)

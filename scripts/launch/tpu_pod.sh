@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # A run on a Cloud TPU pod, from a machine that has gcloud.  docs/pods.md goes through it.
 #
-#   launch_tpu_pod.sh create --name=NAME --zone=ZONE --accelerator=v5litepod-16 [--spot]
-#   launch_tpu_pod.sh setup  --name=NAME --zone=ZONE
-#   launch_tpu_pod.sh run    --name=NAME --zone=ZONE -- --config=FILE --workdir=FOLDER ...
-#   launch_tpu_pod.sh logs   --name=NAME --zone=ZONE [--worker=0] [--lines=50] [--follow]
-#   launch_tpu_pod.sh stop   --name=NAME --zone=ZONE
-#   launch_tpu_pod.sh delete --name=NAME --zone=ZONE
+#   tpu_pod.sh create --name=NAME --zone=ZONE --accelerator=v5litepod-16 [--spot]
+#   tpu_pod.sh setup  --name=NAME --zone=ZONE
+#   tpu_pod.sh run    --name=NAME --zone=ZONE -- --config=FILE --workdir=FOLDER ...
+#   tpu_pod.sh logs   --name=NAME --zone=ZONE [--worker=0] [--lines=50] [--follow]
+#   tpu_pod.sh stop   --name=NAME --zone=ZONE
+#   tpu_pod.sh delete --name=NAME --zone=ZONE
 #
 # create asks for the pod and waits for it; setup copies the tracked files of this repository to
 # every worker and installs them; run starts main.py on every worker, with what follows --; stop has
@@ -15,7 +15,7 @@
 # prints every command and runs none.
 set -euo pipefail
 
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 readonly COMMANDS="create setup run logs stop delete"
 readonly FOLDER=diffusion_jax # on the workers, in the home folder
 readonly POLL_SECONDS="${POLL_SECONDS:-30}"

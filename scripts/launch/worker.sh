@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Training as the first process of a container: launch_worker.sh WORKDIR COMMAND ...
+# Training as the first process of a container: worker.sh WORKDIR COMMAND ...
 #
 # Passes SIGTERM on, at which the run saves and leaves with 0; and exits with 75 if the command
 # ended well before the run's last step, so that the cluster takes it for failed and starts it
@@ -7,7 +7,7 @@
 set -uo pipefail
 
 if (($# < 2)); then
-  echo "error: WORKDIR or COMMAND is missing; give both: launch_worker.sh WORKDIR COMMAND ..." >&2
+  echo "error: WORKDIR or COMMAND is missing; give both: worker.sh WORKDIR COMMAND ..." >&2
   exit 2
 fi
 workdir="$1"

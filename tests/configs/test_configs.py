@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from diffusion_jax.build import experiment as build
-from diffusion_jax.build import sampling as build_sampling
+from diffusion_jax.build import experiment as experiments
+from diffusion_jax.build import sampling, training
 from diffusion_jax.train.state import abstract_state
 from diffusion_jax.train.step import make_step
 
@@ -49,7 +49,7 @@ def small():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_step_of_every_config_has_consistent_shapes(name, small):
     config = small(load(name))
-    experiment, settings = build.experiment(config), build.training(config)
+    experiment, settings = experiments.experiment(config), training.training(config)
     batch = {"image": jax.ShapeDtypeStruct((2, *experiment.shape), jnp.float32)}
     for name, one in getattr(experiment, "conditioning", EMPTY).example.items():
         batch[name] = jax.ShapeDtypeStruct((2, *one.shape[1:]), one.dtype)
@@ -66,14 +66,14 @@ def test_the_step_of_every_config_has_consistent_shapes(name, small):
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "emoji_autoencoder"])
 def test_the_sampler_of_every_config_can_be_built(name):
     config = load(name)
-    _, levels = build_sampling.sampler(config, build.experiment(config).model)
+    _, levels = sampling.sampler(config, experiments.experiment(config).model)
     assert levels.t.shape == (config.sampler.steps,)
     assert bool(jnp.all(jnp.diff(levels.log_snr) > 0))
 
 
 def test_the_ddpm_network_has_the_size_of_the_paper():
     config = load("cifar10:ddpm")
-    experiment = build.experiment(config)
+    experiment = experiments.experiment(config)
     batch = {"image": jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)}
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(experiment.recipe.init, key, batch)
@@ -112,8 +112,8 @@ def test_a_wrong_field_is_named_with_its_mend(field, value, words):
     config.unlock()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError) as error:
-        experiment, settings = build.experiment(config), build.training(config)
-        build_sampling.sampler(config, experiment.model)
+        experiment, settings = experiments.experiment(config), training.training(config)
+        sampling.sampler(config, experiment.model)
         batch = {
             "image": jax.ShapeDtypeStruct((2, *experiment.shape), jnp.float32),
             "label": jax.ShapeDtypeStruct((2,), jnp.int32),
@@ -129,7 +129,7 @@ def test_more_steps_than_the_table_has():
     config = load("cifar10:ddpm")
     config.sampler.steps = 1001
     with pytest.raises(ValueError, match="more than the 1000 steps"):
-        build_sampling.sampler(config, build.experiment(config).model)
+        sampling.sampler(config, experiments.experiment(config).model)
 
 
 def test_eps_from_pure_noise_is_refused():
@@ -138,4 +138,4 @@ def test_eps_from_pure_noise_is_refused():
     config.process.schedule = "linear()"
     config.process.zero_terminal_snr = True
     with pytest.raises(ValueError, match="says nothing of x0 at t = 1"):
-        build.experiment(config)
+        experiments.experiment(config)

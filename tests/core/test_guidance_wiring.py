@@ -9,8 +9,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from configs import mnist, toy2d
-from diffusion_jax.build import experiment as build
-from diffusion_jax.build import sampling as build_sampling
+from diffusion_jax.build import experiment as experiments
+from diffusion_jax.build import sampling
 from diffusion_jax.core import guidance, targets
 from diffusion_jax.core.types import Prediction
 from diffusion_jax.jobs import drawing
@@ -44,7 +44,7 @@ LABELS = jnp.array([1, 2])
 
 
 def _draw(config, scale=2.0):
-    experiment = build.experiment(config)
+    experiment = experiments.experiment(config)
     draw = drawing.drawer(config, experiment)
     return draw, (
         jax.random.key(0),
@@ -60,10 +60,10 @@ def test_every_name_of_the_table_says_something_of_its_own():
     assert {spec.split("(")[0] for spec in specs} | {
         *("autoguidance", "perturbed_attention", "skip_layers")
     } == set(guidance.GUIDANCES)
-    model = build.experiment(_points()).model
+    model = experiments.experiment(_points()).model
     points = lambda spec: _points(guidance=spec, guidance_scale=0.8)
-    weigh = [build_sampling.guidance(points(spec), model) for spec in specs]
-    params = _params(build.experiment(_points()), LABELS)
+    weigh = [sampling.guidance(points(spec), model) for spec in specs]
+    params = _params(experiments.experiment(_points()), LABELS)
 
     @jax.jit
     def run(x, scale):
@@ -97,8 +97,8 @@ def test_perturbed_networks_are_asked_with_and_without_a_null(spec, scale):
         return Prediction(x, x)
 
     null = {"label": jnp.full(2, 10)} if drawing.is_guided(config) else None
-    weigh = build_sampling.guidance(config, build.experiment(config).model)
-    level = build.experiment(config).model.process.at(0.5)
+    weigh = sampling.guidance(config, experiments.experiment(config).model)
+    level = experiments.experiment(config).model.process.at(0.5)
     denoise = weigh(net, {"label": LABELS}, null, scale if null else None)
     assert denoise(jnp.zeros((2, 28, 28, 1)), level).x0.shape == (2, 28, 28, 1)
     assert batches == [4 if scale == 1.0 else 6]
@@ -106,7 +106,7 @@ def test_perturbed_networks_are_asked_with_and_without_a_null(spec, scale):
 
 def test_a_reference_guides_and_is_no_constant_of_the_program(monkeypatch):
     config = _points(guidance="autoguidance()", reference="elsewhere", guidance_scale=1.7)
-    experiment = build.experiment(config)
+    experiment = experiments.experiment(config)
     params = _params(experiment, LABELS)
     worse = jax.tree.map(lambda leaf: 0.5 * leaf, params)
     run = runs.Run(config, experiment, worse, 1)
@@ -152,7 +152,7 @@ def test_the_scale_of_1_is_the_plain_model_at_half_the_cost():
 def test_a_wrong_field_is_named_with_its_mend(fields, words):
     config = _tiny(**fields)
     with pytest.raises(ValueError) as error:
-        build_sampling.guidance(config, build.experiment(config).model)
+        sampling.guidance(config, experiments.experiment(config).model)
     for word in words:
         assert word in str(error.value), str(error.value)
 
@@ -160,14 +160,14 @@ def test_a_wrong_field_is_named_with_its_mend(fields, words):
 def test_a_network_without_attention_has_none_to_perturb():
     config = _points(guidance="perturbed_attention()")
     with pytest.raises(ValueError, match=r"sampler.guidance = 'perturbed_attention\(\)'.*has none"):
-        build_sampling.guidance(config, build.experiment(config).model)
+        sampling.guidance(config, experiments.experiment(config).model)
 
 
 def test_a_reference_that_nothing_reads_or_of_other_data_is_a_sentence(tmp_path):
     config = _tiny(reference=str(tmp_path))
     with pytest.raises(ValueError, match="nothing else reads one"):
-        reference = targets.denoiser(build.experiment(config).model, {})
-        build_sampling.guidance(config, build.experiment(config).model, reference)
+        reference = targets.denoiser(experiments.experiment(config).model, {})
+        sampling.guidance(config, experiments.experiment(config).model, reference)
     other = _tiny()
     other.data.num_classes = 5
     (tmp_path / "config.json").write_text(json.dumps(other.to_dict()))

@@ -8,8 +8,7 @@ from PIL import Image
 
 from configs import emoji_text_pixel
 from diffusion_jax import jobs
-from diffusion_jax.build import conditioning as build_condition
-from diffusion_jax.build import experiment as build
+from diffusion_jax.build import conditioning, training
 from diffusion_jax.build.buckets import bucket_sizes
 from diffusion_jax.data.prepare import Options, prepare
 
@@ -23,8 +22,8 @@ def words(texts):
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    made = build_condition.TextEncoder("words", words, 1, 16)
-    monkeypatch.setitem(build_condition.TEXT_ENCODERS, "words", lambda: made)
+    made = conditioning.TextEncoder("words", words, 1, 16)
+    monkeypatch.setitem(conditioning.TEXT_ENCODERS, "words", lambda: made)
     (tmp_path / "files").mkdir()
     for i, (height, width) in enumerate(SHAPES):
         colour = (255 * (i % 2), 16 * i, 0)
@@ -44,7 +43,7 @@ def config(tmp_path, monkeypatch):
 
 
 def test_two_buckets_are_two_compilations_of_the_step(config, tmp_path):
-    stream = build.training_data(config)(0)
+    stream = training.training_data(config)(0)
     shapes = [next(stream)["image"].shape[1:3] for _ in range(8)]
     assert set(shapes) == {(4, 8), (8, 4)} and shapes.count((4, 8)) == 4
     state = jobs.train(config, tmp_path / "run")

@@ -10,7 +10,8 @@ from PIL import Image
 
 from configs import base, emoji_autoencoder
 from diffusion_jax import jobs
-from diffusion_jax.build import experiment as build
+from diffusion_jax.build import experiment as experiments
+from diffusion_jax.build import training
 from diffusion_jax.build.first_stage import code_shape, first_stage, load_autoencoder
 from diffusion_jax.data import DataSpec, load_images, make_dataset, to_unit
 from diffusion_jax.data.prepare import Options, prepare
@@ -164,7 +165,7 @@ def test_the_use_of_a_codebook_is_counted(root, tmp_path):
     config.model.name = "autoencoder_vq"
     config.model.autoencoder_vq = {**config.model.autoencoder_kl, "entries": 8}
     config.first_stage.update(bottleneck="vq()", adversary="")
-    experiment = build.experiment(config)
+    experiment = experiments.experiment(config)
     params = experiment.recipe.init(jax.random.key(0), {"image": jnp.zeros((1, 16, 16, 3))})
     figures = FIGURES[type(experiment)](Run(config, experiment, params, 3), tmp_path)
     images = to_unit(load_images(NAME, "test", 8, (16, 16), 3, root)[0])
@@ -215,7 +216,7 @@ def test_the_step_of_the_config_has_consistent_shapes(kind):
         config.model.name = "autoencoder_vq"
         config.model.autoencoder_vq = config.model.autoencoder_kl
         config.first_stage.bottleneck = f"{kind}()"
-    experiment, settings = build.experiment(config), build.training(config)
+    experiment, settings = experiments.experiment(config), training.training(config)
     batch = {"image": jax.ShapeDtypeStruct((2, *experiment.shape), jnp.float32)}
     state = abstract_state(experiment.recipe, settings["tx"], settings["ema"], batch)
     step = make_step(experiment.recipe, settings["tx"], settings["ema"], seed=0)
@@ -240,7 +241,7 @@ def test_a_wrong_field_is_named_with_its_mend(field, value, words, root):
     config = tiny(root)
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError) as error:
-        experiment, settings = build.experiment(config), build.training(config)
+        experiment, settings = experiments.experiment(config), training.training(config)
         batch = {"image": jax.ShapeDtypeStruct((2, *experiment.shape), jnp.float32)}
         abstract_state(experiment.recipe, settings["tx"], settings["ema"], batch)
     for word in words:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from configs import mnist, toy2d
 from diffusion_jax import jobs
-from diffusion_jax.build import experiment as build
+from diffusion_jax.build import experiment as experiments
 from diffusion_jax.jobs import drawing
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -192,11 +192,11 @@ def test_contrast_cuts_grain_off_black_and_white():
     config.sampler.update(n=2, batch_size=2, contrast=1.25)
     drawn = jax.numpy.array([-0.84, 0.84, -0.4, 0.0]).reshape(2, 2, 1, 1)
     draw = lambda key, params, labels, scale: drawn
-    images = drawing.draw_many(config, build.experiment(config), draw, {}, 2).images
+    images = drawing.draw_many(config, experiments.experiment(config), draw, {}, 2).images
     assert images.ravel().tolist() == [0, 255, 64, 128]
     config.sampler.contrast = 0.0
     with pytest.raises(ValueError, match=r"config\.sampler\.contrast = 0\.0 must be above 0"):
-        drawing.draw_many(config, build.experiment(config), draw, {}, 2)
+        drawing.draw_many(config, experiments.experiment(config), draw, {}, 2)
 
 
 def test_a_solver_that_diverges_is_a_sentence():
@@ -204,4 +204,4 @@ def test_a_solver_that_diverges_is_a_sentence():
     config.sampler.update(n=2, batch_size=2)
     draw = lambda key, params, labels, scale: jax.numpy.full((2, 28, 28, 1), np.nan)
     with pytest.raises(FloatingPointError, match=r"'ddim\(\)' on grid 'trailing' gave values"):
-        drawing.draw_many(config, build.experiment(config), draw, {}, 2)
+        drawing.draw_many(config, experiments.experiment(config), draw, {}, 2)

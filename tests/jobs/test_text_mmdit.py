@@ -11,9 +11,9 @@ from PIL import Image
 
 from configs import emoji_text_pixel
 from diffusion_jax import jobs
-from diffusion_jax.build import conditioning as build_condition
-from diffusion_jax.build import experiment as build
-from diffusion_jax.build.few_step import distillation as build_distill
+from diffusion_jax.build import conditioning, training
+from diffusion_jax.build import experiment as experiments
+from diffusion_jax.build.few_step import distillation
 from diffusion_jax.build.weights import averaged
 from diffusion_jax.data.prepare import Options, prepare
 from diffusion_jax.train.state import abstract_state
@@ -35,8 +35,8 @@ def words(texts):
 @pytest.fixture(scope="module", autouse=True)
 def encoder():
     patch = pytest.MonkeyPatch()
-    made = build_condition.TextEncoder("words", words, 3, 8)
-    patch.setitem(build_condition.TEXT_ENCODERS, "words", lambda: made)
+    made = conditioning.TextEncoder("words", words, 3, 8)
+    patch.setitem(conditioning.TEXT_ENCODERS, "words", lambda: made)
     yield
     patch.undo()
 
@@ -74,7 +74,7 @@ def teacher(root):
 
 
 def test_the_pooled_text_is_the_mean_state_and_nothing_of_the_empty_text(root):
-    told = build_condition.conditioning(config_of(root))
+    told = conditioning.conditioning(config_of(root))
     batch = words(["black picture", "red"])
     cond = told.condition({}, batch)
     states = batch["context"].astype(np.float32)
@@ -86,12 +86,12 @@ def test_the_pooled_text_is_the_mean_state_and_nothing_of_the_empty_text(root):
     config = config_of(root)
     config.model.mmdit.pooled_features = 5
     with pytest.raises(ValueError, match=r"mmdit\.pooled_features = 5, but .* has 8; set that"):
-        build.experiment(config)
+        experiments.experiment(config)
 
 
 def test_a_run_trains_what_reads_the_pooled_text_and_draws(teacher, root):
     params = averaged(teacher, read_config(teacher)["ema"])[0]["net"]
-    fresh = build.experiment(config_of(root)).recipe.init
+    fresh = experiments.experiment(config_of(root)).recipe.init
     batch = {"image": jnp.zeros((4, 8, 8, 3)), **words(["red"] * 4)}
     before = fresh(jax.random.key(0), batch)["net"]
     moved = np.abs(params["pooled"]["dense_0"]["kernel"] - before["pooled"]["dense_0"]["kernel"])
@@ -118,9 +118,9 @@ def test_a_student_is_told_where_its_jump_ends(teacher, tmp_path):
 
 @pytest.mark.parametrize("name", ["ctm", "guidance", "imm", "lcm", "shortcut"])
 def test_the_other_methods_of_more_numbers_have_a_step(name, teacher):
-    config = build_distill.with_teacher(student_of(name, teacher))
-    experiment, settings = build_distill.experiment(config), build.training(config)
-    assert build_distill.method(config).scalars
+    config = distillation.with_teacher(student_of(name, teacher))
+    experiment, settings = distillation.experiment(config), training.training(config)
+    assert distillation.method(config).scalars
     batch = {"image": jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)}
     for key, one in experiment.conditioning.example.items():
         batch[key] = jax.ShapeDtypeStruct((4, *one.shape[1:]), one.dtype)

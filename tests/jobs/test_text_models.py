@@ -13,8 +13,7 @@ from PIL import Image
 
 from configs import emoji_text_pixel
 from diffusion_jax import jobs
-from diffusion_jax.build import conditioning as build_condition
-from diffusion_jax.build import evaluation as build_evaluation
+from diffusion_jax.build import conditioning
 from diffusion_jax.data.prepare import Options, prepare
 from diffusion_jax.evaluate.features import FeatureNet
 from diffusion_jax.jobs import captioning
@@ -45,8 +44,8 @@ def mean_colour(x):
 @pytest.fixture(scope="module", autouse=True)
 def encoder():
     patch = pytest.MonkeyPatch()
-    made = build_condition.TextEncoder("words", words, 4, 16)
-    patch.setitem(build_condition.TEXT_ENCODERS, "words", lambda: made)
+    made = conditioning.TextEncoder("words", words, 4, 16)
+    patch.setitem(conditioning.TEXT_ENCODERS, "words", lambda: made)
     net = FeatureNet("mean colour", "distance", mean_colour)
     patch.setattr(build_evaluation, "feature_net", lambda config: net)
     yield

@@ -10,8 +10,8 @@ from numpy.testing import assert_allclose
 
 from configs import toy2d
 from diffusion_jax import jobs
-from diffusion_jax.build import experiment as build
-from diffusion_jax.build import sampling as build_sampling
+from diffusion_jax.build import experiment as experiments
+from diffusion_jax.build import sampling
 from diffusion_jax.core import (
     continuous_bound,
     learned_schedule,
@@ -107,7 +107,7 @@ def test_a_run_trains_its_schedule_and_samples_and_evaluates_by_it(tmp_path):
     assert_allclose(process.at(1.0).log_snr, low, rtol=1e-5)
     assert abs(float(process.at(1.0).log_snr - first.at(1.0).log_snr)) > 0.01
     assert float(first.at(1.0).log_snr) == pytest.approx(-9, abs=1e-4)
-    _, _, levels = build_sampling.sampler_of(config, run.experiment)(run.params)
+    _, _, levels = sampling.sampler_of(config, run.experiment)(run.params)
     assert_allclose(levels.log_snr, process.at(levels.t).log_snr, rtol=1e-6)
     figures = jobs.evaluate(config, tmp_path)  # 10 points in batches of 4: the last is cut
     bits = figures["bits/dim (continuous bound)"]
@@ -129,4 +129,4 @@ def test_wrong_requests_are_sentences(field, value, words):
     config = _config()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=words):
-        build.experiment(config)
+        experiments.experiment(config)

@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts" / "launch"
 FOREVER = "while true; do sleep 0.1; done"
 
 

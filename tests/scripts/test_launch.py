@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from launching import FOREVER, SCRIPTS, call, stand_in, waited
 
-POD = SCRIPTS / "launch_tpu_pod.sh"
+POD = SCRIPTS / "tpu_pod.sh"
 WHERE = ["--zone=us-west4-a", "--project=mine"]
 
 
@@ -71,7 +71,7 @@ def test_setup_copies_and_installs_on_every_worker():
     ]
     worker, shell = remote("setup")
     assert worker == "--worker=all"
-    pin = (SCRIPTS.parent / "requirements.txt").read_text().split("\njax==")[1].split()[0]
+    pin = (SCRIPTS.parents[1] / "requirements.txt").read_text().split("\njax==")[1].split()[0]
     assert shlex.split(shell)[-3:] == ["-r", "requirements.txt", f"jax[tpu]=={pin}"]
 
 
@@ -172,7 +172,7 @@ def test_a_mistake_is_one_sentence(words, sentence):
 
 def test_help_is_the_head_of_the_file():
     done = call(POD, "--help")
-    assert done.returncode == 0 and "launch_tpu_pod.sh create --name=NAME" in done.stdout
+    assert done.returncode == 0 and "tpu_pod.sh create --name=NAME" in done.stdout
     assert "set -euo" not in done.stdout
 
 

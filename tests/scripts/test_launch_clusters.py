@@ -23,10 +23,10 @@ def slurm(tmp_path, code, workdir, restarts=0):
     stand_in(tmp_path / "bin", "srun", f'echo "srun $*" >> {tmp_path}/calls; exit {code}')
     stand_in(tmp_path / "bin", "scontrol", f'echo "scontrol $*" >> {tmp_path}/calls')
     done = call(
-        *("bash", SCRIPTS / "launch_slurm.sbatch", "--config=c.py", f"--workdir={workdir}"),
+        *("bash", SCRIPTS / "slurm.sbatch", "--config=c.py", f"--workdir={workdir}"),
         path=tmp_path / "bin",
         PYTHON=sys.executable,
-        SLURM_SUBMIT_DIR=str(SCRIPTS.parent),
+        SLURM_SUBMIT_DIR=str(SCRIPTS.parents[1]),
         SLURM_JOB_ID="17",
         SLURM_RESTART_COUNT=str(restarts),
         MOST_RESTARTS="3",
@@ -57,12 +57,12 @@ def test_slurm_gives_up_after_so_many_restarts(tmp_path):
     done, calls = slurm(tmp_path, 75, run_at(tmp_path / "run", 40, 20), restarts=3)
     assert done.returncode == 75 and len(calls) == 1
     assert done.stderr == "error: MOST_RESTARTS=3 is reached; submit again to go on\n"
-    done = call("bash", SCRIPTS / "launch_slurm.sbatch", "--config=c.py")
+    done = call("bash", SCRIPTS / "slurm.sbatch", "--config=c.py")
     assert done.returncode == 2 and done.stderr.startswith("error: --workdir is missing; name a")
 
 
 def test_slurm_directives():
-    lines = (SCRIPTS / "launch_slurm.sbatch").read_text().splitlines()
+    lines = (SCRIPTS / "slurm.sbatch").read_text().splitlines()
     found = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
     assert {"--requeue", "--signal=TERM@120", "--open-mode=append"} <= set(found)
     sizes = dict(word.removeprefix("--").split("=") for word in found if "=" in word)
@@ -77,7 +77,7 @@ def test_slurm_directives():
 def test_a_container_passes_sigterm_on_and_says_whether_to_start_again(reached, ends, tmp_path):
     run = run_at(tmp_path / "run", 40, reached)
     told = f'trap "sleep 0.3; echo saved; exit 0" TERM; touch {tmp_path}/up; {FOREVER}'
-    command = ["bash", str(SCRIPTS / "launch_worker.sh"), str(run), "bash", "-c", told]
+    command = ["bash", str(SCRIPTS / "worker.sh"), str(run), "bash", "-c", told]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     waited((tmp_path / "up").exists)
     process.send_signal(signal.SIGTERM)
@@ -89,7 +89,7 @@ def test_no_sigterm_is_lost_however_early_it_comes(tmp_path):
     def start(i):
         up = tmp_path / str(i)
         told = f'trap "exit 7" TERM; touch {up}; {FOREVER}'
-        command = ["bash", str(SCRIPTS / "launch_worker.sh"), str(tmp_path), "bash", "-c", told]
+        command = ["bash", str(SCRIPTS / "worker.sh"), str(tmp_path), "bash", "-c", told]
         return up, subprocess.Popen(command)
 
     for up, process in [start(i) for i in range(40)]:
@@ -99,7 +99,7 @@ def test_no_sigterm_is_lost_however_early_it_comes(tmp_path):
 
 
 def test_a_container_ends_as_its_command_does(tmp_path):
-    worker = ["bash", SCRIPTS / "launch_worker.sh"]
+    worker = ["bash", SCRIPTS / "worker.sh"]
     assert call(*worker, run_at(tmp_path / "run", 40, 40), "true").returncode == 0
     assert call(*worker, tmp_path, "bash", "-c", "exit 2").returncode == 2
     done = call(*worker, tmp_path)
@@ -130,7 +130,7 @@ def test_the_jobset_fits_together():
     assert index == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     # SIGTERM: the command passes it on, and there is time to save.
     script, workdir, *command = worker["command"]
-    assert (SCRIPTS.parent / script).exists() and f"--workdir={workdir}" in command
+    assert (SCRIPTS.parents[1] / script).exists() and f"--workdir={workdir}" in command
     assert pod["restartPolicy"] == "Never" and pod["terminationGracePeriodSeconds"] >= 60
     (mount,) = worker["volumeMounts"]
     assert workdir.startswith(mount["mountPath"])

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import mnist
-from diffusion_jax.build import experiment as build
+from diffusion_jax.build import experiment as experiments
+from diffusion_jax.build import training
 from diffusion_jax.profiling import collectives
 from diffusion_jax.train import sharding
 from diffusion_jax.train.abstract import abstract_step
@@ -43,8 +44,8 @@ def batches():
 def _first():
     """The state before the first step, on one device."""
     made = config()
-    settings = build.training(made)
-    parts = [build.experiment(made).recipe, settings["tx"], settings["ema"]]
+    settings = training.training(made)
+    parts = [experiments.experiment(made).recipe, settings["tx"], settings["ema"]]
     state = init_state(*parts, jax.random.key(0), next(batches()))
     # Zeros at initialisation would hide the layers behind them.
     draw = np.random.default_rng(1)
@@ -55,7 +56,7 @@ def _first():
 def run(sizes, split):
     """Two steps on a mesh."""
     made = config()
-    experiment, settings = build.experiment(made), build.training(made)
+    experiment, settings = experiments.experiment(made), training.training(made)
     n = int(np.prod(list(sizes.values())))
     mesh = sharding.make_mesh(sizes, devices=jax.devices()[:n])
     parts = [experiment.recipe, settings["tx"], settings["ema"]]

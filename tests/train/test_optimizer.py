@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from configs import base
-from diffusion_jax.build import experiment as build
+from diffusion_jax.build import training
 from diffusion_jax.core import ema
 from diffusion_jax.core.types import Recipe, Report
 from diffusion_jax.train import optimizer as o
@@ -151,7 +151,7 @@ def test_a_group_sees_the_rate_of_the_runs_own_step():
     config = base.get_config()
     config.optimizer.update(warmup=6, schedule="constant()", learning_rate=0.6, eps=0.0)
     config.optimizer.groups = (("slow", 1.0, 3), ("fast", 0.5))
-    tx = build.training(config)["tx"]
+    tx = training.training(config)["tx"]
     params = {"slow": {"w": jnp.zeros(1)}, "fast": {"w": jnp.zeros(1)}}
     state, sizes = tx.init(params), []
     for k in range(6):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from configs import mnist
-from diffusion_jax.build import experiment as build
+from diffusion_jax.build import experiment as experiments
+from diffusion_jax.build import training
 from diffusion_jax.jobs import run as jobs_run
 from diffusion_jax.train.checkpoint import restore_params
 from diffusion_jax.train.loop import train
@@ -33,7 +34,7 @@ def _data(start):
 
 def _train(folder, dtype, steps):
     config = _config(dtype, steps)
-    recipe, settings = build.experiment(config).recipe, build.training(config)
+    recipe, settings = experiments.experiment(config).recipe, training.training(config)
     plain = jobs_run.plain(config)
     return train(recipe, data=_data, folder=folder, config=plain, **settings)
 

@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax.build import experiment as build
+from diffusion_jax.build import experiment as experiments
+from diffusion_jax.build import training
 from diffusion_jax.build.buckets import bucket_sizes
 from diffusion_jax.build.checkpoint.text_to_image import TextToImage, text_to_image
 from diffusion_jax.build.checkpoint.tuning import Plan
 from diffusion_jax.build.conditioning import Conditioning
-from diffusion_jax.build.few_step import distillation as build_distill
+from diffusion_jax.build.few_step import distillation
 from diffusion_jax.build.few_step.method import Pair
 from diffusion_jax.convert.stable_diffusion import Checkpoint, find_tokenizers
 from diffusion_jax.core.types import Context, Params, Recipe
@@ -23,13 +24,13 @@ from diffusion_jax.recipes.dreambooth import PRIOR, dreambooth
 from diffusion_jax.spec import Config
 
 
-def finetune(config: Config, made: TextToImage, plan: Plan) -> build.Experiment:
+def finetune(config: Config, made: TextToImage, plan: Plan) -> experiments.Experiment:
     """A checkpoint of which ``plan`` trains a part.
 
     Args:
         config: of ``configs/checkpoints/lora.py``.
         made: the checkpoint, with the words of the plan (``opened``).
-        plan: of ``build_tuning.plan``.
+        plan: of ``build.checkpoint.tuning.plan``.
 
     Raises:
         ValueError: for a field that names nothing.
@@ -39,12 +40,12 @@ def finetune(config: Config, made: TextToImage, plan: Plan) -> build.Experiment:
     if config.get("distill"):
         whole = _distilled(config, made, plan)
     else:
-        whole = build.regression_recipe(config, made.model, _no_init)
+        whole = experiments.regression_recipe(config, made.model, _no_init)
     # Of the weights only shapes are asked for: their values are the checkpoint's.
     empty = lambda key, batch: {**jax.tree.map(_zeros, shapes), "terms": [{}]}
     recipe = plan.recipe(whole._replace(init=empty), made)
     height, width = size_of(config, made)
-    return build.Experiment(
+    return experiments.Experiment(
         model=made.model,
         recipe=_with_prior(config, recipe),
         shape=(height // made.factor, width // made.factor, made.channels),
@@ -62,7 +63,7 @@ def _distilled(config: Config, made: TextToImage, plan: Plan) -> Recipe:
         ValueError: for a method that the checkpoint's network, alone and told nothing more, cannot
             learn, or a tuning that keeps no weights as they were.
     """
-    how = build_distill.method(config)
+    how = distillation.method(config)
     if how.scalars or how.groups:
         lacks = f"tells its network {how.scalars}" if how.scalars else "trains several networks"
         raise ValueError(
@@ -163,7 +164,7 @@ def _dataset(config: Config, made: TextToImage, name: str, prompt: str | None) -
     told = conditioning(config, made, prompt)
     size = size_of(config, made)
     sizes = bucket_sizes(config, size)
-    spec = build.data_spec(config, config.data.split)._replace(
+    spec = training.data_spec(config, config.data.split)._replace(
         name=name, image_size=size, channels=3, captions=told.captions,
         buckets=sizes, beside=config.data.name if sizes and name != config.data.name else "",
         framing=made.sized and bool(sizes),

@@ -12,7 +12,7 @@ import json
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.build import experiment as build
+from diffusion_jax.build import experiment as experiments
 from diffusion_jax.build.few_step.method import Method, Pair
 from diffusion_jax.build.few_step.methods import METHODS
 from diffusion_jax.build.weights import averaged, settings
@@ -38,7 +38,7 @@ def with_teacher(config: Config) -> Config:
         )
     held: Config = ConfigDict(settings(config.teacher))
     name = held.get("model", {}).get("name")
-    if "process" not in held or name in build.EXPERIMENTS:
+    if "process" not in held or name in experiments.EXPERIMENTS:
         raise ValueError(
             f"config.teacher = {config.teacher!r} holds no diffusion model (it is of model.name = "
             f"{name!r}); name a run such as configs/mnist.py makes"
@@ -48,7 +48,7 @@ def with_teacher(config: Config) -> Config:
             f"config.teacher = {config.teacher!r} was distilled by {held.distill!r}, and is told "
             f"{tuple(held.model[name].scalars)}; name a run that is told levels alone"
         )
-    whole: Config = build.defaults().unlock()
+    whole: Config = experiments.defaults().unlock()
     for section in INHERITED:
         if section in held:
             whole[section] = held[section]
@@ -73,18 +73,18 @@ def with_teacher(config: Config) -> Config:
     return whole.lock()
 
 
-def experiment(config: Config) -> build.Experiment:
+def experiment(config: Config) -> experiments.Experiment:
     """A student, of a config that ``with_teacher`` made."""
-    how, plain = method(config), build.diffusion_experiment(config)
+    how, plain = method(config), experiments.diffusion_experiment(config)
     teacher = plain.model
     if how.scalars:
         theirs = config.copy_and_resolve_references().unlock()
         del theirs.model[config.model.name].scalars
-        teacher = build.diffusion_experiment(theirs).model
+        teacher = experiments.diffusion_experiment(theirs).model
     student = plain.model._replace(student=how.reads)
     pair = Pair(
-        student, teacher, build.initialiser(config), config.loss.condition_dropout,
-        config.model.name, build.network(config, plain.shape[-1]), plain.frozen,
+        student, teacher, experiments.initialiser(config), config.loss.condition_dropout,
+        config.model.name, experiments.network(config, plain.shape[-1]), plain.frozen,
         len(plain.shape) == 3 and not config.model.get("autoencoder", ""),
         config.data.num_classes,
     )  # fmt: skip

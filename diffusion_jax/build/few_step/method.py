@@ -1,4 +1,4 @@
-"""What a distillation is, and what those of ``build_students`` and ``build_players`` share."""
+"""What a distillation method is, and what all of them share."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Every method of few steps, as a config names it: how a student is trained, and how sampled.
 
-Here are those of one level, f(x, now): x0, or x itself where now is clean.  ``build_jumps`` has
-those of two, ``build_players`` those that train several networks.  Solvers call all as a ``Jump``.
+Here are those of one level, f(x, now): x0, or x itself where now is clean.  ``two_levels`` has
+those of two, ``several_networks`` those that train several.  Solvers call all as a ``Jump``.
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@ from PIL import Image
 from configs.checkpoints import draw as sampling_config
 from configs.checkpoints import lora as stable_diffusion_lora
 from diffusion_jax import jobs
-from diffusion_jax.build.checkpoint import finetune as build_finetune
-from diffusion_jax.build.checkpoint import tuning as build_tuning
+from diffusion_jax.build.checkpoint import finetune, tuning
 from diffusion_jax.build.checkpoint.additions import with_loras
 from diffusion_jax.build.checkpoint.text_to_image import text_to_image
 from diffusion_jax.convert.lora import read_lora
@@ -95,8 +94,8 @@ def test_dreambooth_adds_its_kind(place):
     config = config_of(place)
     config.prior.update(data="image_folder/kind", prompt="a photo of a dog", weight=0.5)
     made = text_to_image(with_loras(read_checkpoint(place[0]), ()))
-    experiment = build_finetune.finetune(config, made, build_tuning.plan(config))
-    batch = next(iter(build_finetune.training_data(config, made)(0)))
+    experiment = finetune.finetune(config, made, tuning.plan(config))
+    batch = next(iter(finetune.training_data(config, made)(0)))
     assert batch["image"].shape == batch["prior_image"].shape == (2, 32, 32, 3)
     assert np.any(batch["ids_0"] != batch["prior_ids_0"]) and np.all(batch["weights_0"] == 1)
     frozen = experiment.frozen()
@@ -140,7 +139,7 @@ def test_sdxl_is_told_sizes_and_crops_of_buckets(place, tmp_path):
     config.data.name = "image_folder/wide"
     config.data.buckets = ((16, 32), (32, 16), (24, 24))
     made = text_to_image(read_checkpoint(checkpoint))
-    stream = build_finetune.training_data(config, made)(0)
+    stream = finetune.training_data(config, made)(0)
     # Resized to cover: 24x72 to 16x48, of which the middle 16x32 is left; a square is not cut.
     wanted = {
         (16, 32): [24, 72, 0, 8, 16, 32],
@@ -159,7 +158,7 @@ def test_sdxl_is_told_sizes_and_crops_of_buckets(place, tmp_path):
     np.testing.assert_array_equal(made.rows(["a"], (8, 16))["time_ids"], [[8, 16, 0, 0, 8, 16]])
 
     config.prior.update(data="image_folder/kind", prompt="a photo of a dog")  # all are 40x40
-    stream = build_finetune.training_data(config, made)(0)
+    stream = finetune.training_data(config, made)(0)
     for _ in range(6):
         batch = next(stream)
         height, width = size = batch["image"].shape[1:3]

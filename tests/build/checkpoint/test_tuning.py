@@ -14,8 +14,7 @@ from configs.checkpoints import lcm_lora as stable_diffusion_lcm_lora
 from configs.checkpoints import lora as stable_diffusion_lora
 from configs.checkpoints import word as stable_diffusion_word
 from diffusion_jax import jobs
-from diffusion_jax.build.checkpoint import finetune as build_finetune
-from diffusion_jax.build.checkpoint import tuning as build_tuning
+from diffusion_jax.build.checkpoint import finetune, tuning
 from diffusion_jax.build.checkpoint.text_to_image import text_to_image
 from diffusion_jax.convert.lora import read_lora
 from diffusion_jax.convert.stable_diffusion import read_checkpoint
@@ -100,10 +99,10 @@ def test_the_first_loss_is_the_checkpoints_whatever_is_tuned(place):
     for settings in (stable_diffusion_full, stable_diffusion_lora):
         config = config_of(place, settings)
         config.loss.condition_dropout = 0.0
-        plan = build_tuning.plan(config)
-        made = build_finetune.opened(config, read_checkpoint(config.checkpoint), plan)
-        experiment = build_finetune.finetune(config, made, plan)
-        batch = next(iter(build_finetune.training_data(config, made)(0)))
+        plan = tuning.plan(config)
+        made = finetune.opened(config, read_checkpoint(config.checkpoint), plan)
+        experiment = finetune.finetune(config, made, plan)
+        batch = next(iter(finetune.training_data(config, made)(0)))
         params = experiment.start()
         if params is None:
             params = experiment.recipe.init(jax.random.key(0), batch)
@@ -216,10 +215,10 @@ def test_an_lcm_lora_is_trained_and_drawn_with_by_diffusers_too(place, tmp_path)
 def test_of_an_lcm_lora_the_checkpoint_itself_is_the_teacher(place):
     """With factors that change nothing, as with factors that do, the loss is the recipe's own."""
     config = lcm_of(place)
-    plan = build_tuning.plan(config)
-    made = build_finetune.opened(config, read_checkpoint(config.checkpoint), plan)
-    experiment = build_finetune.finetune(config, made, plan)
-    batch = next(iter(build_finetune.training_data(config, made)(0)))
+    plan = tuning.plan(config)
+    made = finetune.opened(config, read_checkpoint(config.checkpoint), plan)
+    experiment = finetune.finetune(config, made, plan)
+    batch = next(iter(finetune.training_data(config, made)(0)))
     params = experiment.recipe.init(jax.random.key(0), batch)
     frozen, key = experiment.frozen(), jax.random.key(1)
     teacher = teachers.guided(made.model, scale=jnp.float32(7.5))

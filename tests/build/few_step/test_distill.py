@@ -12,7 +12,7 @@ import pytest
 
 from configs import toy2d
 from diffusion_jax import jobs
-from diffusion_jax.build.few_step import distillation as build_distill
+from diffusion_jax.build.few_step import distillation
 from diffusion_jax.build.weights import averaged
 from diffusion_jax.train.workdir import read_config
 
@@ -51,7 +51,7 @@ def test_each_config_trains_a_student_that_is_sampled_alone(name, teacher, tmp_p
     state = jobs.train(config, tmp_path)
     theirs = averaged(teacher, read_config(teacher)["ema"])[0]["net"]
     ours = jax.device_get(state.params["net"])
-    told = build_distill.method(config).scalars
+    told = distillation.method(config).scalars
     for scalar in told:
         ours["embed"].pop(scalar)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), ours, theirs)
@@ -179,7 +179,7 @@ def test_a_student_starts_from_another(teacher, tmp_path, name):
     config.optimizer.learning_rate = 1e-12
     params = jax.device_get(jobs.train(config, tmp_path / "next").params)
     of = lambda run: averaged(run, read_config(run)["ema"])[0]["net"]
-    for scalar in build_distill.method(config).scalars:
+    for scalar in distillation.method(config).scalars:
         params["net"]["embed"].pop(scalar)
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9)
     jax.tree.map(close, params["net"], of(tmp_path / "cd"))
@@ -202,10 +202,10 @@ def test_a_student_of_another_network_is_no_start(teacher, tmp_path):
 def test_a_release_in_codes_teaches_with_its_own_first_stage_and_prompts():
     release = str(Path(__file__).parents[3] / "weights" / "emoji")
     config = config_of("lcm", release)
-    whole = build_distill.with_teacher(config)
+    whole = distillation.with_teacher(config)
     assert whole.model.autoencoder == f"{release}/autoencoder"
     assert whole.data.name == "latents/noto_emoji"  # sampling names pictures, training reads codes
     assert "red heart" in whole.sampler.prompts and not config.sampler.prompts
     asked = config_of("lcm", release)
     asked.sampler.prompts = ("a dog",)
-    assert build_distill.with_teacher(asked).sampler.prompts == ("a dog",)
+    assert distillation.with_teacher(asked).sampler.prompts == ("a dog",)

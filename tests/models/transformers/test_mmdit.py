@@ -11,7 +11,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from tiny_unet import quick
 
 from configs import emoji_text_pixel
-from diffusion_jax.build import experiment as build
+from diffusion_jax.build import experiment as experiments
+from diffusion_jax.build import training
 from diffusion_jax.jobs import drawing
 from diffusion_jax.models import MODELS
 from diffusion_jax.models.adapter import init_params, net_from_module
@@ -240,7 +241,7 @@ def test_a_config_that_names_it_trains_and_samples():
         "width": 16, "depth": 2, "heads": 2, "pooled_features": 0, "max_side": 16, "grid": None,
         "attention": "chunked", "remat": "full", "dtype": "bfloat16",
     }  # fmt: skip
-    experiment, settings = build.experiment(config), build.training(config)
+    experiment, settings = experiments.experiment(config), training.training(config)
     batch = {"image": jax.ShapeDtypeStruct((2, *experiment.shape), jnp.float32)}
     for name, one in experiment.conditioning.example.items():
         batch[name] = jax.ShapeDtypeStruct((2, *one.shape[1:]), one.dtype)
