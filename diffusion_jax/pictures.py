@@ -1,4 +1,4 @@
-"""What a run leaves to look at: grids of samples, the strip of both processes, scatter plots."""
+"""Pictures in and out: reading one; grids of samples, the strip of both processes, scatter plots."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from diffusion_jax.files import whole
@@ -49,6 +49,48 @@ def save_image(
         info.add_itxt(key, value)
     with whole(path) as temporary:
         picture.save(temporary, "PNG", pnginfo=info)
+
+
+def read_picture(
+    picture: str | os.PathLike | np.ndarray, size: Sequence[int], channels: int, field: str
+) -> np.ndarray:
+    """A picture at a size: float32 [h, w, channels] in [-1, 1].
+
+    Args:
+        picture: path of a file of any format, turned as its EXIF says, alpha over white; or uint8
+            [H, W], [H, W, 1] or [H, W, 3].
+        size: (height, width) that it is brought to, by Lanczos.
+        channels: 1 for grey, 3 for colour.
+        field: of the config that names it, for messages.
+
+    Raises:
+        ValueError: if the file is no picture or is absent.
+    """
+    try:
+        with _opened(picture) as file:
+            turned = ImageOps.exif_transpose(file)
+            if turned.has_transparency_data:
+                turned = turned.convert("RGBA")
+                white = Image.new("RGBA", turned.size, "white")
+                turned = Image.alpha_composite(white, turned)
+            turned = turned.convert({1: "L", 3: "RGB"}[channels])
+            height, width = size
+            if turned.size != (width, height):
+                turned = turned.resize((width, height), Image.Resampling.LANCZOS)
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(
+            f"config.{field}: {picture!r} cannot be read as a picture ({error}); name a file such "
+            "as photo.png"
+        ) from None
+    array = np.asarray(turned, np.float32).reshape(height, width, channels)
+    return array / np.float32(127.5) - np.float32(1)
+
+
+def _opened(picture: str | os.PathLike | np.ndarray) -> Image.Image:
+    if isinstance(picture, np.ndarray):
+        grey = picture.ndim == 3 and picture.shape[-1] == 1
+        return Image.fromarray(picture[..., 0] if grey else picture)
+    return Image.open(picture)
 
 
 def save_animation(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,6 +75,11 @@ def parse(spec: str, field: str) -> tuple[str, list[Any], dict[str, Any]]:
             "with numbers, strings or lists as values"
         ) from None
     return node.func.id, args, kwargs
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """The config as JSON keeps it: dicts, lists, numbers and strings."""
+    return json.loads(json.dumps(config.to_dict()))
 
 
 def _check_literal(key: str, value: Any, annotation: Any, field: str, spec: str) -> None:

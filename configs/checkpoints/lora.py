@@ -9,7 +9,7 @@ python main.py --mode=sample --config=configs/checkpoints/draw.py --config.check
 from ml_collections import ConfigDict
 
 from configs import base
-from configs.checkpoints import draw as stable_diffusion
+from configs.XX
 
 
 def get_config() -> ConfigDict:

@@ -6,7 +6,7 @@ A training batch, a request for samples and held-out data all carry the same arr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.apps.plan import Request, Rows
 from diffusion_jax.convert.text_folder import read_encoder
 from diffusion_jax.data import load_captions, load_images
 from diffusion_jax.data.captions import Encode, encoded
@@ -21,10 +22,6 @@ from diffusion_jax.data.packaged_minilm import packaged_minilm
 from diffusion_jax.data.tokenizers import load_tokenizer
 from diffusion_jax.models.text.bert import mean_pool
 from diffusion_jax.spec import Config, build
-
-Rows = dict[str, np.ndarray]
-"""Arrays that ``Model.condition`` reads, name -> [n, ...]."""
-
 
 class Conditioning(NamedTuple):
     """A kind of condition.
@@ -34,7 +31,7 @@ class Conditioning(NamedTuple):
         null: (frozen, cond) -> cond, as ``Model.null``.
         captions: whether ``attach`` needs a batch's captions.
         attach: a batch of the data -> the batch with what ``condition`` reads.
-        request: n -> (rows, names): what n samples are to show, each's number among the wanted.
+        inputs: requests -> (rows, rows of their negative prompts or None), as of a ``Generator``.
         held_out: (split, n) -> rows of the first n examples of a split.
         example: abstract rows of one example, name -> ShapeDtypeStruct [1, ...].
     """
@@ -43,7 +40,7 @@ class Conditioning(NamedTuple):
     null: Callable[[Any, dict[str, Any]], dict[str, Any]]
     captions: bool
     attach: Callable[[Mapping[str, Any]], dict[str, Any]]
-    request: Callable[[int], tuple[Rows, np.ndarray]]
+    inputs: Callable[[Sequence[Request]], tuple[Rows, Rows | None]]
     held_out: Callable[[str, int], Rows]
     example: dict[str, jax.ShapeDtypeStruct]
 
@@ -69,9 +66,10 @@ def _labels(config: Config) -> Conditioning:
     classes = config.data.num_classes
     empty = lambda frozen, cond: jax.tree.map(lambda c: jnp.full_like(c, classes), cond)
 
-    def request(n):
-        labels = _wanted_labels(config, n)
-        return {"label": labels}, labels
+    def inputs(requests):
+        for request in requests:
+            _refuse_text(request.prompt or request.negative_prompt, classes)
+        return {"label": _labels_of(requests, classes)}, None
 
     def held_out(split, n):
         data = config.data
@@ -84,22 +82,29 @@ def _labels(config: Config) -> Conditioning:
         null=empty,
         captions=False,
         attach=dict,
-        request=request,
+        inputs=inputs,
         held_out=held_out,
         example={"label": jax.ShapeDtypeStruct((1,), jnp.int32)},
     )
 
 
-def _wanted_labels(config: Config, n: int) -> np.ndarray:
-    """The n labels to sample: ``config.sampler.labels``, or all classes, in turn."""
-    classes = config.data.num_classes
-    wanted = list(config.sampler.labels) or list(range(max(classes, 1)))
-    wrong = [label for label in wanted if not 0 <= label < max(classes, 1)]
+def _refuse_text(text: str, classes: int) -> None:
+    """Say that a model without a text encoder cannot read a prompt."""
+    if text:
+        reads = f"labels, 0 to {classes - 1}: --config.labels='(0,)'" if classes else "nothing"
+        raise ValueError(
+            f"config.prompt = {text!r} cannot be read: this model is conditioned on {reads}"
+        )
+
+
+def _labels_of(requests: Sequence[Request], classes: int) -> np.ndarray:
+    labels = [request.label or 0 for request in requests]
+    wrong = [label for label in labels if not 0 <= label < max(classes, 1)]
     if wrong:
         raise ValueError(
-            f"config.sampler.labels has {wrong[0]}; the model's labels are 0 to {classes - 1}"
+            f"config.labels has {wrong[0]}; the model's labels are 0 to {classes - 1}"
         )
-    return np.resize(np.asarray(wanted, np.int32), n)
+    return np.asarray(labels, np.int32)
 
 
 class TextEncoder(NamedTuple):
@@ -184,16 +189,25 @@ def _text(config: Config) -> Conditioning:
         known, texts = of_data(split, n)
         return known.of(texts)
 
-    def request(n):
-        prompts = tuple(config.sampler.prompts)
-        if not prompts or isinstance(config.sampler.prompts, str):
+    def inputs(requests):
+        prompts = [request.prompt for request in requests]
+        if not all(prompts) or any(request.label is not None for request in requests):
             raise ValueError(
-                f"config.sampler.prompts = {config.sampler.prompts!r} must be one or more texts, "
-                "such as --config.sampler.prompts=\"('red heart', 'green apple')\""
+                "config.prompts: this model reads texts; give one or more, such as "
+                "--config.prompts=\"('red heart', 'green apple')\""
             )
-        which = np.arange(n, dtype=np.int32) % len(prompts)
-        states = encoder.encode(prompts)
-        return {name: array[which] for name, array in states.items()}, which
+        negative = [request.negative_prompt for request in requests]
+        return states(prompts), states(negative) if any(negative) else None
+
+    def states(texts):
+        """Each different text encoded once; the empty one as training has it."""
+        different = list(dict.fromkeys(texts))
+        which = np.array([different.index(text) for text in texts])
+        found = {name: array[which] for name, array in encoder.encode(different).items()}
+        empty = np.array([not text for text in texts])
+        found["context"][empty] = 0
+        found["context_mask"][empty] = np.arange(found["context_mask"].shape[1]) == 0
+        return found
 
     shape = jax.ShapeDtypeStruct
     return Conditioning(
@@ -201,7 +215,7 @@ def _text(config: Config) -> Conditioning:
         null,
         captions=True,
         attach=lambda batch: training().attached(batch),
-        request=request,
+        inputs=inputs,
         held_out=held_out,
         example={
             "context": shape((1, encoder.length, encoder.width), jnp.float16),

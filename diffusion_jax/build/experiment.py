@@ -1,21 +1,24 @@
 """The composition root: from a config to the values that jobs run.
 
-With ``build.sampling`` and ``build.evaluation``, this is where the rooms meet.  A function here
-reads one section of the config and returns one value; what a name means stands in the table of the
-room that owns it.
+This package is where the rooms meet.  A function here reads one section of the config and returns
+one value; what a name means stands in the table of the room that owns it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from configs import base
+from diffusion_jax.apps.plan import Generator, Geometry, Weights
 from diffusion_jax.build import first_stage
+from diffusion_jax.build.buckets import bucket_sizes
 from diffusion_jax.build.conditioning import Conditioning, conditioning
+from diffusion_jax.build.training import examples, training_data
 from diffusion_jax.build.process import learned_schedule, noise_process
 from diffusion_jax.core import network_io, targets, weighting
 from diffusion_jax.core.continuous_bound import DECODERS
@@ -32,31 +35,45 @@ from diffusion_jax.spec import Config, build, parse
 
 
 class Experiment(NamedTuple):
-    """What a config describes, before any data or parameter.
+    """What a config describes, before any data or parameter: a ``Generator`` and how to train it.
 
     Attributes:
-        model: what its parameters mean; of a learned schedule, with the process before training.
+        generator: what draws with its parameters; its weights are None.
         recipe: how to train it.
-        shape: of one data point.
-        process_of: params -> Process: of a learned schedule theirs, else the one there is.
-        conditioning: what the network is told beside x.
+        conditioning: what the network is conditioned on.
+        data: () -> (start step -> iterator of batches).
+        sizes: of aspect buckets, (height, width) each; () for none.
         frozen: () -> parameters that training leaves alone, read where they are kept.
         start: () -> parameters that training starts from; None for those of ``recipe.init``.
         taught: () -> more parameters that training alone reads, such as a teacher's.
+        weights: (frozen, trained parameters) -> all that draws.
+        save: (trained parameters, folder, step) -> the file that is left beside the checkpoints.
     """
 
-    model: Model
+    generator: Generator
     recipe: Recipe
-    shape: tuple[int, ...]
-    process_of: Callable[[Params], Process]
     conditioning: Conditioning
+    data: Callable[[], Callable[[int], Any]]
+    sizes: tuple[tuple[int, int], ...] = ()
     frozen: Callable[[], Params] = dict
     start: Callable[[], Params | None] = lambda: None
     taught: Callable[[], Params] = dict
+    weights: Callable[[Params, Params], Weights] = lambda frozen, params: Weights(params, frozen)
+    save: Callable[[Params, Path, int], Path | None] = lambda params, folder, step: None
+
+    @property
+    def model(self) -> Model:
+        """What the parameters mean; of a learned schedule, with the process before training."""
+        return self.generator.model
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one data point, as it is diffused."""
+        return self.generator.geometry.shape
 
     def model_of(self, params: Params) -> Model:
         """The model with the process that belongs to trained parameters."""
-        return self.model._replace(process=self.process_of(params))
+        return self.generator.model_of(params)
 
 
 def experiment(config: Config) -> Any:
@@ -74,8 +91,9 @@ def experiment(config: Config) -> Any:
 def diffusion_experiment(config: Config) -> Experiment:
     """A diffusion model."""
     stage, shape = first_stage.first_stage(config), data_shape(config)
-    bare = net_from_module(network(config, shape[-1]))
-    proc, told = noise_process(config), conditioning(config)
+    module = network(config, shape[-1])
+    bare = net_from_module(module)
+    proc, condition = noise_process(config), conditioning(config)
     model = Model(
         net=lambda params, *args, **kwargs: bare(params["net"], *args, **kwargs),
         process=proc,
@@ -83,15 +101,40 @@ def diffusion_experiment(config: Config) -> Experiment:
         scale_in=build(network_io.SCALE_INPUTS, config.model.scale_input, "model.scale_input"),
         time_in=_time_input(config, proc),
         codec=stage.codec,
-        condition=told.condition,
-        null=told.null,
+        condition=condition.condition,
+        null=condition.null,
     )
     check_ends(config, model)
-    process_of = lambda params: noise_process(config, params["schedule"])
-    fixed = learned_schedule(config) is None
-    made = recipe(config, model, initialiser(config))
-    of_params = (lambda params: proc) if fixed else process_of
-    return Experiment(model, made, shape, of_params, told, stage.frozen)
+    learned = lambda params: noise_process(config, params["schedule"])
+    generator = Generator(
+        model=model,
+        weights=None,
+        inputs=condition.inputs,
+        geometry=_geometry(config, module, shape),
+        net=module,
+        sampling=dict(config.sampler),
+        process_of=None if learned_schedule(config) is None else learned,
+        classes=config.data.num_classes,
+        reads_text=bool(config.text.encoder),
+        networks=(config.model.name,),
+        examples=lambda n: examples(config, n),
+    )
+    return Experiment(
+        generator,
+        recipe(config, model, initialiser(config)),
+        condition,
+        data=lambda: training_data(config),
+        sizes=bucket_sizes(config, tuple(config.data.image_size)),
+        frozen=stage.frozen,
+    )
+
+
+def _geometry(config: Config, module: Any, shape: tuple[int, ...]) -> Geometry:
+    size = tuple(config.data.image_size) if len(shape) == 3 else (1,)
+    factor = size[0] // shape[0] if len(shape) == 3 else 1
+    halvings = len(getattr(module, "channel_mults", (1,))) - 1
+    multiple = factor * getattr(module, "patch", 1) * 2**halvings
+    return Geometry(shape, factor, multiple, config.data.channels)
 
 
 def initialiser(config: Config) -> Callable[[jax.Array, jax.Array, Any], Params]:

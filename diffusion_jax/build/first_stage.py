@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from diffusion_jax.build.buckets import bucket_sizes
+from diffusion_jax.build.training import training_data
 from diffusion_jax.build.weights import averaged
 from diffusion_jax.convert.tensors import read_safetensors
 from diffusion_jax.convert.torch_pickle import read_state_dict
@@ -48,7 +50,7 @@ class AutoencoderExperiment(NamedTuple):
         shape: of an image.
         entries: of its codebook; 0 without one.
         frozen: () -> parameters of the perceptual distance.
-        start, taught: as of ``build.Experiment``.
+        data, sizes, start, taught, save: as of ``build.experiment.Experiment``.
     """
 
     module: Any
@@ -56,8 +58,11 @@ class AutoencoderExperiment(NamedTuple):
     shape: tuple[int, ...]
     entries: int
     frozen: Callable[[], Params]
+    data: Callable[[], Callable[[int], Any]]
+    sizes: tuple[tuple[int, int], ...] = ()
     start: Callable[[], Params | None] = lambda: None
     taught: Callable[[], Params] = dict
+    save: Callable[[Params, Path, int], Path | None] = lambda params, folder, step: None
 
 
 class FirstStage(NamedTuple):
@@ -99,7 +104,9 @@ def experiment(config: Config) -> AutoencoderExperiment:
         perceptual,
         adversary,
     )  # fmt: skip
-    return AutoencoderExperiment(module, made, shape, codebook, read)
+    sizes = bucket_sizes(config, tuple(config.data.image_size))
+    data = lambda: training_data(config)
+    return AutoencoderExperiment(module, made, shape, codebook, read, data, sizes)
 
 
 def network(config: Config) -> Any:

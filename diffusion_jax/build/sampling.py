@@ -1,7 +1,8 @@
-"""From a config to what draws samples: model, solver, levels and guidance."""
+"""From ``config.sampler`` to a ``Sampler``: solver, levels and guidance."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from inspect import signature
 from typing import Any
@@ -9,42 +10,122 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.build.experiment import Experiment, data_shape, network
-from diffusion_jax.build.process import learned_schedule
+from diffusion_jax.apps.draw import SamplerOf
+from diffusion_jax.apps.plan import Generator, Sampler, Weights
 from diffusion_jax.core import grids
-from diffusion_jax.core.guidance import GUIDANCES, POSTS, Guidance
+from diffusion_jax.core.guidance import ALWAYS_GUIDED, GUIDANCES, POSTS, Guidance
+from diffusion_jax.core.sampling import STARTS
 from diffusion_jax.core.solvers import SOLVERS
-from diffusion_jax.core.types import Denoiser, Model, NoiseLevel, Params, Solver
+from diffusion_jax.core.targets import denoiser
+from diffusion_jax.core.types import Denoiser, Model, NoiseLevel, Solver
 from diffusion_jax.models.unet.plan import select
 from diffusion_jax.spec import Config, build, parse
 
+REFERENCE = "reference"
+"""Of ``Weights.frozen``: the parameters of the worse model of autoguidance."""
+
+
+def settled(section: Config, generator: Generator) -> Config:
+    """``config.sampler`` with the author's setting for each field that is left open.
+
+    Open is "" or None; the author's solver also brings its bounds on x0, after the chosen ones.
+    """
+    whole, own = section.copy_and_resolve_references().unlock(), generator.sampling
+    for name, default in DEFAULTS.items():
+        if whole.get(name) in ("", None):
+            value = own.get(name)
+            whole[name] = default if value in ("", None) else value
+    if not section.get("solver"):
+        whole.post = (*section.post, *own.get("post", ()))
+    return whole
+
 
 def sampler_of(
-    config: Config, experiment: Experiment
-) -> Callable[[Params], tuple[Model, Solver, NoiseLevel]]:
-    """params -> the model, the solver and the levels, of the process that belongs to params.
+    section: Config, generator: Generator, reference: Generator | None = None
+) -> SamplerOf:
+    """(model, weights) -> the sampler that a settled ``config.sampler`` describes.
 
-    They are made once, but for a learned schedule, whose levels are a function of params.
+    It is made once, but for a learned schedule, whose levels are a function of the weights.
+
+    Args:
+        section: of ``settled``.
+        generator: what it draws with.
+        reference: the worse model of autoguidance, whose parameters are
+            ``weights.frozen["reference"]``.
+
+    Raises:
+        ValueError: for a field that names nothing or does not fit the others.
     """
-    fixed = (experiment.model, *sampler(config, experiment.model))
-    if learned_schedule(config) is None:
-        return lambda params: fixed
+    check(section, reference)
+    scale, name = section.guidance_scale, parse(section.guidance, "sampler.guidance")[0]
+    least = generator.sampling.get("least_scale", -math.inf)
+    guided = name in ALWAYS_GUIDED or (scale != 1 and scale > least)
+    fixed = None if generator.process_of else _of_process(section, generator.model)
 
-    def at(params: Params) -> tuple[Model, Solver, NoiseLevel]:
-        model = experiment.model_of(params)
-        return model, *sampler(config, model)
+    def of(model: Model, weights: Weights) -> Sampler:
+        solver, levels, end = fixed or _of_process(section, model)
+        worse = reference and denoiser(
+            reference.model_of(weights.frozen[REFERENCE]), weights.frozen[REFERENCE]
+        )
+        return Sampler(
+            solver,
+            levels,
+            guidance=guidance(section, model, generator.net, worse),
+            guided=guided,
+            end=end,
+            deviation=STARTS[section.start],
+            contrast=section.contrast,
+        )
 
-    return at
+    return of
 
 
-def sampler(config: Config, model: Model) -> tuple[Solver, NoiseLevel]:
-    """The solver and the levels that ``config.sampler`` names."""
-    section = config.sampler
+def check(section: Config, reference: Generator | None = None) -> None:
+    """Refuse a ``config.sampler`` whose fields name nothing or do not fit one another.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if not section.contrast > 0:
+        contrast = section.contrast
+        raise ValueError(f"config.sampler.contrast = {contrast} must be above 0; 1 changes nothing")
+    for name, known in (("end", ENDS), ("start", STARTS)):
+        if section[name] not in known:
+            raise ValueError(
+                f"config.sampler.{name} = {section[name]!r}; known are {', '.join(known)}"
+            )
+    _check_guidance(section, reference)
+
+
+def _of_process(section: Config, model: Model) -> tuple[Solver, NoiseLevel, NoiseLevel | None]:
+    return *solver_and_levels(section, model), ENDS[section.end](model)
+
+
+def solver_and_levels(section: Config, model: Model) -> tuple[Solver, NoiseLevel]:
+    """What ``config.sampler``'s solver, grid and steps name, for a model's process."""
     context = {"process": model.process, "steps": section.steps}
     _check_order(section.solver, section.steps)
     solver = build(SOLVERS, section.solver, "sampler.solver", **context)
     grid = {"process": model.process, "n": section.steps}
     return solver, build(grids.GRIDS, section.grid, "sampler.grid", **grid)
+
+
+def _first_of_table(model: Model) -> NoiseLevel:
+    return model.process.at(jnp.asarray(1 / (model.process.schedule.steps or 1000)))
+
+
+ENDS: dict[str, Callable[[Model], NoiseLevel | None]] = {
+    "clean": lambda model: None,
+    "first": _first_of_table,
+}
+"""Where sampling ends: at clean data, or at the table's first level, as diffusers' DDIM."""
+
+DEFAULTS = {
+    "solver": "ddim()", "grid": "trailing", "end": "clean", "start": "prior", "steps": 50,
+    "guidance": "cfg()", "guidance_scale": 1.0, "contrast": 1.0,
+    "reference": "", "reference_params": "ema",
+}  # fmt: skip
+"""Of what neither the settings nor the source's author says."""
 
 
 def _check_order(spec: str, steps: int) -> None:
@@ -59,28 +140,22 @@ def _check_order(spec: str, steps: int) -> None:
         )
 
 
-def guidance(config: Config, model: Model, reference: Denoiser | None = None) -> Guidance:
+def guidance(
+    section: Config, model: Model, module: Any, reference: Denoiser | None = None
+) -> Guidance:
     """How ``config.sampler`` weighs conditions, and the bounds on x0 around it.
 
     Args:
-        config: the experiment.
-        model: what it describes.
+        section: ``config.sampler``.
+        model: what draws.
+        module: its network, whose layers guidance may name.
         reference: the worse model of autoguidance.
     """
-    return weighing(config, model, network(config, data_shape(config)[-1]), reference)
-
-
-def weighing(
-    config: Config, model: Model, module: Any, reference: Denoiser | None = None
-) -> Guidance:
-    """``guidance`` of a network that is not the config's own; its module has the hooks' names."""
-    section = config.sampler
-    _check_guidance(config, reference)
     context = {
         "target": model.target,
         "reference": reference,
-        "attention_gates": _gates(config, getattr(module, "attention_layers", ())),
-        "block_gates": _gates(config, getattr(module, "blocks", ())),
+        "attention_gates": _gates(section, getattr(module, "attention_layers", ())),
+        "block_gates": _gates(section, getattr(module, "blocks", ())),
     }
     weigh = build(GUIDANCES, section.guidance, "sampler.guidance", **context)
     posts = [build(POSTS, spec, "sampler.post") for spec in section.post]
@@ -94,8 +169,7 @@ def weighing(
     return guided
 
 
-def _check_guidance(config: Config, reference: Denoiser | None) -> None:
-    section = config.sampler
+def _check_guidance(section: Config, reference: Any) -> None:
     name = parse(section.guidance, "sampler.guidance")[0]
     if name == "cfg_plus_plus" and not 0 <= section.guidance_scale <= 1:
         raise ValueError(
@@ -110,12 +184,12 @@ def _check_guidance(config: Config, reference: Denoiser | None) -> None:
         )
 
 
-def _gates(config: Config, layers: tuple[str, ...]) -> Callable[[Any], jax.Array]:
+def _gates(section: Config, layers: tuple[str, ...]) -> Callable[[Any], jax.Array]:
     def gates(chosen):
         try:
             return jnp.asarray(select(layers, chosen))
         except ValueError as error:
-            spec = config.sampler.guidance
+            spec = section.guidance
             raise ValueError(f"config.sampler.guidance = {spec!r}: {error}") from None
 
     return gates

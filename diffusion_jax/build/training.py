@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_jax.build.buckets import bucket_sizes
 from diffusion_jax.build.conditioning import conditioning
 from diffusion_jax.core.ema import EMAS
+from diffusion_jax.data import DataMissing, load_images
 from diffusion_jax.data.faults import Faults
 from diffusion_jax.data.pipeline import DataSpec, batches, make_dataset
 from diffusion_jax.models.partition import PARTITIONS
@@ -52,10 +54,16 @@ def mesh(config: Config) -> Mesh:
     return make_mesh({axis: config.mesh[axis] for axis in AXES})
 
 
-def rules(config: Config) -> Rules:
-    """Which parameter lies where: ``config.mesh.rules``, then the network's own."""
+def rules(config: Config, networks: Sequence[str] | None = None) -> Rules:
+    """Which parameter lies where: ``config.mesh.rules``, then the networks' own.
+
+    Args:
+        config: its mesh section, and its ``model.name`` where no networks are given.
+        networks: names in ``PARTITIONS``.
+    """
     given = tuple((pattern, tuple(axes)) for pattern, axes in config.mesh.rules)
-    own = PARTITIONS.get(config.model.name, ())
+    names = (config.model.name,) if networks is None else networks
+    own = [row for name in names for row in PARTITIONS.get(name, ())]
     return (*given, *((pattern, where_it_fits(axes)) for pattern, axes in own))
 
 
@@ -90,3 +98,16 @@ def training_data(config: Config) -> Callable[[int], Any]:
     spec = spec._replace(captions=told.captions, buckets=sizes)
     dataset = make_dataset(spec, faults).map(told.attach)
     return lambda start: batches(dataset, start, timeout=section.timeout, faults=faults)
+
+
+def examples(config: Config, n: int) -> np.ndarray | None:
+    """The first n examples of the training split as a batch has them; None if not prepared."""
+    if config.data.name.startswith("toy2d:"):
+        return load_images(config.data.name, "train", n)[0]
+    spec = data_spec(config, config.data.split)
+    try:
+        one = spec._replace(batch_size=n, shuffle=False, process_index=0, process_count=1)
+        batch: Any = make_dataset(one)[0]
+    except DataMissing:
+        return None
+    return batch["image"]

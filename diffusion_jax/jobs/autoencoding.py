@@ -13,13 +13,13 @@ import numpy as np
 from diffusion_jax import pictures
 from diffusion_jax.build import evaluation
 from diffusion_jax.build.first_stage import AutoencoderExperiment
+from diffusion_jax.build.runs import Run
 from diffusion_jax.data import load_images, to_uint8, to_unit
 from diffusion_jax.evaluate.distances import frechet_distance
 from diffusion_jax.evaluate.features import extract
 from diffusion_jax.evaluate.figures import Figure, bootstrap, mean_of
 from diffusion_jax.evaluate.reconstruction import psnr, ssim
 from diffusion_jax.jobs.placing import jitted, place_batch
-from diffusion_jax.jobs.run import Run
 from diffusion_jax.recipes.bottleneck import perplexity, shares
 from diffusion_jax.spec import Config
 

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from diffusion_jax.build import evaluation
-from diffusion_jax.build.conditioning import conditioning, text_encoder
+from diffusion_jax.build.conditioning import text_encoder
+from diffusion_jax.build.runs import Run
 from diffusion_jax.data import load_captions, to_uint8
 from diffusion_jax.data.captions import encoded
 from diffusion_jax.data.catalog import LATENTS
@@ -18,8 +19,8 @@ from diffusion_jax.evaluate.contrast import CaptionJudge, adherence, diversity, 
 from diffusion_jax.evaluate.features import cached, extract
 from diffusion_jax.evaluate.figures import Figure
 from diffusion_jax.evaluate.judge import moved, scaled
-from diffusion_jax.jobs.drawing import Draw, draw_many, drawer
-from diffusion_jax.jobs.run import Run
+from diffusion_jax.jobs.drawing import Drawer
+from diffusion_jax.jobs.run_samples import draw_samples, drawer_of
 from diffusion_jax.jobs.sets import cache_folder, images_of
 from diffusion_jax.pictures import grid, save_image
 from diffusion_jax.spec import Config
@@ -63,10 +64,10 @@ def figures(run: Run, workdir: Path) -> dict[str, Figure]:
             f"config.evaluate.captions = {config.evaluate.captions} must be at least 2: a caption "
             "is found among the others"
         )
-    judged, draw, found = judge_of(config), drawer(config, run.experiment), {}
+    judged, drawer, found = judge_of(config), drawer_of(run), {}
     for split, name in ((config.data.split, "trained"), (config.data.test_split, "held-out")):
         captions = captions_of(config, split, config.evaluate.captions)
-        images = drawn(run, draw, captions.texts, 1)[0]
+        images = drawn(drawer, captions.texts, 1)[0]
         show(captions, images, workdir / "samples" / f"captions_{name}.png")
         found |= retrieval(judged.similarity(images, captions), f"samples of {name} captions")
         of_real = retrieval(judged.similarity(captions.images, captions), f"{name} images")
@@ -112,22 +113,20 @@ def captions_of(config: Config, split: str, n: int | None) -> Captions:
     return Captions(chosen, mean, images[rows])
 
 
-def drawn(run: Run, draw: Draw, texts: Sequence[str], each: int, scale: float | None = None):
+def drawn(drawer: Drawer, texts: Sequence[str], each: int, scale: float | None = None):
     """Images uint8 [each, n, h, w, c] of n texts.
 
     Args:
-        run: the model.
-        draw: ``drawer`` of its config.
+        drawer: of the run.
         texts: to show.
         each: images of each.
         scale: of guidance; None for the config's.
     """
-    chosen = run.config.copy_and_resolve_references()
-    chosen.sampler.prompts = tuple(texts)
+    settings = drawer.settings.copy_and_resolve_references()
+    settings.prompts = tuple(texts)
     if scale is not None:
-        chosen.sampler.guidance_scale = scale
-    experiment = run.experiment._replace(conditioning=conditioning(chosen))
-    images = draw_many(chosen, experiment, draw, run.params, each * len(texts)).images
+        settings.sampler.guidance_scale = scale
+    images = draw_samples(drawer._replace(settings=settings), each * len(texts)).images
     return images.reshape(each, len(texts), *images.shape[1:])
 
 
@@ -140,10 +139,10 @@ class Compromise(NamedTuple):
 
 
 def compromise(
-    run: Run, captions: Captions, judged: Judged, draw: Draw, each: int, scale: float
+    drawer: Drawer, captions: Captions, judged: Judged, each: int, scale: float
 ) -> Compromise:
     """Samples of captions at a guidance scale, several of each, and what the judge says of them."""
-    images = drawn(run, draw, captions.texts, each, scale)
+    images = drawn(drawer, captions.texts, each, scale)
     features = np.stack([judged.features(part) for part in images])
     similar = [judged.judge.similarity(part, captions.features) for part in features]
     agrees = adherence(np.mean(similar, 0))

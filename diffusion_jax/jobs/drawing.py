@@ -1,121 +1,169 @@
-"""Samples of a model: the compiled sampler, and batches of it."""
+"""Images of requests: the compiled sampler of a generator, and batches of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 from tqdm import tqdm
 
-from diffusion_jax.apps.generate import generate
-from diffusion_jax.build import experiment as experiments
-from diffusion_jax.build import sampling
-from diffusion_jax.core.guidance import ALWAYS_GUIDED
-from diffusion_jax.core.targets import denoiser
+from diffusion_jax.apps.draw import Draw, SamplerOf, make_sampler
+from diffusion_jax.apps.plan import Edit, Generator, Inputs, Request, Weights, noise_of
+from diffusion_jax.build.edits import edits_of, equipped
+from diffusion_jax.build.runs import open_reference
+from diffusion_jax.build.sampling import REFERENCE, sampler_of, settled
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import to_uint8
-from diffusion_jax.jobs.placing import jitted, place_batch, place_params
-from diffusion_jax.jobs.run import open_reference
-from diffusion_jax.spec import Config, parse
-
-Draw = Callable[[Array, Params, dict[str, Array], Array], Array]
-"""Jitted (key, params, request [b, ...], guidance scale []) -> pixels [b, h, w, c] in [-1, 1].
-
-The request is what ``Model.condition`` reads, such as {"label": int32 [b]}.
-"""
+from diffusion_jax.jobs.placing import jitted, place_batch, place_params, place_weights
+from diffusion_jax.spec import Config
 
 
 class Samples(NamedTuple):
     """images: uint8 [n, h, w, c], or float32 [n, 2] of points.
 
-    labels: int32 [n], the class of each, or which of ``config.sampler.prompts`` it shows.
+    labels: int32 [n], the class of each, or which of the prompts it shows.
     """
 
     images: np.ndarray
     labels: np.ndarray
 
 
-def drawer(config: Config, experiment: experiments.Experiment) -> Draw:
-    """The sampler that the config names, compiled once for each batch size."""
-    draw, reference = sampling_function(config, experiment, generate)
-    return partial(jitted(config, draw), reference, place_params(config, experiment.frozen()))
+class Drawer(NamedTuple):
+    """A generator ready to draw as some settings say.
 
-
-def sampling_function(
-    config: Config, experiment: experiments.Experiment, generate: Callable[..., Any]
-) -> tuple[Callable[..., Any], Params]:
-    """What is to be jitted, and its first argument, the reference's parameters (None without one).
-
-    Args:
-        config: its sampler section says how.
-        experiment: what the parameters mean.
-        generate: ``apps.generate.generate``, or a function of the same arguments.
-
-    Returns:
-        (reference's params, frozen params, key, params, request [b, ...], guidance scale []) ->
-        generate's result.
+    Attributes:
+        settings: of ``configs/sample.py``, its sampler section settled.
+        generator: equipped by the edits; its weights on the devices, None while it is trained.
+        edits: those of the settings.
+        draw: the sampler, jitted for the mesh.
+        sampler_of: what ``draw`` samples by.
+        reference: parameters of the worse model of autoguidance, on the devices; None without.
     """
-    sampler_of = sampling.sampler_of(config, experiment)
-    guided, reference = is_guided(config), open_reference(config)
 
-    def draw(of_reference, frozen, key, params, request, scale):
-        model, solver, levels = sampler_of(params)
-        worse = reference and denoiser(reference.experiment.model_of(of_reference), of_reference)
-        return generate(
-            key,
-            model,
-            params,
-            frozen,
-            model.condition(frozen, request),
-            (jax.tree.leaves(request)[0].shape[0], *experiment.shape),
-            solver,
-            levels,
-            scale if guided else None,
-            sampling.guidance(config, experiment.model, worse),
-        )
-
-    return draw, reference and reference.params
+    settings: Config
+    generator: Generator
+    edits: tuple[Edit, ...]
+    draw: Draw
+    sampler_of: SamplerOf
+    reference: Params | None
 
 
-def is_guided(config: Config) -> bool:
-    """Whether the guidance scale changes anything: 1 is the plain model, at half the cost."""
-    name = parse(config.sampler.guidance, "sampler.guidance")[0]
-    return config.sampler.guidance_scale != 1 or name in ALWAYS_GUIDED
-
-
-def draw_many(
-    config: Config, experiment: experiments.Experiment, draw: Draw, params: Params, n: int
-) -> Samples:
-    """n samples in batches of one size, with progress; a function of ``config.sampler.seed``.
+def open_drawer(settings: Config, generator: Generator) -> Drawer:
+    """A generator ready to draw; it compiles at the first image, once for a batch size.
 
     Raises:
-        ValueError: if ``config.sampler.contrast`` is not above 0.
+        ValueError: for a sampler or an edit that names nothing, or that the model cannot take.
+    """
+    chosen, generator, edits, of, reference = chosen_sampler(settings, generator)
+    if generator.weights is not None:
+        placed = place_weights(settings, generator.weights, generator.networks)
+        generator = generator._replace(weights=placed)
+    draw = jitted(settings, make_sampler(generator, of, edits))
+    return Drawer(chosen, generator, edits, draw, of, reference)
+
+
+def chosen_sampler(
+    settings: Config, generator: Generator
+) -> tuple[Config, Generator, tuple[Edit, ...], SamplerOf, Params | None]:
+    """What ``make_sampler`` takes, as the settings say, and a reference's parameters.
+
+    Returns:
+        (settings with their sampler settled, the generator equipped by the edits, edits, what
+        samples, parameters of a reference).
+    """
+    chosen = settings.copy_and_resolve_references().unlock()
+    chosen.sampler = settled(settings.sampler, generator)
+    edits = edits_of(settings.edits)
+    generator = equipped(generator, edits)
+    run = open_reference(chosen.sampler, generator)
+    of = sampler_of(chosen.sampler, generator, run and run.generator())
+    return chosen, generator, edits, of, run and place_params(run.config, run.params)
+
+
+def draw_requests(
+    drawer: Drawer, requests: Sequence[Request], size: int, weights: Weights | None = None
+) -> np.ndarray:
+    """Images of requests, in batches of one size, with progress.
+
+    Args:
+        drawer: see ``open_drawer``.
+        requests: at least one, of one image size.
+        size: images at once.
+        weights: in place of the generator's, while it is trained.
+
+    Returns:
+        uint8 [n, h, w, c], or float32 [n, 2] of points.
+
+    Raises:
         FloatingPointError: if a sample is not finite.
     """
-    size, contrast = min(config.sampler.batch_size, n), config.sampler.get("contrast", 1.0)
-    if not contrast > 0:
-        raise ValueError(f"config.sampler.contrast = {contrast} must be above 0; 1 changes nothing")
-    request, labels = experiment.conditioning.request(-(-n // size) * size)
-    scale = jnp.float32(config.sampler.guidance_scale)
-    keys = jax.random.split(jax.random.key(config.sampler.seed), len(labels) // size)
-    parts = []
-    bar = tqdm(total=n, desc="sampling", unit="image", leave=False, disable=jax.process_index() > 0)
-    with bar:
-        for i, key in enumerate(keys):
-            part = slice(i * size, (i + 1) * size)
-            rows = {name: place_batch(config, array[part]) for name, array in request.items()}
-            part = jax.device_get(draw(key, params, rows, scale))
-            if not np.isfinite(part).all():
-                raise FloatingPointError(
-                    f"config.sampler.solver = {config.sampler.solver!r} on grid "
-                    f"{config.sampler.grid!r} gave values that are not finite; take more "
-                    "sampler.steps, another grid or solver, or an earlier checkpoint"
-                )
-            parts.append(part if part.ndim == 2 else to_uint8(contrast * part))
-            bar.update(min(size, n - i * size))
-    return Samples(np.concatenate(parts)[:n], labels[:n])
+    weights = with_reference(drawer, weights)
+    size, parts = min(size, len(requests)), []
+    silent = jax.process_index() > 0
+    with tqdm(
+        total=len(requests), desc="sampling", unit="image", leave=False, disable=silent
+    ) as bar:
+        for i in range(0, len(requests), size):
+            part = [requests[j % len(requests)] for j in range(i, i + size)]
+            place = lambda x: place_batch(drawer.settings, x)
+            inputs = inputs_of(drawer.generator, drawer.settings, drawer.edits, part)
+            inputs = jax.tree.map(place, inputs._replace(scale=()))._replace(scale=inputs.scale)
+            pixels = jax.device_get(drawer.draw(weights, jax.random.key(part[0].seed), inputs))
+            parts.append(_finite(pixels, drawer.settings.sampler))
+            bar.update(min(size, len(requests) - i))
+    return np.concatenate(parts)[: len(requests)]
+
+
+def with_reference(drawer: Drawer, weights: Weights | None = None) -> Weights:
+    """The given weights, or the generator's, with those of a reference beside them."""
+    weights = weights or drawer.generator.weights
+    if weights is None:
+        raise ValueError("this generator has no weights: give those that it is trained to")
+    if drawer.reference is None:
+        return weights
+    return weights._replace(frozen={**weights.frozen, REFERENCE: drawer.reference})
+
+
+def inputs_of(
+    generator: Generator, settings: Config, edits: Sequence[Edit], part: Sequence[Request]
+) -> Inputs:
+    """What the sampler takes for requests of one size, as host arrays.
+
+    Raises:
+        ValueError: for what the model cannot read.
+    """
+    section, geometry = settings.sampler, generator.geometry
+    rows, negative = generator.inputs(part)
+    _check_negative(generator, section, part)
+    shape = geometry.latent_shape(part[0].size or geometry.size)
+    stack = lambda *leaves: np.stack(leaves)
+    arrays = tuple(
+        jax.tree.map(stack, *(edit.arrays(generator, request) for request in part))
+        for edit in edits
+    )
+    return Inputs(rows, negative, noise_of(part, shape), jnp.float32(section.guidance_scale), arrays)
+
+
+def _check_negative(generator: Generator, section: Config, part: Sequence[Request]) -> None:
+    negative = next((r.negative_prompt for r in part if r.negative_prompt), "")
+    student = generator.model.student is not None
+    if negative and (student or section.guidance_scale <= 1):
+        why = "this model has its guidance built in"
+        why = why if student else f"guidance_scale is {section.guidance_scale}"
+        raise ValueError(
+            f"config.negative_prompt = {negative!r} changes nothing, as {why}; leave it away, or "
+            "guide by sampler.guidance_scale above 1"
+        )
+
+
+def _finite(pixels: np.ndarray, section: Config) -> Any:
+    if not np.isfinite(pixels).all():
+        raise FloatingPointError(
+            f"config.sampler.solver = {section.solver!r} on grid {section.grid!r} gave values that "
+            "are not finite; take more sampler.steps, another grid or solver, or an earlier "
+            "checkpoint"
+        )
+    return pixels if pixels.ndim == 2 else to_uint8(pixels)

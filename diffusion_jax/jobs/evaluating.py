@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from diffusion_jax.build import evaluation, first_stage
 from diffusion_jax.build import experiment as experiments
+from diffusion_jax.build.runs import Run, open_run
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import load_images, to_unit
 from diffusion_jax.evaluate.features import cached, extract
@@ -23,10 +24,9 @@ from diffusion_jax.evaluate.likelihoods import Terms
 from diffusion_jax.evaluate.quality import quality
 from diffusion_jax.files import whole
 from diffusion_jax.jobs import autoencoding, captioning
-from diffusion_jax.jobs.drawing import draw_many, drawer
-from diffusion_jax.jobs.placing import jitted, place_batch
-from diffusion_jax.jobs.run import Run, cache_compilations, open_run
-from diffusion_jax.jobs.sampling import save_samples
+from diffusion_jax.jobs.image_files import save_samples
+from diffusion_jax.jobs.placing import cache_compilations, jitted, place_batch, place_params
+from diffusion_jax.jobs.run_samples import draw_samples, drawer_of
 from diffusion_jax.jobs.sets import cache_folder, images_of
 from diffusion_jax.spec import Config
 
@@ -64,8 +64,9 @@ def of_diffusion(run: Run, workdir: Path) -> Figures:
     section = run.config.evaluate
     figures: Figures = {}
     # Its mistakes come before minutes of sampling.
-    told = (run.config, run.experiment)
-    likelihood = evaluation.likelihood(*told) if section.likelihood else None
+    likelihood = None
+    if section.likelihood:
+        likelihood = evaluation.likelihood(run.config, run.experiment)
     if section.quality or section.class_accuracy:
         figures |= of_samples(run, workdir)
     if section.captions:
@@ -89,8 +90,7 @@ def of_samples(run: Run, workdir: Path) -> Figures:
             "config.evaluate.class_accuracy=True needs a class-conditional model; "
             "this one has config.data.num_classes = 0"
         )
-    draw = drawer(config, run.experiment)
-    samples = draw_many(config, run.experiment, draw, run.params, section.n)
+    samples = draw_samples(drawer_of(run), section.n)
     save_samples(workdir / "samples" / f"evaluate_{run.step:07d}", samples)
     figures: Figures = {}
     if section.quality:
@@ -113,7 +113,8 @@ def of_likelihood(run: Run, workdir: Path, title: str, estimate: Callable[..., T
     config = run.config
     x0 = _held_out(config)
     rows = run.experiment.conditioning.held_out(config.data.test_split, len(x0))
-    every = batched(jitted(config, estimate), config, run.params, x0, rows)
+    params = place_params(config, run.params)
+    every = batched(jitted(config, estimate), config, params, x0, rows)
     save_terms(workdir / "likelihood.json", every)
     of_example = {name: term if term.ndim == 1 else term.sum(0) for name, term in every.items()}
     total = of_example.pop("total")

@@ -11,11 +11,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffusion_jax.apps.generate import generate
-from diffusion_jax.build import experiment as experiments
+from diffusion_jax.apps.draw import make_sampler
+from diffusion_jax.apps.plan import Generator, Request
 from diffusion_jax.build import training
-from diffusion_jax.jobs import prompting
-from diffusion_jax.jobs.drawing import sampling_function
+from diffusion_jax.build.generator import abstract_generator, describe
+from diffusion_jax.jobs.drawing import chosen_sampler, inputs_of
+from diffusion_jax.jobs.placing import places_of
+from diffusion_jax.jobs.requests import batch_size, requests_of, settings_of
 from diffusion_jax.profiling.flops import Flops, count
 from diffusion_jax.spec import Config
 from diffusion_jax.train import sharding
@@ -31,19 +33,22 @@ class Job(NamedTuple):
 
 
 def job(config: Config, mode: str, mesh: Mesh) -> Job:
-    """What --mode runs: the step of the loop, or the sampler of a run or of a checkpoint.
+    """What --mode runs: the step of the loop, or the sampler of whatever the config draws from.
 
     Raises:
         ValueError: for a config that does not fit the mesh, or that has no such mode.
     """
-    if "checkpoint" in config:
-        return PROMPTED[mode](config, mesh)
     return JOBS[mode](config, mesh)
 
 
 def _training(config: Config, mesh: Mesh) -> Job:
+    if "train" not in config:
+        raise ValueError(
+            f"config.checkpoint = {config.checkpoint!r} is drawn with here; compile it by "
+            "--mode=sample"
+        )
     local = _on_one_axis(config)
-    experiment, settings = experiments.experiment(local), training.training(local)
+    experiment, settings = describe(local), training.training(local)
     shape = jax.ShapeDtypeStruct
     batch = {"image": shape((config.train.batch_size, *experiment.shape), jnp.float32)}
     for name, one in experiment.conditioning.example.items():
@@ -53,65 +58,35 @@ def _training(config: Config, mesh: Mesh) -> Job:
 
 
 def _sampling(config: Config, mesh: Mesh) -> Job:
+    """The function of ``jobs.drawing``, with weights as shapes."""
     if config.sampler.reference:
         raise ValueError(
             f"config.sampler.reference = {config.sampler.reference!r} needs a run's parameters; "
             "set it to '' and take another guidance"
         )
     local = _on_one_axis(config)
-    experiment, shape = experiments.experiment(local), jax.ShapeDtypeStruct
-    draw, reference = sampling_function(local, experiment, generate)
+    settings, generator = settings_of(local, ""), abstract_generator(local)
+    chosen, generator, edits, sampler_of, _ = chosen_sampler(settings, generator)
+    rows = batch_size(settings, generator)
+    part = [_example(settings, generator)] * rows
+    inputs = inputs_of(generator, chosen, edits, part)
+    everywhere, split = NamedSharding(mesh, P()), sharding.of_rows(mesh, rows)
+    shaped = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    scale = shaped(inputs.scale, everywhere)
+    inputs = jax.tree.map(lambda x: shaped(x, split), inputs._replace(scale=()))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    example = experiment.conditioning.example
-    one = {"image": shape((1, *experiment.shape), jnp.float32), **example}
-    params = jax.eval_shape(experiment.recipe.init, key, one)
-    places = sharding.of_params(params, mesh, training.rules(config))
-    everywhere = NamedSharding(mesh, P())
-    rows = config.sampler.batch_size
-    split = sharding.of_rows(mesh, rows)
-    request = {
-        name: shape((rows, *a.shape[1:]), a.dtype, sharding=split) for name, a in example.items()
-    }
-    arguments = (
-        reference,
-        {},
-        shape(key.shape, key.dtype, sharding=everywhere),
-        with_shardings(params, places),
-        request,
-        shape((), jnp.float32, sharding=everywhere),
-    )
+    where = places_of(config, generator.weights, generator.networks, mesh)
+    weights = with_shardings(generator.weights, where)
+    draw = make_sampler(generator, sampler_of, edits)
     jitted = jax.jit(sharding.on_mesh(draw, mesh), out_shardings=everywhere)
-    return Job(jitted, arguments)
+    return Job(jitted, (weights, shaped(key, everywhere), inputs._replace(scale=scale)))
 
 
-def _drawing_prompts(config: Config, mesh: Mesh) -> Job:
-    """The function of ``jobs.prompting``, with weights as shapes: the files are read for those."""
-    if not config.prompt:
-        config = config.copy_and_resolve_references()
-        config.prompt = "a photo"
-    made = prompting.load(config)
-    size = prompting.image_size(config, made)
-    chosen = prompting.with_defaults(_on_one_axis(config), made)
-    draw = prompting.sampling_function(chosen, made, size)
-    part = [prompting.Request(config.prompt, config.seed)] * config.batch_size
-    rows, avoid = prompting.rows_of(config, made, part, size)
-    noise = np.zeros((len(part), *prompting.latent_shape(made, size)), np.float32)
-    split = sharding.of_rows(mesh, len(part))
-    where = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split)
-    weights = with_shardings(made.weights, prompting.places(config, made.weights, mesh))
-    everywhere = NamedSharding(mesh, P())
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    one = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
-    scale = one((), jnp.float32) if prompting.guidance_scale(config, made) is not None else None
-    rows, avoid, start = jax.tree.map(where, (rows, avoid, {"noise": noise}))
-    jitted = jax.jit(sharding.on_mesh(draw, mesh), out_shardings=everywhere)
-    return Job(jitted, (weights, one(key.shape, key.dtype), rows, avoid, scale, start))
-
-
-def _no_training(config: Config, mesh: Mesh) -> Job:
-    raise ValueError(
-        f"config.checkpoint = {config.checkpoint!r} is drawn with here; compile it by --mode=sample"
-    )
+def _example(settings: Config, generator: Generator) -> Request:
+    """What the settings ask for first, or any prompt where they name none."""
+    if not (settings.prompt or settings.prompts or generator.classes):
+        settings.prompt = "a photo" if generator.reads_text else ""
+    return requests_of(settings, generator)[0]
 
 
 def _on_one_axis(config: Config) -> Config:
@@ -131,6 +106,4 @@ def useful_flops(config: Config, mode: str, mesh: Mesh, counted: Flops) -> float
     return count(step.jitted.trace(*step.arguments).jaxpr).total
 
 
-Make = Callable[[Config, Mesh], Job]
-JOBS: dict[str, Make] = {"train": _training, "sample": _sampling}
-PROMPTED: dict[str, Make] = {"train": _no_training, "sample": _drawing_prompts}
+JOBS: dict[str, Callable[[Config, Mesh], Job]] = {"train": _training, "sample": _sampling}

@@ -1,4 +1,4 @@
-"""The job that samples from a run, and its files."""
+"""The job that draws, from whatever there is to draw from, and its files."""
 
 from __future__ import annotations
 
@@ -7,73 +7,76 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
+from ml_collections import ConfigDict
 
-from diffusion_jax import pictures
-from diffusion_jax.build import experiment as experiments
-from diffusion_jax.build import first_stage
-from diffusion_jax.build.checkpoint import tuning
-from diffusion_jax.files import whole
+from diffusion_jax.apps.plan import Generator
+from diffusion_jax.build.generator import open_source
+from diffusion_jax.build.runs import Run
 from diffusion_jax.jobs import autoencoding
-from diffusion_jax.jobs.drawing import Samples, draw_many, drawer
-from diffusion_jax.jobs.prompting import draw_prompts
-from diffusion_jax.jobs.run import Run, cache_compilations, open_run
+from diffusion_jax.jobs.drawing import Samples, draw_requests, open_drawer
+from diffusion_jax.jobs.image_files import (
+    Place,
+    labels_of,
+    places_of,
+    read_record,
+    request_of,
+    save_drawn,
+)
+from diffusion_jax.jobs.placing import cache_compilations
+from diffusion_jax.jobs.requests import batch_size, requests_of, settings_of
 from diffusion_jax.jobs.strips import save_strip
-from diffusion_jax.spec import Config
+from diffusion_jax.spec import Config, plain
 
 
 def sample(config: Config, workdir: str | os.PathLike) -> Any:
-    """Draw ``config.sampler.n`` samples from a run; leave a PNG, an .npz and the strip.
+    """Draw what a config asks for; leave a PNG of each image, a sheet of all and their arrays.
 
-    A config with a checkpoint draws its prompts instead (``jobs.prompting``), that of a fine-tuning
-    with what it left in the folder.  Of a first stage: reconstructions of held-out images,
-    uint8 [n, h, w, c].
+    Args:
+        config: of ``configs/sample.py``, or of a run or a tuning, whose folder is the source then.
+        workdir: where samples/ is made, and the source if the config names none.
+
+    Returns:
+        ``Samples``; of a first stage reconstructions of held-out images, uint8 [n, h, w, c].
 
     Raises:
-        ValueError: if the folder holds no run of this model.
+        FileNotFoundError: naming what a checkpoint lacks.
+        ValueError: for a config, a source or a picture that does not fit.
     """
-    if "checkpoint" in config:
-        used = tuning.plan(config).used if "tuning" in config else lambda config, _: config
-        drawn = draw_prompts(used(config, Path(workdir)), workdir)
-        return Samples(drawn, np.arange(len(drawn), dtype=np.int32))
     cache_compilations()
-    run = open_run(config, workdir)
-    return SAMPLES[type(run.experiment)](run, Path(workdir))
+    settings = settings_of(config, workdir)
+    if settings.again:
+        return _again(settings, Path(workdir))
+    source = open_source(settings.checkpoint, settings, config if "train" in config else None)
+    return SAMPLES[type(source)](source, settings, Path(workdir))
 
 
-def _of_diffusion(run: Run, workdir: Path) -> Samples:
-    config = run.config
-    draw = drawer(config, run.experiment)
-    samples = draw_many(config, run.experiment, draw, run.params, config.sampler.n)
-    folder = workdir / "samples"
-    stem = f"sample_{run.step:07d}_seed{config.sampler.seed}"
-    save_samples(folder / stem, samples)
-    save_strip(config, run.experiment, run.params, folder / "strip.png")
-    if jax.process_index() == 0:
-        print(f"{len(samples.images)} samples are in {folder / stem}.png and .npz")
-    return samples
+def _drawn(generator: Generator, settings: Config, workdir: Path) -> Samples:
+    requests, size = requests_of(settings, generator), batch_size(settings, generator)
+    drawer = open_drawer(settings, generator)
+    images = draw_requests(drawer, requests, size)
+    save_drawn(drawer, requests, images, places_of(requests, size), workdir / "samples")
+    if generator.examples is not None:
+        save_strip(drawer, workdir / "samples" / "strip.png")
+    return Samples(images, labels_of(requests))
 
 
-def save_samples(stem: Path, samples: Samples) -> dict[str, np.ndarray]:
-    """Write stem.png, a grid, and stem.npz with ``images`` and ``labels``; return the grid.
-
-    The first process writes; the others return {}.
-    """
-    if jax.process_index():
-        return {}
-    with whole(stem.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, images=samples.images, labels=samples.labels)
-    if samples.images.ndim == 2:
-        pictures.save_scatter(stem.with_suffix(".png"), [("samples", samples.images, None)])
-        return {}
-    sheet = pictures.grid(samples.images[:100], 10 if len(samples.images) >= 100 else None)
-    pictures.save_image(stem.with_suffix(".png"), sheet, zoom=max(1, 56 // samples.images.shape[1]))
-    return {"samples": sheet}
+def _again(settings: Config, workdir: Path) -> Samples:
+    """The image of ``config.again`` once more: the same batch, of which it alone differs."""
+    record = read_record(settings.again)
+    held = {name: value for name, value in record.items() if name in settings}
+    settings = ConfigDict({**plain(settings), **held})
+    request, place = request_of(record), Place(*record["batch"])
+    batch = [request._replace(seed=place.seed), *[request] * (place.size - 1)]
+    batch[place.number] = request
+    drawer = open_drawer(settings, open_source(settings.checkpoint, settings))
+    image = draw_requests(drawer, batch, place.size)[place.number : place.number + 1]
+    save_drawn(drawer, [request], image, [place], workdir / "samples")
+    return Samples(image, labels_of([request]))
 
 
-# By what an experiment is.
-SAMPLES: dict[type, Callable[[Run, Path], Any]] = {
-    experiments.Experiment: _of_diffusion,
-    first_stage.AutoencoderExperiment: autoencoding.reconstruct,
-}
+def _reconstructed(run: Run, settings: Config, workdir: Path) -> Any:
+    return autoencoding.reconstruct(run, workdir)
+
+
+# By what a source turns out to be.
+SAMPLES: dict[type, Callable[..., Any]] = {Generator: _drawn, Run: _reconstructed}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,49 +10,53 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax import pictures
-from diffusion_jax.apps.generate import generate_trajectory
-from diffusion_jax.build import training
-from diffusion_jax.build.experiment import Experiment
+from diffusion_jax.apps.draw import make_trajectory
+from diffusion_jax.apps.plan import Weights
 from diffusion_jax.core.process import corrupt
-from diffusion_jax.core.types import Params
-from diffusion_jax.data import DataMissing, load_images, make_dataset, to_uint8
+from diffusion_jax.data import to_uint8
 from diffusion_jax.files import whole
-from diffusion_jax.jobs.drawing import sampling_function
-from diffusion_jax.jobs.placing import jitted, place_params
-from diffusion_jax.spec import Config
+from diffusion_jax.jobs.drawing import Drawer, inputs_of, with_reference
+from diffusion_jax.jobs.placing import jitted
+from diffusion_jax.jobs.requests import requests_of
 
 STRIP_COLUMNS = 9
 
 
-def save_strip(config: Config, experiment: Experiment, params: Params, path: Path) -> None:
+def save_strip(drawer: Drawer, path: Path, weights: Weights | None = None) -> None:
     """The forward process of one data point, and the reverse process of one sample, side by side.
 
     Beside the picture, of the same name: the sample's way as an animation, x_t and predicted x0,
     and as arrays, an .npz with ``x_t``, ``x0`` [n, h, w, c] in [-1, 1] and ``t`` [n].  Points in
     the plane are drawn as a cloud instead, beside the data.  Every process calls this, and the
     first one writes.
+
+    Args:
+        drawer: whose edits are left aside.
+        path: of the picture.
+        weights: in place of the generator's, while it is trained.
     """
-    if len(experiment.shape) == 1:
-        save_clouds(config, experiment, params, path)
+    weights = with_reference(drawer, weights)
+    if not drawer.generator.geometry.size:
+        save_clouds(drawer, weights, path)
         return
-    xs, x0s, times = _reverse(config, experiment, params, 1)
-    process = experiment.process_of(params)
+    generator = drawer.generator
+    xs, x0s, times = _reverse(drawer, weights, 1)
+    model = generator.model_of(weights.params)
     columns = np.linspace(0, len(times) - 1, min(STRIP_COLUMNS, len(times))).round().astype(int)
-    levels = process.at(jnp.asarray(times[columns]))
-    frozen = place_params(config, experiment.frozen())
-    x0 = jnp.repeat(_first_example(config, experiment, frozen, x0s[-1]), len(columns), 0)
-    eps = jax.random.normal(jax.random.key(config.sampler.seed), x0[:1].shape)
+    levels = model.process.at(jnp.asarray(times[columns]))
+    x0 = jnp.repeat(_first_example(drawer, weights, x0s[-1]), len(columns), 0)
+    eps = jax.random.normal(jax.random.key(0), x0[:1].shape)
     noised = corrupt(x0, jnp.repeat(eps, len(columns), 0), levels)
     # On the variance exploding path x_t leaves [-1, 1]: show it on the variance preserving scale.
     visible = lambda x: x / jnp.sqrt(levels.alpha**2 + levels.sigma**2)[:, None, None, None]
-    decode = jitted(config, experiment.model.codec.decode)
-    shown = lambda x: np.asarray(to_uint8(decode(frozen, x)))
+    decode = jitted(drawer.settings, model.codec.decode)
+    shown = lambda x: np.asarray(to_uint8(decode(weights.frozen, x)))
     rows = [  # data to noise, then noise to data
         ("forward\nx_t", shown(visible(noised))[::-1], times[columns][::-1]),
         ("reverse\nx_t", shown(visible(xs[columns, 0])), times[columns]),
         ("reverse\nx_0", shown(x0s[columns, 0]), times[columns]),
     ]
-    every = process.at(jnp.asarray(times))
+    every = model.process.at(jnp.asarray(times))
     way = xs[:, 0] / np.sqrt(np.asarray(every.alpha**2 + every.sigma**2))[:, None, None, None]
     frames = np.concatenate([shown(way), shown(x0s[:, 0])], 2)
     if jax.process_index():  # only now: the programs above are of all processes
@@ -65,56 +68,45 @@ def save_strip(config: Config, experiment: Experiment, params: Params, path: Pat
         np.savez_compressed(file, x_t=xs[:, 0], x0=x0s[:, 0], t=times)
 
 
-def _first_example(config: Config, experiment: Experiment, frozen: Params, sample: Array) -> Array:
-    """One data point as the network sees it, [1, ...]: an image in [-1, 1], or its code.
+def _first_example(drawer: Drawer, weights: Weights, sample: Array) -> Array:
+    """One data point as the network sees it, [1, ...]: an image in [-1, 1], or its latent.
 
     Where the data is not prepared, as beside a release, the sample stands for it.
     """
-    spec = training.data_spec(config, config.data.split)
-    one = spec._replace(batch_size=1, shuffle=False, process_index=0, process_count=1)
-    try:
-        batch: Any = make_dataset(one)[0]
-    except DataMissing:
+    read = drawer.generator.examples
+    image = None if read is None else read(1)
+    if image is None:
         return jnp.asarray(sample)
-    encode = jitted(config, experiment.model.codec.encode)
-    return encode(frozen, jnp.asarray(batch["image"]), jax.random.key(0))
+    encode = jitted(drawer.settings, drawer.generator.model.codec.encode)
+    return encode(weights.frozen, jnp.asarray(image), jax.random.key(0))
 
 
-def save_clouds(config: Config, experiment: Experiment, params: Params, path: Path) -> None:
+def save_clouds(drawer: Drawer, weights: Weights, path: Path) -> None:
     """Noise, half way, samples and data, as points."""
     n = 1000
-    xs, x0s, times = _reverse(config, experiment, params, n)
+    xs, x0s, times = _reverse(drawer, weights, n)
+    read = drawer.generator.examples
+    data = None if read is None else read(n)
     if jax.process_index():
         return
-    data, labels = load_images(config.data.name, "train", n)
     middle = len(times) // 2
-    pictures.save_scatter(
-        path,
-        [
-            (f"x_t, t = {times[0]:.2f}", xs[0], None),
-            (f"x_t, t = {times[middle]:.2f}", xs[middle], None),
-            ("samples", x0s[-1], None),
-            ("data", data, labels),
-        ],
-    )
+    panels = [
+        (f"x_t, t = {times[0]:.2f}", xs[0], None),
+        (f"x_t, t = {times[middle]:.2f}", xs[middle], None),
+        ("samples", x0s[-1], None),
+    ]
+    pictures.save_scatter(path, [*panels, *([] if data is None else [("data", data, None)])])
 
 
 def _reverse(
-    config: Config, experiment: Experiment, params: Params, n: int
+    drawer: Drawer, weights: Weights, n: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(x_t [n, b, ...], predicted x0 [n, b, ...], times [n])."""
-    draw, reference = sampling_function(config, experiment, _way)
-    scale = jnp.float32(config.sampler.guidance_scale)
-    key = jax.random.key(config.sampler.seed)
-    request, _ = experiment.conditioning.request(n)
-    frozen = place_params(config, experiment.frozen())
-    way = jitted(config, draw)(reference, frozen, key, params, request, scale)
-    xs, x0s, times = jax.device_get(way)
-    return xs, x0s, times
-
-
-def _way(key, model, params, frozen, cond, shape, solver, levels, scale, guidance):
-    way = generate_trajectory(
-        key, model, params, frozen, cond, shape, solver, levels, scale, guidance
-    )
-    return *way, levels.t
+    settings, generator = drawer.settings, drawer.generator
+    wanted = requests_of(settings, generator)
+    part = [wanted[i % len(wanted)]._replace(seed=wanted[0].seed + i, size=()) for i in range(n)]
+    inputs = inputs_of(generator, settings, (), part)
+    draw = jitted(settings, make_trajectory(generator, drawer.sampler_of))
+    way = draw(weights, jax.random.key(part[0].seed), inputs)
+    xs, x0s, levels = jax.device_get(way)
+    return xs, x0s, levels.t

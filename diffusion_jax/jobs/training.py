@@ -1,4 +1,4 @@
-"""Training, with its samples on the way and its pictures at the end."""
+"""The job that trains, whatever the config describes, with pictures on the way and at the end."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion_jax.build import experiment as experiments
+import jax
+
 from diffusion_jax.build import training
-from diffusion_jax.build.buckets import bucket_sizes, check_sizes
+from diffusion_jax.build.buckets import check_sizes
+from diffusion_jax.build.experiment import Experiment
 from diffusion_jax.build.few_step import distillation
 from diffusion_jax.build.first_stage import AutoencoderExperiment
+from diffusion_jax.build.generator import describe
 from diffusion_jax.build.weights import is_release
 from diffusion_jax.core.types import Params
 from diffusion_jax.jobs import autoencoding
-from diffusion_jax.jobs.drawing import draw_many, drawer
-from diffusion_jax.jobs.finetuning import finetune_checkpoint
-from diffusion_jax.jobs.run import cache_compilations, open_experiment, plain
-from diffusion_jax.jobs.sampling import save_samples
+from diffusion_jax.jobs.drawing import Samples, draw_requests, open_drawer
+from diffusion_jax.jobs.image_files import labels_of, save_samples
+from diffusion_jax.jobs.placing import cache_compilations, place_params
+from diffusion_jax.jobs.requests import batch_size, requests_of, settings_of
 from diffusion_jax.jobs.strips import save_strip
-from diffusion_jax.spec import Config, parse
-from diffusion_jax.train import snapshots
+from diffusion_jax.spec import Config, parse, plain
+from diffusion_jax.train import sharding, snapshots
 from diffusion_jax.train.loop import Hook
 from diffusion_jax.train.loop import train as run_loop
 from diffusion_jax.train.state import TrainState
@@ -29,41 +32,37 @@ from diffusion_jax.train.symptoms import spread
 
 
 def train(config: Config, workdir: str | os.PathLike) -> TrainState:
-    """Train, or go on training, and leave samples and the strip of both processes.
-
-    A config with a teacher distills it (``build.few_step.distillation``); one with a tuning trains
-    a part of its checkpoint instead (``jobs.finetuning``).
+    """Train, or go on training; leave samples, the strip of both processes and what was tuned.
 
     Args:
-        config: see ``configs/base.py``.
+        config: of an experiment, of a distillation (``configs/distill/``), or of the tuning of a
+            model that is there already (``configs/checkpoints/``).
         workdir: the run's folder, made if need be.
 
     Returns:
         The state after the last step.
 
     Raises:
+        FileNotFoundError: naming what a checkpoint lacks.
         ValueError: for a config, data or folder that does not fit, in one sentence.
         train.log.NonFinite: if the loss is not finite; the last good state is saved.
     """
-    if "tuning" in config:
-        return finetune_checkpoint(config, workdir)
     if is_release(workdir):
         raise ValueError(
             f"{workdir} is a release, whose training is not there to go on; name another --workdir"
         )
     cache_compilations()
-    if "teacher" in config:
-        config = distillation.with_teacher(config)
-    experiment = open_experiment(config)
+    config = distillation.with_teacher(config)
+    experiment = describe(config)
     settings = training.training(config)
     folder = Path(workdir) / "samples"
-    view = VIEWS[type(experiment)](config, experiment, folder)
-    data, frozen = training.training_data(config), {**experiment.frozen(), **experiment.taught()}
-    if sizes := bucket_sizes(config, tuple(config.data.image_size)):
-        check_sizes(experiment.recipe, frozen, next(iter(data(0))), sizes)
+    frozen = place_params(config, {**experiment.frozen(), **experiment.taught()})
+    view = VIEWS[type(experiment)](config, experiment, frozen, folder)
+    data = experiment.data()
+    if experiment.sizes:
+        check_sizes(experiment.recipe, frozen, next(iter(data(0))), experiment.sizes)
     average = settings["ema"].params
     show = lambda step, state: view.show(step, average(state.ema))
-
     if config.train.snapshot_every and parse(config.ema, "ema")[0] != "power":
         raise ValueError(
             f"config.train.snapshot_every = {config.train.snapshot_every} is of averages that "
@@ -81,7 +80,16 @@ def train(config: Config, workdir: str | os.PathLike) -> TrainState:
         **settings,
     )
     view.finish(average(state.ema))
+    left = _saved(experiment, average(state.ema), Path(workdir), int(state.step))
+    if left is not None:
+        print(f"{left} is what was trained; --mode=sample --workdir={workdir} draws with it")
     return state
+
+
+def _saved(experiment: Any, params: Params, workdir: Path, step: int) -> Path | None:
+    """What the experiment leaves beside the checkpoints; the first process writes."""
+    host = jax.device_get(params)
+    return experiment.save(host, workdir, step) if jax.process_index() == 0 else None
 
 
 class View(NamedTuple):
@@ -96,23 +104,37 @@ class View(NamedTuple):
     finish: Callable[[Params], Any] = lambda params: None
 
 
-def _of_diffusion(config: Config, experiment: experiments.Experiment, folder: Path) -> View:
-    draw = drawer(config, experiment)
+def _of_generator(config: Config, experiment: Experiment, frozen: Params, folder: Path) -> View:
+    generator = experiment.generator
+    settings = settings_of(config, folder.parent)
+    drawer = open_drawer(settings, generator)
+    # A tuning merges its factors here, once for all images, and not in the sampler.
+    weights = jax.jit(sharding.on_mesh(experiment.weights, training.mesh(config)))
+    wanted = requests_of(settings, generator) if config.train.sample_every else []
 
     def show(step, params):
-        samples = draw_many(config, experiment, draw, params, config.sampler.n)
-        shown = save_samples(folder / f"step_{step:07d}", samples)
-        return {**shown, "sample_spread": spread(*samples)}
+        size = batch_size(settings, generator)
+        images = draw_requests(drawer, wanted, size, weights(frozen, params))
+        samples = Samples(images, labels_of(wanted))
+        sheet = save_samples(folder / f"step_{step:07d}", samples)
+        varied = {"sample_spread": spread(*samples)} if len(images) > 1 else {}
+        return sheet | varied
 
-    return View(show, lambda params: save_strip(config, experiment, params, folder / "strip.png"))
+    def finish(params):
+        if generator.examples is not None:
+            save_strip(drawer, folder / "strip.png", weights(frozen, params))
+
+    return View(show, finish)
 
 
-def _of_autoencoder(config: Config, experiment: AutoencoderExperiment, folder: Path) -> View:
+def _of_autoencoder(
+    config: Config, experiment: AutoencoderExperiment, frozen: Params, folder: Path
+) -> View:
     return View(autoencoding.shown(config, experiment, folder))
 
 
 # By what an experiment is.
-VIEWS: dict[type, Callable[[Config, Any, Path], View]] = {
-    experiments.Experiment: _of_diffusion,
+VIEWS: dict[type, Callable[[Config, Any, Params, Path], View]] = {
+    Experiment: _of_generator,
     AutoencoderExperiment: _of_autoencoder,
 }

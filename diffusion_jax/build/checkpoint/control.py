@@ -1,16 +1,13 @@
-"""A checkpoint steered by pictures: ControlNets beside its denoiser."""
+"""A checkpoint steered by pictures: the edit ``control``, a ControlNet beside its denoiser."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build.checkpoint.additions import file_and_scale
-from diffusion_jax.build.checkpoint.text_to_image import TextToImage, Weights
+from diffusion_jax.apps.plan import Drawing, Edit, Generator, Request
 from diffusion_jax.convert.controlnet import from_diffusers_controlnet
 from diffusion_jax.convert.folders import read_json, read_weights
 from diffusion_jax.convert.single_file import controlnet_to_diffusers
@@ -18,6 +15,7 @@ from diffusion_jax.convert.stable_diffusion import Checkpoint, Part
 from diffusion_jax.convert.tensors import read_safetensors
 from diffusion_jax.core.types import Params
 from diffusion_jax.models.unet.control import control_from_module, with_control
+from diffusion_jax.pictures import read_picture
 
 HINT, SCALE = "hint", "control_scale"
 
@@ -36,7 +34,7 @@ def read_controlnet(path: str | Path, checkpoint: Checkpoint) -> Part:
     """
     path, unet = Path(path), checkpoint.configs["unet"]
     if not path.exists():
-        raise FileNotFoundError(f"config.control: there is no ControlNet at {path}")
+        raise FileNotFoundError(f"config.edits: control: there is no ControlNet at {path}")
     if path.is_dir():
         config, state = read_json(path, "config.json"), read_weights(path)
     else:
@@ -49,63 +47,65 @@ def read_controlnet(path: str | Path, checkpoint: Checkpoint) -> Part:
     widths = [c.get("cross_attention_dim", 1280) for c in (config, unet)]
     if widths[0] != widths[1]:
         raise ValueError(
-            f"config.control: {path} reads texts of {widths[0]} features and the checkpoint's "
+            f"config.edits: control: {path} reads texts of {widths[0]} features and the checkpoint's "
             f"U-Net of {widths[1]}; take a ControlNet of the checkpoint's family"
         )
     try:
         return Part(*from_diffusers_controlnet(state, config))
     except ValueError as error:
-        raise ValueError(f"config.control: {path}: {error}") from None
+        raise ValueError(f"config.edits: control: {path}: {error}") from None
 
 
-def steered(
-    made: TextToImage, checkpoint: Checkpoint, controls: Sequence[str], dtype: Any = jnp.float32
-) -> TextToImage:
-    """The checkpoint with ControlNets; none leaves it as it is.
-
-    Its conditions then also read ``hints`` of a batch.
+def control(network: str, picture: str, scale: float = 1.0) -> Edit:
+    """Steer by a picture through a ControlNet (Zhang et al. 2023); several add up.
 
     Args:
-        made: of ``text_to_image``.
-        checkpoint: that it was made of.
-        controls: a folder or a file each, "DIR", or "DIR:0.8" for 0.8 times what it adds.
-        dtype: of their computation.
+        network: a folder or a file of one, of the checkpoint's family.
+        picture: path of the hint that it was trained on, such as edges or a pose; resized to the
+            size that is drawn.
+        scale: factor on what it adds; a new one compiles nothing.
 
     Raises:
         FileNotFoundError, ValueError: see ``read_controlnet``.
     """
-    if isinstance(controls, str):
-        raise ValueError(
-            f"config.control = {controls!r} must be a list of folders: ('{controls}',)"
-        )
-    if not controls:
-        return made
-    paths, scales = zip(*(file_and_scale(spec) for spec in controls), strict=True)
-    parts = [read_controlnet(path, checkpoint) for path in paths]
-    plain, count = made.model, len(parts)
-    nets = [control_from_module(part.module.clone(dtype=jnp.dtype(dtype))) for part in parts]
-    net = with_control(lambda params, *a, **k: plain.net({"net": params}, *a, **k), nets)
 
-    def condition(frozen: Params, batch):
-        hints = tuple(batch[f"{HINT}_{i}"] for i in range(count))
-        factors = tuple(jnp.full(hint.shape[:1], s) for hint, s in zip(hints, scales, strict=True))
-        return {**plain.condition(frozen, batch), HINT: hints, SCALE: factors}
+    def arrays(generator: Generator, request: Request):
+        size = request.size or generator.geometry.size
+        hint = (read_picture(picture, size, 3, "edits") + 1) / 2
+        return {HINT: hint, SCALE: np.float32(scale)}
+
+    def apply(drawing: Drawing, arrays) -> Drawing:
+        def hinted(cond):
+            return cond and {**cond, **{k: (*cond.get(k, ()), arrays[k]) for k in (HINT, SCALE)}}
+
+        return drawing._replace(cond=hinted(drawing.cond), negative=hinted(drawing.negative))
+
+    return Edit(arrays, apply, equip=partial(equipped, network), sources=(picture,))
+
+
+def equipped(network: str | Path, generator: Generator) -> Generator:
+    """A checkpoint's generator with a ControlNet, whose conditions then have hints.
+
+    Raises:
+        ValueError: if the model takes none.
+        FileNotFoundError, ValueError: see ``read_controlnet``.
+    """
+    if not isinstance(generator.origin, Checkpoint):
+        raise ValueError(
+            f"config.edits: control({str(network)!r}) needs a Stable Diffusion checkpoint, for "
+            "which there are ControlNets; this model is a run of its own"
+        )
+    part, plain = read_controlnet(network, generator.origin), generator.model
+    module = part.module.clone(dtype=generator.net.dtype)
+    net = with_control(plain.net, [control_from_module(module)])
 
     def null(frozen: Params, cond):
-        pictures = {name: cond[name] for name in (HINT, SCALE)}
-        told = {name: x for name, x in cond.items() if name not in pictures}
-        return {**plain.null(frozen, told), **pictures}  # the empty prompt, of the same pictures
+        hints = {name: cond[name] for name in (HINT, SCALE) if name in cond}
+        text = {name: x for name, x in cond.items() if name not in hints}
+        return {**plain.null(frozen, text), **hints}  # the empty prompt, with the same hints
 
-    params = {**made.weights.params, "control": tuple(part.params for part in parts)}
-    return made._replace(
-        model=plain._replace(net=net, condition=condition, null=null),
-        weights=Weights(params, made.weights.frozen),
-    )
-
-
-def hints(pictures: Sequence[np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """What a steered model's condition reads of pictures [h, w, 3] in [-1, 1], of count images."""
-    return {
-        f"{HINT}_{i}": np.repeat((picture[None] + 1) / 2, count, 0)
-        for i, picture in enumerate(pictures)
-    }
+    weights = generator.weights
+    if weights is not None:
+        params = {"net": weights.params, "control": (part.params,)}
+        weights = weights._replace(params=params)
+    return generator._replace(model=plain._replace(net=net, null=null), weights=weights)

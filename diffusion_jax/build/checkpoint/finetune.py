@@ -1,179 +1,187 @@
-"""From a checkpoint and pictures to the training of a part of it, DreamBooth's prior if wanted."""
+"""From a model that is there already to the training of a part of it, whatever it was read from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from diffusion_jax.apps.plan import Weights
 from diffusion_jax.build import experiment as experiments
-from diffusion_jax.build import training
+from diffusion_jax.build.checkpoint import own, training_data, tuning
 from diffusion_jax.build.buckets import bucket_sizes
-from diffusion_jax.build.checkpoint.text_to_image import TextToImage, text_to_image
-from diffusion_jax.build.checkpoint.tuning import Plan
-from diffusion_jax.build.conditioning import Conditioning
+from diffusion_jax.build.checkpoint.text_to_image import text_to_image
+from diffusion_jax.build.checkpoint.tuning import Files, Plan
 from diffusion_jax.build.few_step import distillation
 from diffusion_jax.build.few_step.method import Pair
+from diffusion_jax.build.releases import write_release
+from diffusion_jax.build.runs import Run
+from diffusion_jax.convert.checkpoint_folder import write_checkpoint
+from diffusion_jax.convert.lora import Lora, write_lora
 from diffusion_jax.convert.stable_diffusion import Checkpoint, find_tokenizers
 from diffusion_jax.core.types import Context, Params, Recipe
-from diffusion_jax.data.pipeline import batches, make_dataset
-from diffusion_jax.data.tokenizers import load_tokenizer
-from diffusion_jax.recipes.dreambooth import PRIOR, dreambooth
+from diffusion_jax.recipes.dreambooth import dreambooth
 from diffusion_jax.spec import Config
 
+Experiment = experiments.Experiment
 
-def finetune(config: Config, made: TextToImage, plan: Plan) -> experiments.Experiment:
-    """A checkpoint of which ``plan`` trains a part.
+
+class Base(NamedTuple):
+    """What is tuned.
+
+    Attributes:
+        experiment: the training of all weights of its denoiser, on the config's data.
+        weights: its arrays.
+        files: how what was tuned is written.
+    """
+
+    experiment: Experiment
+    weights: Weights
+    files: Files
+
+
+def experiment(config: Config, open_source: Callable[..., Any]) -> Experiment:
+    """What a config of ``configs/checkpoints/`` describes: a part of a model, trained.
 
     Args:
-        config: of ``configs/checkpoints/lora.py``.
-        made: the checkpoint, with the words of the plan (``opened``).
-        plan: of ``build.checkpoint.tuning.plan``.
+        config: its ``checkpoint`` names what is tuned, its ``tuning`` which part.
+        open_source: ``build.generator.open_source``.
+
+    Raises:
+        FileNotFoundError, ValueError: see there; or for a field that does not fit.
+    """
+    plan = tuning.plan(config)
+    generator = open_source(config.checkpoint, config)
+    if not isinstance(getattr(generator, "origin", None), tuple(BASES)):
+        raise ValueError(
+            f"config.checkpoint = {config.checkpoint!r} holds a first stage; name a model that draws"
+        )
+    return tuned(config, BASES[type(generator.origin)](config, generator, plan), plan)
+
+
+def tuned(config: Config, base: Base, plan: Plan) -> Experiment:
+    """The base, of which ``plan`` trains a part.
 
     Raises:
         ValueError: for a field that names nothing.
     """
-    weights = made.weights
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), weights.params)
+    weights = base.weights
+    whole = base.experiment.recipe
     if config.get("distill"):
-        whole = _distilled(config, made, plan)
-    else:
-        whole = experiments.regression_recipe(config, made.model, _no_init)
-    # Of the weights only shapes are asked for: their values are the checkpoint's.
+        whole = _distilled(config, base, plan)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), weights.params)
+    # The weights' values are the model's own: only their shapes are asked of ``init``.
     empty = lambda key, batch: {**jax.tree.map(_zeros, shapes), "terms": [{}]}
-    recipe = plan.recipe(whole._replace(init=empty), made)
-    height, width = size_of(config, made)
-    return experiments.Experiment(
-        model=made.model,
-        recipe=_with_prior(config, recipe),
-        shape=(height // made.factor, width // made.factor, made.channels),
-        process_of=lambda params: made.model.process,
-        conditioning=conditioning(config, made),
+    recipe = plan.recipe(whole._replace(init=empty), weights)
+    return base.experiment._replace(
+        recipe=dreambooth(recipe, config.prior.weight) if config.prior.data else recipe,
         frozen=lambda: plan.frozen(weights),
         start=lambda: plan.start(weights),
+        taught=dict,
+        weights=plan.weights,
+        save=lambda params, folder, step: plan.save(config, base.files, params, folder, step),
     )
 
 
-def _distilled(config: Config, made: TextToImage, plan: Plan) -> Recipe:
-    """What ``config.distill`` names, taught by the weights as the checkpoint has them.
+def _of_checkpoint(config: Config, generator: Any, plan: Plan) -> Base:
+    checkpoint: Checkpoint = generator.origin
+    folders = find_tokenizers(tuple(config.tokenizers), checkpoint)
+    if plan.words is not None:
+        words = plan.words(config, checkpoint, generator.inputs.tokenizers)
+        chunks = config.chunks or None
+        generator = text_to_image(checkpoint, folders, config.dtype, words=words, chunks=chunks)
+
+    def lora(path, factors, alphas, metadata):
+        bare = lambda of: {name.removeprefix("net/"): value for name, value in of.items()}
+        write_lora(path, {"unet": Lora(bare(factors), bare(alphas))}, checkpoint, metadata)
+
+    def whole(folder, params, dtype):
+        net = jax.tree.map(lambda x: np.asarray(x, dtype), params["net"])
+        write_checkpoint(folder, checkpoint._replace(unet=checkpoint.unet._replace(params=net)), folders)
+
+    size = training_data.size_of(config, generator)
+    described = Experiment(
+        generator=generator._replace(weights=None),
+        recipe=experiments.regression_recipe(config, generator.model, _no_init),
+        conditioning=training_data.conditioning(config, generator),
+        data=lambda: training_data.training_data(config, generator),
+        sizes=bucket_sizes(config, size),
+    )
+    return Base(described, generator.weights, Files(lora, whole))
+
+
+def _of_run(config: Config, generator: Any, plan: Plan) -> Base:
+    run: Run = generator.origin
+    if plan.words is not None:
+        raise ValueError(
+            f"config.tuning = {config.tuning!r} teaches a word to a tokenizer, and the run in "
+            f"{config.checkpoint} has none of its own; take 'lora()' or 'full()'"
+        )
+    if run.experiment.model.student is not None or config.prior.data:
+        what = "is a student" if run.experiment.model.student is not None else "has no prompts"
+        raise ValueError(
+            f"config.checkpoint = {config.checkpoint!r} {what}, so it cannot be tuned this way; "
+            "tune its teacher, or leave config.prior.data empty"
+        )
+    whole = _on_other_data(config, run.config)
+    described = experiments.diffusion_experiment(whole)
+    generator = described.generator._replace(sampling=generator.sampling, origin=run)
+
+    def release(folder, params, dtype):
+        write_release(folder, run, {"net": params["net"]}, dtype)
+
+    weights = Weights(run.params, described.frozen())
+    return Base(described._replace(generator=generator), weights, Files(own.write_lora, release))
+
+
+def _on_other_data(config: Config, held: Config) -> Config:
+    """A run's config with how it is trained, and on what, replaced by a tuning's."""
+    whole = held.copy_and_resolve_references().unlock()
+    for section in ("seed", "profile", "train", "optimizer", "ema", "mesh"):
+        whole[section] = config[section]
+    whole.loss.condition_dropout = config.loss.condition_dropout
+    if config.data.name:
+        for field in ("name", "split", "dir", "flip", "crop", "balance", "buckets", "timeout"):
+            whole.data[field] = config.data[field]
+    return whole
+
+
+def _distilled(config: Config, base: Base, plan: Plan) -> Recipe:
+    """What ``config.distill`` names, taught by the weights as they are.
 
     Raises:
-        ValueError: for a method that the checkpoint's network, alone and told nothing more, cannot
-            learn, or a tuning that keeps no weights as they were.
+        ValueError: for a method that needs more than the one network, or a tuning that keeps no
+            weights as they were.
     """
-    how = distillation.method(config)
-    if how.scalars or how.groups:
-        lacks = f"tells its network {how.scalars}" if how.scalars else "trains several networks"
+    method, generator = distillation.method(config), base.experiment.generator
+    if method.scalars or method.groups:
+        lacks = (
+            f"conditions its network on {method.scalars}"
+            if method.scalars
+            else "trains several networks"
+        )
         raise ValueError(
             f"config.distill = {config.distill!r} {lacks}; a checkpoint takes one that does not, "
             "such as latent_consistency(scale=7.5) or consistency_distillation(scale=7.5)"
         )
-    if "base" not in plan.frozen(made.weights):
+    if "base" not in plan.frozen(base.weights):
         raise ValueError(
             f"config.distill = {config.distill!r} learns from the checkpoint's own weights, which "
             f"config.tuning = {config.tuning!r} changes; take 'lora(rank=64)'"
         )
     pair = Pair(
-        made.model, made.model, _no_init, config.loss.condition_dropout, config.model.name,
-        made.net, dict, pixels=False, classes=0,
+        generator.model, generator.model, _no_init, config.loss.condition_dropout,
+        generator.networks[0], generator.net, dict, pixels=False, classes=0,
     )  # fmt: skip
-    recipe = how.recipe(pair)
+    recipe = method.recipe(pair)
 
     def loss(params: Params, context: Context, batch: dict[str, Any], key: jax.Array):
-        frozen = {**context.frozen, **how.frozen(), "teacher": context.frozen["base"]}
+        frozen = {**context.frozen, **method.frozen(), "teacher": context.frozen["base"]}
         return recipe.loss(params, context._replace(frozen=frozen), batch, key)
 
     return recipe._replace(loss=loss)
-
-
-def opened(config: Config, checkpoint: Checkpoint, plan: Plan) -> TextToImage:
-    """The checkpoint, ready to draw, with the words that a plan teaches."""
-    folders = find_tokenizers(tuple(config.tokenizers), checkpoint)
-    words = plan.words(config, checkpoint, [load_tokenizer(folder) for folder in folders])
-    return text_to_image(checkpoint, folders, config.dtype, words=words)
-
-
-def size_of(config: Config, made: TextToImage) -> tuple[int, int]:
-    """(height, width) in pixels that pictures are brought to."""
-    height, width = tuple(config.image_size) or (made.size, made.size)
-    return height, width
-
-
-def conditioning(config: Config, made: TextToImage, prompt: str | None = None) -> Conditioning:
-    """Prompts as a training batch has them: of captions, or the one prompt of the config.
-
-    Args:
-        config: its ``prompt`` is every picture's, unless it is empty: then captions are read.
-        made: the checkpoint.
-        prompt: in place of ``config.prompt``.
-    """
-    one, size = config.prompt if prompt is None else prompt, size_of(config, made)
-    rows = lambda texts: made.rows(texts, size, chunks=config.chunks or 1)
-
-    def attach(batch: Mapping[str, Any]) -> dict[str, Any]:
-        texts = [one] * len(batch["image"]) if one else [str(text) for text in batch["caption"]]
-        rest = {n: x for n, x in batch.items() if n not in ("caption", "label", "framing")}
-        shown = batch["image"].shape[1:3]  # of a bucket, if there are some
-        told = made.rows(texts, shown, config.chunks or 1, batch.get("framing"))
-        return {**rest, **told}
-
-    def request(n: int):
-        return rows([one] * n), np.arange(n, dtype=np.int32)
-
-    first = rows([one])
-    shapes = {n: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for n, x in first.items()}
-    return Conditioning(
-        condition=lambda frozen, batch: made.model.condition(frozen, dict(batch)),
-        null=made.model.null,
-        captions=not one,
-        attach=attach,
-        request=request,
-        held_out=lambda split, n: rows([one] * n),
-        example=shapes,
-    )
-
-
-def training_data(config: Config, made: TextToImage) -> Callable[[int], Any]:
-    """start_step -> iterator of this process's batches: pictures with their prompts' tokens.
-
-    With ``config.prior.data`` each has a second set under "prior_" (see ``recipes.dreambooth``), of
-    the same bucket.
-    """
-    own = _dataset(config, made, config.data.name, None)
-    if not config.prior.data:
-        return lambda start: batches(own, start, timeout=config.data.timeout)
-    if not config.prior.prompt:
-        raise ValueError(
-            "config.prior.prompt is empty; name the kind of the pictures in config.prior.data, "
-            'such as --config.prior.prompt="a photo of a cat"'
-        )
-    kind = _dataset(config, made, config.prior.data, config.prior.prompt)
-
-    def start_from(start: int):
-        pairs = zip(
-            batches(own, start, timeout=config.data.timeout), batches(kind, start), strict=True
-        )
-        return ({**a, **{PRIOR + name: x for name, x in b.items()}} for a, b in pairs)
-
-    return start_from
-
-
-def _dataset(config: Config, made: TextToImage, name: str, prompt: str | None) -> Any:
-    told = conditioning(config, made, prompt)
-    size = size_of(config, made)
-    sizes = bucket_sizes(config, size)
-    spec = training.data_spec(config, config.data.split)._replace(
-        name=name, image_size=size, channels=3, captions=told.captions,
-        buckets=sizes, beside=config.data.name if sizes and name != config.data.name else "",
-        framing=made.sized and bool(sizes),
-    )  # fmt: skip
-    return make_dataset(spec).map(told.attach)
-
-
-def _with_prior(config: Config, recipe: Recipe) -> Recipe:
-    return dreambooth(recipe, config.prior.weight) if config.prior.data else recipe
 
 
 def _no_init(key: Any, x: Any, cond: Any) -> Params:
@@ -182,3 +190,10 @@ def _no_init(key: Any, x: Any, cond: Any) -> Params:
 
 def _zeros(shape: Any) -> Any:
     return jax.numpy.zeros(shape.shape, jax.numpy.float32)  # as training keeps parameters
+
+
+# By what a generator was read from.
+BASES: dict[type, Callable[[Config, Any, Plan], Base]] = {
+    Checkpoint: _of_checkpoint,
+    Run: _of_run,
+}

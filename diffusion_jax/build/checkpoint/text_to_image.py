@@ -1,8 +1,8 @@
-"""From a Stable Diffusion checkpoint to the values that draw samples."""
+"""A Stable Diffusion checkpoint as a ``Generator``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.apps.plan import Generator, Geometry, Request, Rows, Weights
 from diffusion_jax.build.checkpoint.additions import with_words
 from diffusion_jax.convert import sd_autoencoder
 from diffusion_jax.convert.schedulers import (
-    Sampling,
     boundary_of,
     process_of,
     sampling_of,
@@ -23,7 +23,7 @@ from diffusion_jax.convert.schedulers import (
 from diffusion_jax.convert.stable_diffusion import Checkpoint, Part, find_tokenizers
 from diffusion_jax.convert.textual_inversion import Word
 from diffusion_jax.core import network_io
-from diffusion_jax.core.types import Model, Params
+from diffusion_jax.core.types import Model
 from diffusion_jax.data.prompts import Window, tokens
 from diffusion_jax.data.tokenizers import Tokenizer, load_tokenizer
 from diffusion_jax.data.words import spelled
@@ -33,42 +33,44 @@ from diffusion_jax.models.text.clip import READS
 from diffusion_jax.models.text.prompts import Reader, read_prompts
 from diffusion_jax.recipes.few_step import students
 
-Rows = dict[str, np.ndarray]
-
-
-class Weights(NamedTuple):
-    """Every array of a model: ``params`` {"net"}, ``frozen`` {"autoencoder", "text"}."""
-
-    params: Params
-    frozen: Params
-
-
-class TextToImage(NamedTuple):
-    """A checkpoint, ready to draw.
+class Prompts(NamedTuple):
+    """Prompts -> what the text encoders read: the ``inputs`` of a checkpoint's ``Generator``.
 
     Attributes:
-        model: what the weights mean.
-        net: the denoiser's module, for the names of its layers.
-        weights: NumPy arrays, as the files have them.
-        sampling: how its author samples.
         tokenizers: one for each text encoder.
-        factor: how many times smaller a latent is than its image, each way.
-        channels: of a latent.
-        size: height and width that the model was trained on, in pixels.
-        sized: whether it is told sizes ("time_ids").
+        size: (height, width) in pixels that the model was trained on.
+        sized: whether the network is conditioned on sizes ("time_ids").
         words: that were added to the tokenizers, each with its number of tokens.
+        chunks: of 75 tokens that are read of a prompt; None for all of it.
     """
 
-    model: Model
-    net: Any
-    weights: Weights
-    sampling: Sampling
     tokenizers: tuple[Tokenizer, ...]
-    factor: int
-    channels: int
-    size: int
+    size: tuple[int, int]
     sized: bool
     words: tuple[tuple[str, int], ...] = ()
+    chunks: int | None = None
+
+    def __call__(self, requests: Sequence[Request]) -> tuple[Rows, Rows | None]:
+        """Rows of requests of one size, and of their negative prompts if there are some.
+
+        Raises:
+            ValueError: for a request without a prompt, or with a label.
+        """
+        prompts = [request.prompt for request in requests]
+        negative = [request.negative_prompt for request in requests]
+        if any(request.label is not None for request in requests):
+            raise ValueError(
+                "config.labels: this checkpoint is conditioned on prompts, not on labels; give "
+                "--config.prompt='a red house'"
+            )
+        if not all(prompts):
+            raise ValueError(
+                "config.prompt is empty; say what to draw: --config.prompt='a red house'"
+            )
+        size = requests[0].size or None
+        if not any(negative):
+            return self.rows(prompts, size, self.chunks), None
+        return self.pair(prompts, negative, size, self.chunks)
 
     def rows(
         self,
@@ -94,7 +96,7 @@ class TextToImage(NamedTuple):
             part = tokens(texts, ids_of, _window(tokenizer), chunks)
             found |= {f"ids_{i}": part.ids, f"weights_{i}": part.weights}
         if self.sized:
-            height, width = size or (self.size, self.size)
+            height, width = size or self.size
             told = np.tile((height, width, 0, 0, height, width), (len(prompts), 1))
             if framing is not None:
                 told[:, :4] = framing
@@ -121,30 +123,64 @@ def text_to_image(
     decode_dtype: Any = jnp.float32,
     tiling: Tiling | None = None,
     words: Sequence[Word] = (),
-) -> TextToImage:
-    """What a checkpoint means.
+    chunks: int | None = None,
+) -> Generator:
+    """A checkpoint as a ``Generator``.
 
     Args:
         checkpoint: see ``convert.stable_diffusion.read_checkpoint``.
         tokenizers: folders, where the checkpoint has none.
         dtype: of the U-Net's and the text encoders' computation.
         decode_dtype: of the autoencoder's, whose float16 overflows in SDXL.
-        tiling: of large images, see ``models.autoencoder_codec``; None for none.
+        tiling: of large images, see ``models.autoencoders.codec``; None for none.
         words: new ones of prompts, with their embeddings (``with_words``).
+        chunks: of a prompt, see ``Prompts``.
 
     Raises:
         ValueError: for settings that are not known here.
     """
     loaded = tuple(load_tokenizer(f) for f in find_tokenizers(tokenizers, checkpoint))
     checkpoint, loaded = with_words(checkpoint, loaded, words)
-    unet, vae = checkpoint.unet, checkpoint.autoencoder
-    sized = unet.module.added_features > 0
-    read = READS["penultimate" if sized else "last"]
-    readers = tuple(_reader(part, dtype, read) for part in checkpoint.text_encoders)
+    unet, vae, configs = checkpoint.unet, checkpoint.autoencoder, checkpoint.configs
+    texts = tuple(part.params for part in checkpoint.text_encoders)
+    factor, cells = vae.module.factor, configs["unet"].get("sample_size") or 64
+    height, width = (cells, cells) if isinstance(cells, int) else cells
+    prompts = Prompts(
+        tokenizers=loaded,
+        size=(height * factor, width * factor),
+        sized=unet.module.added_features > 0,
+        words=tuple((word.name, len(word.vectors[0])) for word in words),
+        chunks=chunks,
+    )
+    return Generator(
+        model=_model(checkpoint, prompts, dtype, decode_dtype, tiling),
+        weights=Weights({"net": unet.params}, {"autoencoder": vae.params, "text": texts}),
+        inputs=prompts,
+        geometry=Geometry(
+            shape=(height, width, vae.module.latent_channels),
+            factor=factor,
+            multiple=factor * 2 ** (len(unet.module.channel_mults) - 1),
+        ),
+        net=unet.module.clone(dtype=jnp.dtype(dtype)),
+        sampling=_sampling(checkpoint.scheduler),
+        reads_text=True,
+        networks=("text_unet", "clip_text", "autoencoder"),
+        origin=checkpoint,
+    )
+
+
+def _model(
+    checkpoint: Checkpoint, prompts: Prompts, dtype: Any, decode_dtype: Any, tiling: Tiling | None
+) -> Model:
+    unet, vae, sized = checkpoint.unet, checkpoint.autoencoder, prompts.sized
+    readers = tuple(
+        _reader(part, dtype, READS["penultimate" if sized else "last"])
+        for part in checkpoint.text_encoders
+    )
     bare = net_from_module(unet.module.clone(dtype=jnp.dtype(dtype)))
     process = process_of(checkpoint.scheduler)
-    coder = vae.module.clone(dtype=jnp.dtype(decode_dtype))
     vae_config = {**sd_autoencoder.DEFAULTS, **checkpoint.configs["vae"]}
+    coder = vae.module.clone(dtype=jnp.dtype(decode_dtype))
     model = Model(
         net=lambda params, *args, **kwargs: bare(params["net"], *args, **kwargs),
         process=process,
@@ -153,25 +189,28 @@ def text_to_image(
         time_in=network_io.discrete(process.schedule.steps or 1000),
         codec=codec(coder, *sd_autoencoder.scale_of(vae_config), tiling=tiling),
         condition=partial(_condition, readers, sized),
-        null=partial(_null, readers, _empty(loaded), sized and _zeros(checkpoint)),
+        null=partial(_null, readers, _empty(prompts.tokenizers), sized and _zeros(checkpoint)),
     )
     if unet.module.guidance_features:
         reads = students.bounded(boundary_of(checkpoint.scheduler))
         model = model._replace(student=students.told(reads))
-    texts = tuple(part.params for part in checkpoint.text_encoders)
-    factor, sample = vae.module.factor, checkpoint.configs["unet"].get("sample_size") or 64
-    return TextToImage(
-        model=model,
-        net=unet.module,
-        weights=Weights({"net": unet.params}, {"autoencoder": vae.params, "text": texts}),
-        sampling=sampling_of(checkpoint.scheduler),
-        tokenizers=loaded,
-        factor=factor,
-        channels=vae.module.latent_channels,
-        size=int(sample if isinstance(sample, int) else sample[0]) * factor,
-        sized=sized,
-        words=tuple((word.name, len(word.vectors[0])) for word in words),
-    )
+    return model
+
+
+def _sampling(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """The author's sampler in the fields of ``config.sampler``."""
+    own = sampling_of(scheduler)
+    return {
+        "solver": own.solver,
+        "grid": own.grid,
+        "end": "clean" if own.ends_clean else "first",
+        "start": own.start,
+        "post": own.post,
+        "steps": 30,
+        "guidance": "cfg()",
+        "guidance_scale": 7.5,
+        "least_scale": 1.0,  # at or below it there is no guidance, as in diffusers
+    }
 
 
 def _reader(part: Part, dtype: Any, read: Any) -> Reader:

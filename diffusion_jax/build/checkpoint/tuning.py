@@ -10,43 +10,58 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from diffusion_jax.build.checkpoint.text_to_image import TextToImage, Weights
-from diffusion_jax.convert.checkpoint_folder import write_checkpoint
-from diffusion_jax.convert.lora import Lora, write_lora
-from diffusion_jax.convert.stable_diffusion import Checkpoint, find_tokenizers
+from diffusion_jax.apps.plan import Generator, Weights
+from diffusion_jax.convert.stable_diffusion import Checkpoint
 from diffusion_jax.convert.textual_inversion import Word, write_word
 from diffusion_jax.core.types import Params, Recipe
 from diffusion_jax.data.tokenizers import Tokenizer
 from diffusion_jax.recipes import lora
 from diffusion_jax.recipes.textual_inversion import textual_inversion, with_vectors
 from diffusion_jax.spec import Config, build
+from diffusion_jax.train.workdir import read_config
 
 LORA, WORD, WHOLE = "lora.safetensors", "word.safetensors", "checkpoint_"
 
+# Of a tuning's config, what is drawn of it unless the settings say otherwise.
+_ASKED = ("negative_prompt", "n", "seed", "image_size", "batch_size")
 
-class Plan(NamedTuple):
-    """One way to train a checkpoint.
+
+class Files(NamedTuple):
+    """How what was tuned is written, in the names that its kind of model has.
 
     Attributes:
-        words: (config, checkpoint, tokenizers) -> words that are added to them first.
-        recipe: (recipe over all of the denoiser's weights, checkpoint) -> what is trained.
+        lora: (path, factors by path of a kernel, alphas, metadata) -> None.
+        whole: (folder, parameters of the denoiser, dtype) -> None; the folder appears whole.
+    """
+
+    lora: Callable[[Path, lora.Factors, dict[str, float], dict[str, str]], None]
+    whole: Callable[[Path, Params, Any], None]
+
+
+class Plan(NamedTuple):
+    """One way to train a model that is there already.
+
+    Attributes:
+        words: (config, checkpoint, tokenizers) -> words that are added to them first; None for a
+            plan without, which any model can follow.
+        recipe: (recipe over all of the denoiser's weights, weights) -> what is trained.
         frozen: (all weights) -> what the loss reads and leaves alone.
         start: (all weights) -> what the trained parameters start from; None for ``recipe.init``'s.
         weights: (frozen, params) -> all weights, to draw with.
-        save: (config, checkpoint, params as NumPy arrays, folder, step) -> the file or folder made.
-        used: (config, folder) -> the config that draws with what was saved there.
+        save: (config, files, params as NumPy arrays, folder, step) -> the file or folder made.
+        used: (settings of ``configs/sample.py``, folder) -> those that draw with what was saved.
     """
 
-    words: Callable[[Config, Checkpoint, Sequence[Tokenizer]], Sequence[Word]]
-    recipe: Callable[[Recipe, TextToImage], Recipe]
+    words: Callable[[Config, Checkpoint, Sequence[Tokenizer]], Sequence[Word]] | None
+    recipe: Callable[[Recipe, Weights], Recipe]
     frozen: Callable[[Weights], Params]
     start: Callable[[Weights], Params | None]
     weights: Callable[[Params, Params], Weights]
-    save: Callable[[Config, Checkpoint, Params, Path, int], Path]
+    save: Callable[[Config, Files, Params, Path, int], Path]
     used: Callable[[Config, Path], Config]
 
 
@@ -72,16 +87,14 @@ def low_rank(rank: int = 8, alpha: float = 0.0, targets: str = lora.ATTENTION) -
     def weights(frozen: Params, params: Params) -> Weights:
         return _weights(frozen, lora.merged(frozen["base"], params["lora"], 1.0, own))
 
-    def save(config, checkpoint, params, folder, step):
-        factors = {name.removeprefix("net/"): pair for name, pair in params["lora"].items()}
-        alphas = {} if own is None else dict.fromkeys(factors, own)
-        told = {"prompt": config.prompt}
-        write_lora(folder / LORA, {"unet": Lora(factors, alphas)}, checkpoint, told)
+    def save(config, files, params, folder, step):
+        alphas = {} if own is None else dict.fromkeys(params["lora"], own)
+        files.lora(folder / LORA, params["lora"], alphas, {"prompt": config.prompt})
         return folder / LORA
 
     return Plan(
-        words=_no_words,
-        recipe=lambda whole, made: lora.adapted(whole, rank, targets, own),
+        words=None,
+        recipe=lambda whole, weights: lora.adapted(whole, rank, targets, own),
         frozen=_with_base,
         start=lambda weights: None,
         weights=weights,
@@ -91,7 +104,8 @@ def low_rank(rank: int = 8, alpha: float = 0.0, targets: str = lora.ATTENTION) -
 
 
 def full(dtype: str = "float32") -> Plan:
-    """All weights of the denoiser, in float32; left as a folder of the diffusers layout.
+    """All weights of the denoiser, in float32; left as a folder of its kind: diffusers' layout of a
+    checkpoint, a release of a run.
 
     Args:
         dtype: of what is left: float32, bfloat16 or float16.
@@ -101,12 +115,10 @@ def full(dtype: str = "float32") -> Plan:
             f"config.tuning: full(dtype={dtype!r}); known are float32, bfloat16 and float16"
         )
 
-    def save(config, checkpoint, params, folder, step):
+    def save(config, files, params, folder, step):
         out = folder / f"{WHOLE}{step:07d}"
         if not out.exists():  # the same run and step: the same weights
-            net = jax.tree.map(lambda x: np.asarray(x, jnp.dtype(dtype)), params["net"])
-            changed = checkpoint._replace(unet=checkpoint.unet._replace(params=net))
-            write_checkpoint(out, changed, find_tokenizers(config.tokenizers, checkpoint))
+            files.whole(out, params, jnp.dtype(dtype))
         return out
 
     def used(config: Config, folder: Path) -> Config:
@@ -114,8 +126,8 @@ def full(dtype: str = "float32") -> Plan:
         return _with(config, "checkpoint", str(made[-1])) if made else config
 
     return Plan(
-        words=_no_words,
-        recipe=lambda whole, made: whole,
+        words=None,
+        recipe=lambda whole, weights: whole,
         frozen=lambda weights: weights.frozen,
         start=lambda weights: weights.params,
         weights=_weights,
@@ -148,14 +160,14 @@ def word(name: str, start_from: str, vectors: int = 1) -> Plan:
         near = [np.asarray(t[row], np.float32) for t, row in zip(tables, rows, strict=True)]
         return [Word(name, tuple(np.repeat(v[None], vectors, 0) for v in near))]
 
-    def recipe(whole: Recipe, made: TextToImage) -> Recipe:
-        tables = [text["token"]["embedding"] for text in made.weights.frozen["text"]]
+    def recipe(whole: Recipe, weights: Weights) -> Recipe:
+        tables = [text["token"]["embedding"] for text in weights.frozen["text"]]
         return textual_inversion(whole, [np.asarray(t[-vectors:]) for t in tables])
 
     def weights(frozen: Params, params: Params) -> Weights:
         return _weights(with_vectors(frozen, params["vectors"]), frozen["base"])
 
-    def save(config, checkpoint, params, folder, step):
+    def save(config, files, params, folder, step):
         write_word(folder / WORD, name, params["vectors"])
         return folder / WORD
 
@@ -172,6 +184,30 @@ def word(name: str, start_from: str, vectors: int = 1) -> Plan:
     )
 
 
+def used(folder: Path, settings: Config, open_source: Callable[..., Any]) -> Generator:
+    """What a tuning has left in its folder, as a ``Generator``, drawn with as its config says.
+
+    Args:
+        folder: of the tuning.
+        settings: of ``configs/sample.py``.
+        open_source: ``build.generator.open_source``.
+    """
+    config: Config = ConfigDict(read_config(folder))
+    chosen = settings.copy_and_resolve_references().unlock()
+    for name in ("tokenizers", "lora", "embeddings", "prediction_type", "variant"):
+        chosen[name] = settings[name] or config[name]
+    chosen.checkpoint = config.checkpoint
+    chosen = plan(config).used(chosen, folder)
+    generator = open_source(chosen.checkpoint, chosen)
+    section = {k: v for k, v in config.sampler.items() if v not in ("", None)}
+    prompts = tuple(config.prompts) or ((config.prompt,) if config.prompt else ())
+    asked = {name: config[name] for name in _ASKED if name in config} | {"prompts": prompts}
+    post = section.pop("post", ())
+    if "solver" in section:  # which brings its own bounds on x0
+        section["post"] = post
+    return generator._replace(sampling={**generator.sampling, **section, **asked})
+
+
 def _row(tokenizer: Tokenizer, start_from: str) -> int:
     """The id of the one token of a word."""
     ids = tokenizer.raw([start_from])[0]
@@ -183,16 +219,12 @@ def _row(tokenizer: Tokenizer, start_from: str) -> int:
     return ids[0]
 
 
-def _no_words(config: Config, checkpoint: Checkpoint, tokenizers: Any) -> Sequence[Word]:
-    return ()
-
-
 def _with_base(weights: Weights) -> Params:
     return {"base": {**weights.params, "terms": [{}]}, **weights.frozen}
 
 
 def _weights(frozen: Params, params: Params) -> Weights:
-    return Weights(params, {name: frozen[name] for name in ("autoencoder", "text")})
+    return Weights(params, {name: part for name, part in frozen.items() if name != "base"})
 
 
 def _with(config: Config, field: str, value: Any) -> Config:

@@ -29,9 +29,13 @@ INHERITED = ("data", "text", "process", "model", "loss")
 def with_teacher(config: Config) -> Config:
     """A config of ``configs/distill/*.py`` with all that it takes over from ``config.teacher``.
 
+    A config without that field is left as it is.
+
     Raises:
         ValueError: if that is no folder of a diffusion model's run.
     """
+    if "teacher" not in config:
+        return config
     if not config.teacher:
         raise ValueError(
             "config.teacher is empty; name the folder of a trained run: --config.teacher=runs/mnist"
@@ -93,7 +97,7 @@ def experiment(config: Config) -> experiments.Experiment:
         return {"teacher": _params(config.teacher), **how.frozen()}
 
     return plain._replace(
-        model=student,
+        generator=plain.generator._replace(model=student),
         recipe=how.recipe(pair),
         taught=taught,
         start=lambda: _start(config, how),

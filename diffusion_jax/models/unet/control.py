@@ -153,27 +153,35 @@ def with_control(net: Net, controls: Sequence[Control]) -> Net:
     """ControlNets and the net that they steer, as one Net; what several add is summed.
 
     Args:
-        net: which takes cond["control"], such as a ``TextUNet``.
+        net: which takes cond["control"], such as a ``TextUNet``, or what this function gives.
         controls: each such as ``control_from_module`` gives.
 
     Returns:
         A Net with params {"net": ..., "control": (one for each)}, whose cond also has "hint", a
         tuple of [b, H, W, 3] in [0, 1], and may have "control_scale", a tuple of [b] (1 without).
+        It reads the last ones of these tuples, and passes any before them on to ``net``.
     """
+    count = len(controls)
 
     def controlled(params: Params, x, time, cond: Cond, *, key=None):
         own = {k: v for k, v in cond.items() if k not in ("hint", "control_scale")}
         read = {k: cond[k] for k in _READS if k in cond}
-        scales = cond.get("control_scale", (1.0,) * len(controls))
-        keys = [None] * (len(controls) + 1)
+        hints = cond["hint"]
+        scales = cond.get("control_scale", (1.0,) * len(hints))
+        keys = [None] * (count + 1)
         if key is not None:
-            keys = list(jax.random.split(key, len(controls) + 1))
-        each = zip(controls, params["control"], cond["hint"], scales, keys[1:], strict=True)
+            keys = list(jax.random.split(key, count + 1))
+        each = zip(
+            controls, params["control"], hints[-count:], scales[-count:], keys[1:], strict=True
+        )
         added = [
             control(own_params, x, time, read | {"hint": hint}, scale=scale, key=own_key)
             for control, own_params, hint, scale, own_key in each
         ]
+        added += [cond["control"]] if "control" in cond else []
         total = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *added)
+        if len(hints) > count:
+            own |= {"hint": hints[:-count], "control_scale": scales[:-count]}
         return net(params["net"], x, time, {**own, "control": total}, key=keys[0])
 
     return controlled

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
+from diffusion_jax.apps.plan import Generator
 from diffusion_jax.build import experiment as experiments
 from diffusion_jax.build.few_step import distillation
 from diffusion_jax.build.weights import averaged, is_release, settings
 from diffusion_jax.core.types import Params
-from diffusion_jax.jobs.placing import place_params
-from diffusion_jax.spec import Config
+from diffusion_jax.spec import Config, plain
 from diffusion_jax.spec import build as build_from
 from diffusion_jax.train import snapshots
 from diffusion_jax.train.checkpoint import restore_params_at
@@ -47,13 +45,19 @@ LATER = ("sampler", "evaluate", "text", "mesh")
 class Run(NamedTuple):
     """A trained model: config, what its parameters mean, and the parameters (averaged, or not).
 
-    The experiment is what ``build.experiment`` makes.
+    The experiment is what ``open_experiment`` makes; parameters are on the host.
     """
 
     config: Config
     experiment: Any
     params: Params
     step: int
+
+    def generator(self) -> Generator:
+        """The run as a ``Generator``, with its weights."""
+        weights = self.experiment.weights(self.experiment.frozen(), self.params)
+        name = f"sample_{self.step:07d}"
+        return self.experiment.generator._replace(weights=weights, name=name, origin=self)
 
 
 def run_config(workdir: str | os.PathLike, overrides: dict[str, Any] | None = None) -> Config:
@@ -117,33 +121,34 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Run:
         )
     context = {"workdir": workdir, "ema": held["ema"]}
     loaded, step = build_from(PARAMS, config.sampler.params, "sampler.params", **context)
-    return Run(config, experiment, place_params(config, loaded), step)
+    return Run(config, experiment, loaded, step)
 
 
 def open_experiment(config: Config) -> Any:
-    """What the config describes: a student of a teacher, or what ``build.experiment`` makes."""
-    made = distillation.experiment if config.get("distill") else experiments.experiment
-    return made(config)
+    """What a run's config describes: a student of a teacher, or what ``experiment`` makes."""
+    describe = distillation.experiment if config.get("distill") else experiments.experiment
+    return describe(config)
 
 
-def open_reference(config: Config) -> Run | None:
-    """The worse run that guides this one, ``config.sampler.reference``; None if none is named.
+def open_reference(section: Config, generator: Generator) -> Run | None:
+    """The worse run that guides a model, ``config.sampler.reference``; None if none is named.
 
     Raises:
         ValueError: if the folder holds no run, or one of other shapes or classes.
     """
-    folder = config.sampler.reference
-    if not folder:
+    if not section.reference:
         return None
-    theirs = run_config(folder, {"sampler.params": config.sampler.reference_params})
-    for field in ("data.image_size", "data.channels", "data.num_classes"):
-        here, there = (_at(plain(c), field) for c in (config, theirs))
+    folder = section.reference
+    run = open_run(run_config(folder, {"sampler.params": section.reference_params}), folder)
+    theirs = run.experiment.generator
+    for name in ("geometry", "classes"):
+        here, there = getattr(generator, name), getattr(theirs, name)
         if here != there:
             raise ValueError(
-                f"config.sampler.reference = {folder!r} holds a run with {field} = {there!r}, and "
+                f"config.sampler.reference = {folder!r} holds a run with {name} = {there!r}, and "
                 f"this one has {here!r}; name a run on the same data"
             )
-    return open_run(theirs, folder)
+    return run
 
 
 def last(workdir: str | os.PathLike, step: int = 0) -> tuple[Params, int]:
@@ -170,21 +175,6 @@ def posthoc(
             stacklevel=2,
         )
     return snapshots.reconstruct(workdir, sigma_rel, end), end
-
-
-def cache_compilations() -> None:
-    """Keep compiled programs on disk, so that the next start skips the compiler.
-
-    In $JAX_COMPILATION_CACHE_DIR, or ~/.cache/diffusion_jax.
-    """
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        folder = Path("~/.cache/diffusion_jax").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def plain(config: Config) -> dict[str, Any]:
-    """The config as JSON keeps it: dicts, lists, numbers and strings."""
-    return json.loads(json.dumps(config.to_dict()))
 
 
 def _is_fixed(field: str) -> bool:

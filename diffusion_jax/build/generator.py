@@ -1,0 +1,124 @@
+"""What draws, from whatever holds it: a run, a release, a student, a checkpoint folder or file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.apps.plan import Generator
+from diffusion_jax.build.checkpoint import finetune, tuning
+from diffusion_jax.build.checkpoint.open import open_checkpoint
+from diffusion_jax.build.checkpoint.own import with_loras
+from diffusion_jax.build.first_stage import AutoencoderExperiment
+from diffusion_jax.build.runs import Run, open_experiment, open_run, run_config
+from diffusion_jax.convert.stable_diffusion import INDEX
+from diffusion_jax.spec import Config
+from diffusion_jax.train.workdir import CONFIG, read_config
+
+
+def open_source(source: str, settings: Config, config: Config | None = None) -> Generator | Run:
+    """Read what is to be drawn from, once.
+
+    Args:
+        source: a folder or a file.
+        settings: of ``configs/sample.py``: how to read it, such as the LoRAs to merge.
+        config: of a run, in place of what its folder says.
+
+    Returns:
+        A ``Generator`` with its weights on the host; of a first stage, which draws nothing by
+        itself, its run.
+
+    Raises:
+        FileNotFoundError: naming what is missing.
+        ValueError: for what holds no model, or a setting that it does not know.
+    """
+    if not source:
+        raise ValueError(
+            "config.checkpoint is empty; name a run's folder, a Stable Diffusion folder or a "
+            ".safetensors file"
+        )
+    path = Path(source)
+    for kind in SOURCES:
+        if kind.holds(path):
+            return kind.open(path, settings, config)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint at {path}: give a folder or a file")
+    raise ValueError(
+        f"{path} holds no run: {CONFIG} is missing; nor is it a checkpoint, which is a folder with "
+        f"{INDEX} or a .safetensors file"
+    )
+
+
+class Source(NamedTuple):
+    """A kind of what can be drawn from.
+
+    Attributes:
+        holds: whether a path is of this kind.
+        open: (path, settings, config or None) -> the generator.
+    """
+
+    holds: Callable[[Path], bool]
+    open: Callable[[Path, Config, Config | None], Generator | Run]
+
+
+def describe(config: Config) -> Any:
+    """The experiment that a config of training describes: from nothing, a student, or a tuning.
+
+    Raises:
+        ValueError: for a field that names nothing, or fields that contradict one another.
+    """
+    if "tuning" in config:
+        return finetune.experiment(config, open_source)
+    return open_experiment(config)
+
+
+def abstract_generator(config: Config) -> Generator:
+    """What a config would draw with: of a training, untrained weights as shapes."""
+    if "train" not in config:
+        return open_source(config.checkpoint, config)
+    experiment, shape = describe(config), jax.ShapeDtypeStruct
+    one = {"image": shape((1, *experiment.shape), jnp.float32), **experiment.conditioning.example}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(experiment.recipe.init, key, one)
+    weights = jax.eval_shape(lambda p: experiment.weights(experiment.frozen(), p), params)
+    return experiment.generator._replace(weights=weights)
+
+
+def _run(path: Path, settings: Config, config: Config | None) -> Generator | Run:
+    if config is None:
+        config = run_config(path, {"sampler.params": settings.sampler.params})
+        config.data.dir = settings.data.dir or config.data.dir
+        config.mesh = settings.mesh
+    run = open_run(config, path)
+    if isinstance(run.experiment, AutoencoderExperiment):
+        return run
+    generator = run.generator()
+    return generator._replace(weights=with_loras(generator.weights, settings.lora))
+
+
+def _tuned(path: Path, settings: Config, config: Config | None) -> Generator | Run:
+    return tuning.used(path, settings, open_source)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / CONFIG).is_file() and not (path / INDEX).is_file()
+
+
+def _is_tuned(path: Path) -> bool:
+    return _is_run(path) and "tuning" in read_config(path)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.is_file() or (path / INDEX).is_file()
+
+
+# The more special kinds first.
+SOURCES = (
+    Source(_is_checkpoint, lambda path, settings, config: open_checkpoint(str(path), settings)),
+    Source(_is_tuned, _tuned),
+    Source(_is_run, _run),
+)

@@ -1,0 +1,101 @@
+"""From a config to the images that are wanted of it: ``configs/sample.py``, or one of training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from configs import sample
+from diffusion_jax.apps.plan import Generator, Geometry, Request
+from diffusion_jax.spec import Config
+
+LARGEST_SEED = 2**32
+
+
+def settings_of(config: Config, workdir: str | os.PathLike) -> Config:
+    """The fields of ``configs/sample.py``, of a config of whatever kind.
+
+    A config of training says in its sampler section what is drawn of it; its folder is the source.
+    """
+    if "train" not in config:
+        settings = config.copy_and_resolve_references()
+        settings.checkpoint = settings.checkpoint or str(workdir)
+        return settings
+    settings = sample.get_config().unlock()
+    for name in settings:
+        # Of a run, "seed" and the like say how it is trained; what is drawn stands beside the rest
+        # of the sampler.
+        held = config.sampler if name in config.sampler else config
+        if name in held and name not in ("sampler", "mesh", "data", "workdir"):
+            settings[name] = held[name]
+    settings.sampler.update({k: v for k, v in config.sampler.items() if k in settings.sampler})
+    settings.mesh = config.mesh
+    settings.data.dir = config.data.dir
+    settings.checkpoint = str(workdir)
+    return settings
+
+
+def requests_of(settings: Config, generator: Generator) -> list[Request]:
+    """The images that the settings ask for; what they leave open is the generator's own.
+
+    Raises:
+        ValueError: for a number that is too small, or a size that the networks cannot take.
+    """
+    wanted = _Wanted(settings, generator.sampling)
+    for field in ("n", "batch_size"):
+        if wanted[field] is not None and wanted[field] < 0:
+            raise ValueError(f"config.{field} = {wanted[field]} must be at least 1")
+    prompts, labels = wanted["prompts"] or (), wanted["labels"] or ()
+    for field, value in (("prompts", prompts), ("labels", labels)):
+        if isinstance(value, str):
+            raise ValueError(f"config.{field} = {value!r} must be a list, such as ({value!r},)")
+    if settings.prompt:
+        prompts = (settings.prompt,)
+    labels = tuple(labels) or (() if prompts else tuple(range(generator.classes)))
+    size = size_of(wanted["image_size"] or (), generator.geometry)
+    first = _seed(wanted["seed"] or 0)
+    one = lambda i, prompt, label: Request(
+        prompt, wanted["negative_prompt"] or "", label, first + i, size
+    )
+    count = wanted["n"] or max(len(prompts), len(labels), 1)
+    turn = lambda values, i, default: values[i % len(values)] if values else default
+    return [one(i, turn(prompts, i, ""), turn(labels, i, None)) for i in range(count)]
+
+
+def batch_size(settings: Config, generator: Generator) -> int:
+    """Images at once."""
+    return _Wanted(settings, generator.sampling)["batch_size"] or 4
+
+
+def size_of(size: Sequence[int], geometry: Geometry) -> tuple[int, ...]:
+    """(height, width) in pixels, or () for the model's own.
+
+    Raises:
+        ValueError: for a size that the networks cannot halve often enough.
+    """
+    size, multiple = tuple(size), geometry.multiple
+    if not size or not geometry.size:
+        return ()
+    if len(size) != 2 or any(n < multiple or n % multiple for n in size):
+        raise ValueError(
+            f"config.image_size = {size} must be (height, width), multiples of {multiple}"
+        )
+    return size
+
+
+def _seed(seed: int) -> int:
+    if not 0 <= seed < LARGEST_SEED:
+        raise ValueError(f"config.seed = {seed} must be at least 0 and below {LARGEST_SEED}")
+    return seed
+
+
+class _Wanted:
+    """A field of the settings, or the generator's own where it is left open."""
+
+    def __init__(self, settings: Config, own: Mapping[str, Any]) -> None:
+        self._settings, self._own = settings, own
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._settings[name]
+        return self._own.get(name) if value in ("", None, 0, ()) else value
