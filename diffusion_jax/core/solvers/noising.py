@@ -15,7 +15,7 @@ from diffusion_jax.core.solvers.ddim import ancestral_split
 from diffusion_jax.core.solvers.dpm import dpm_2, dpmpp_2s
 from diffusion_jax.core.solvers.runge_kutta import heun
 from diffusion_jax.core.solvers.steps import follow
-from diffusion_jax.core.types import Prediction, Solver, like
+from diffusion_jax.core.types import NoiseLevel, Prediction, Solver, like
 
 # A step all the way to the clean level has no finite log-SNR; this far beyond the next is as good.
 _BEYOND = 30.0
@@ -83,6 +83,14 @@ def churned(
     return Solver(solver.init, step)
 
 
+def renoise(key: Array, x: Array, now: NoiseLevel, nxt: NoiseLevel, noise: Noise = white) -> Array:
+    """A draw of q(x_nxt | x_now) at a noisier level (``process``, equation 1)."""
+    law = transition(nxt, now)  # whose "now" is the noisier level
+    ratio = jnp.where(now.alpha > 0, nxt.alpha / jnp.where(now.alpha > 0, now.alpha, 1.0), 1.0)
+    std = jnp.sqrt(jnp.maximum(law.forward_variance, 0.0))
+    return like(ratio, x) * x + like(std, x) * noise(key, x, now, nxt)
+
+
 def renoising(solver: Solver, noise: Noise = white) -> Solver:
     """Steps to a noisier level add fresh noise by q(x_t | x_s); others are the solver's.
 
@@ -90,18 +98,11 @@ def renoising(solver: Solver, noise: Noise = white) -> Solver:
     algorithm 1), for any solver.
     """
 
-    def up(key, denoise, x, now, nxt, state):
-        # q(x_nxt | x_now), where the transition's "now" is the noisier level.
-        law = transition(nxt, now)
-        ratio = jnp.where(now.alpha > 0, nxt.alpha / jnp.where(now.alpha > 0, now.alpha, 1.0), 1.0)
-        std = jnp.sqrt(jnp.maximum(law.forward_variance, 0.0))
-        moved = like(ratio, x) * x + like(std, x) * noise(key, x, now, nxt)
-        return moved, solver.init(x)  # what was remembered of the way down no longer holds
-
     def step(key, denoise, x, now, nxt, state):
         down = lambda key, x, state: solver.step(key, denoise, x, now, nxt, state)
-        again = lambda key, x, state: up(key, denoise, x, now, nxt, state)
-        return jax.lax.cond(nxt.log_snr < now.log_snr, again, down, key, x, state)
+        # What was remembered of the way down no longer holds.
+        up = lambda key, x, state: (renoise(key, x, now, nxt, noise), solver.init(x))
+        return jax.lax.cond(nxt.log_snr < now.log_snr, up, down, key, x, state)
 
     return Solver(solver.init, step)
 

@@ -38,6 +38,19 @@ def follow(prediction: Prediction, nxt: NoiseLevel) -> Array:
     return like(nxt.alpha, x0) * x0 + like(nxt.sigma, x0) * eps
 
 
+def one_level(name: str, level: NoiseLevel) -> None:
+    """Refuse levels of their own for examples, frames or pixels, where a solver takes one way.
+
+    Raises:
+        ValueError: unless the level is of shape [].
+    """
+    if level.log_snr.ndim:
+        raise ValueError(
+            f"{name} needs one level for the whole batch, got levels of shape "
+            f"{level.log_snr.shape}: take a solver such as ddim, heun or dpmpp_2m"
+        )
+
+
 def log_step(now: NoiseLevel, nxt: NoiseLevel) -> Array:
     """h = l_s - l_t; infinite from pure noise or to clean data, 0 between equal levels."""
     return jnp.where(now.log_snr == nxt.log_snr, 0.0, (nxt.log_snr - now.log_snr) / 2)
