@@ -2,9 +2,11 @@
 
     python main.py --config=configs/mnist.py --workdir=runs/mnist
     python main.py --mode=sample --workdir=runs/mnist --config.sampler.guidance_scale=3
+    python main.py --mode=sample --config.checkpoint=DIR --config.prompt="a red house"
     python main.py --mode=evaluate --workdir=runs/mnist
 
-Any field of the config is a flag.  Without --config, sample and evaluate take the run's own.
+Any field of the config is a flag.  Sampling takes configs/sample.py, whatever it draws from;
+evaluating takes the run's own config.
 Several processes, on one or many hosts, each run the same command with --coordinator=HOST:PORT
 --processes=N --process=I, or with --distributed=auto where the cluster tells them.
 """
@@ -13,11 +15,15 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from configs.old_names import renewed
+
 FLAGS = flags.FLAGS
+SAMPLE = Path(__file__).parent / "configs" / "sample.py"
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -28,12 +34,20 @@ def parse_flags(argv: list[str]) -> list[str]:
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes.")
     flags.DEFINE_integer("processes", None, "How many processes there are.")
     flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+    argv, notes = renewed(argv)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    sampling = "--mode=sample" in argv and not any(word.startswith("--config=") for word in argv)
+    if sampling:
+        argv.insert(1, f"--config={SAMPLE}")
+    sys.argv[:] = argv  # which ml_collections reads by itself
     try:
         config_flags.DEFINE_config_file("config", "configs/mnist.py", "The experiment.")
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError) as error:  # ml_collections: "'stepz'\\nDid you mean ..."
         words = re.findall(r"\w{2,}", str(error).split("Did you mean")[-1])  # [right, ..., wrong]
-        mend = f"did you mean {words[0]!r}?" if len(words) > 1 else "configs/base.py has them all"
+        whole = f"configs/{'sample' if sampling else 'base'}.py has them all"
+        mend = f"did you mean {words[0]!r}?" if len(words) > 1 else whole
         print(f"error: the config has no field {words[-1]!r}; {mend}", file=sys.stderr)
         sys.exit(2)
 
@@ -47,6 +61,11 @@ def main(argv: list[str]) -> None:
     try:
         if argv[1:]:
             raise ValueError(f"argument {argv[1]!r} is not understood; options start with --")
+        if FLAGS.mode == "sample" and not (FLAGS.workdir or FLAGS.config.get("checkpoint")):
+            raise ValueError(
+                "--workdir is missing; name a run, --workdir=runs/mnist, or a checkpoint, "
+                "--config.checkpoint=DIR"
+            )
         workdir = FLAGS.workdir or FLAGS.config.get("workdir")
         if not workdir:
             raise ValueError("--workdir is missing; name a folder: --workdir=runs/mnist")
@@ -63,7 +82,7 @@ def main(argv: list[str]) -> None:
 
 def _chosen_config(jobs):
     given = FLAGS["config"].present
-    if FLAGS.mode == "train" or given:
+    if FLAGS.mode != "evaluate" or given:
         return FLAGS.config
     overrides = config_flags.get_override_values(FLAGS["config"])
     return jobs.run_config(FLAGS.workdir, overrides)

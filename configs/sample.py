@@ -33,10 +33,10 @@ def get_config() -> ConfigDict:
     config.again = ""  # a picture drawn before, to draw anew as it was
     config.batch_size = 0  # images at once; 0 is the source's own
     config.tile = 0  # decode in tiles of this many pixels, for large images; 0 for the whole
-    config.dtype = "float32"  # of a checkpoint's U-Net and text encoders; "bfloat16" on accelerators
+    config.dtype = "float32"  # of a checkpoint's U-Net and text encoders; or "bfloat16"
 
     config.data = ConfigDict()
-    config.data.dir = ""  # of a run's data, whose first example the strip shows; see configs/base.py
+    config.data.dir = ""  # of a run's data, as in configs/base.py
 
     config.mesh = ConfigDict()  # as in configs/base.py
     config.mesh.data = -1

@@ -1,4 +1,4 @@
-"""Pictures in and out: reading one; grids of samples, the strip of both processes, scatter plots."""
+"""Pictures in and out: read one; write grids, the strip of both processes, scatter plots."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@
 
 It is the program that the job would run, on the mesh of the config (or of --mesh) over the devices
 of the topology.  Compiling takes minutes and no TPU, only ``requirements-tpu.txt``.  docs/scale.md
-says how to read the output.  A checkpoint's sampler: --config=configs/checkpoints/draw.py
+says how to read the output.  A checkpoint's sampler: --config=configs/sample.py
 --config.checkpoint=DIR --mode=sample --topology=v5e:1x1.  With --platform=cuda the program is
 lowered, not compiled.
 """

@@ -28,7 +28,7 @@ flags.DEFINE_bool("overwrite", False, "Replace the set if it is there already.")
 def main(argv: list[str]) -> None:
     """Encode; a bad request is one sentence, code 2."""
     from diffusion_jax.jobs.encoding import encode_latents  # here, so that --help is quick
-    from diffusion_jax.jobs.run import cache_compilations
+    from diffusion_jax.jobs.placing import cache_compilations
 
     del argv
     logging.set_verbosity(logging.WARNING)

@@ -35,12 +35,12 @@ from jax import export
 from jaxtyping import Array
 from safetensors.numpy import save_file
 
+from diffusion_jax.build.runs import Run, open_run, run_config
 from diffusion_jax.data import to_uint8
 from diffusion_jax.files import whole
 from diffusion_jax.jobs.drawing import Draw, drawer, is_guided
 from diffusion_jax.jobs.hosts import first_line
-from diffusion_jax.jobs.run import Run, open_run, plain, run_config
-from diffusion_jax.spec import Config
+from diffusion_jax.spec import Config, plain
 from diffusion_jax.train.sharding import path_name
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -29,10 +29,11 @@ flags.DEFINE_integer("steps", 25, "Sampling steps.")
 def main(argv: list[str]) -> None:
     """Measure and draw; a bad request is one sentence, code 2."""
     from diffusion_jax import pictures  # here, so that --help is quick
+    from diffusion_jax.build.runs import open_run
     from diffusion_jax.files import whole
     from diffusion_jax.jobs import captioning, run_config
     from diffusion_jax.jobs.drawing import drawer
-    from diffusion_jax.jobs.run import cache_compilations, open_run
+    from diffusion_jax.jobs.placing import cache_compilations
 
     del argv
     logging.set_verbosity(logging.WARNING)

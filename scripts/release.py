@@ -21,7 +21,7 @@ flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "Of large arrays."
 
 def main(argv: list[str]) -> None:
     """Release; a bad request is one sentence, code 2."""
-    from diffusion_jax.jobs.releasing import release  # here, so that --help is quick
+    from diffusion_jax.build.releases import release  # here, so that --help is quick
 
     del argv
     logging.set_verbosity(logging.WARNING)

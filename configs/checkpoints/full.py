@@ -3,7 +3,7 @@ r"""All weights of a Stable Diffusion checkpoint's denoiser, or DreamBooth of al
 python main.py --config=configs/checkpoints/full.py --config.checkpoint=DIR \
         --config.data.name=image_folder/pets --workdir=W     # captions; or one --config.prompt
 python main.py --mode=sample --workdir=W --config.prompt="a cat on the moon"
-python main.py --mode=sample --config=configs/checkpoints/draw.py \
+python main.py --mode=sample --config=configs/sample.py \
         --config.checkpoint=W/checkpoint_0000500 --config.prompt="a cat on the moon"
 """
 

@@ -1,20 +1,22 @@
-r"""A LoRA of a Stable Diffusion checkpoint from a few pictures, or DreamBooth's.
+r"""A LoRA of whatever draws, from a few pictures; of a checkpoint also DreamBooth's.
 
 python main.py --config=configs/checkpoints/lora.py --config.checkpoint=DIR \
         --config.data.name=image_folder/pets --config.prompt="a photo of sks cat" --workdir=W
-python main.py --mode=sample --config=configs/checkpoints/draw.py --config.checkpoint=DIR \
-        --config.lora="('W/lora.safetensors',)" --config.prompt="sks cat on the moon"
+python main.py --mode=sample --workdir=W --config.prompt="sks cat on the moon"
+python main.py --mode=sample --config.checkpoint=DIR --config.lora="('W/lora.safetensors',)" \
+        --config.prompt="sks cat on the moon"
 """
 
 from ml_collections import ConfigDict
 
-from configs import base
-from configs.XX
+from configs import base, sample
 
 
 def get_config() -> ConfigDict:
-    config = stable_diffusion.get_config()
-    defaults = base.get_config()
+    config, defaults = sample.get_config(), base.get_config()
+    for field in ("edits", "again"):
+        del config[field]
+    config.seed = 0
     for section in ("profile", "data", "loss", "train", "optimizer", "ema", "mesh"):
         config[section] = defaults[section]
     config.workdir = "runs/lora"

@@ -35,7 +35,7 @@ def feathered(mask: Mask, width: float) -> Mask:
     """
     if width <= 0 or mask.min() > 0:
         return mask
-    depth = distance_transform_edt(mask[..., 0])[..., None]  # 1 at the first pixel inside
+    depth = np.asarray(distance_transform_edt(mask[..., 0]))[..., None]  # 1 at the first inside
     return (np.clip(depth / (width + 1), 0, 1) * mask).astype(np.float32)
 
 

@@ -124,7 +124,7 @@ class Generator(NamedTuple):
     """
 
     model: Model
-    weights: Weights | None
+    weights: Any  # Weights | None
     inputs: Callable[[Sequence[Request]], tuple[Rows, Rows | None]]
     geometry: Geometry
     net: Any
@@ -155,10 +155,10 @@ class Inputs(NamedTuple):
         arrays: of each edit, in order, leaves [b, ...].
     """
 
-    rows: dict[str, Array]
-    negative: dict[str, Array] | None
-    noise: Array
-    scale: Array
+    rows: dict[str, Any]
+    negative: dict[str, Any] | None
+    noise: Any
+    scale: Any
     arrays: tuple[Any, ...] = ()
 
 

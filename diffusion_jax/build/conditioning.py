@@ -23,6 +23,7 @@ from diffusion_jax.data.tokenizers import load_tokenizer
 from diffusion_jax.models.text.bert import mean_pool
 from diffusion_jax.spec import Config, build
 
+
 class Conditioning(NamedTuple):
     """A kind of condition.
 
@@ -101,9 +102,7 @@ def _labels_of(requests: Sequence[Request], classes: int) -> np.ndarray:
     labels = [request.label or 0 for request in requests]
     wrong = [label for label in labels if not 0 <= label < max(classes, 1)]
     if wrong:
-        raise ValueError(
-            f"config.labels has {wrong[0]}; the model's labels are 0 to {classes - 1}"
-        )
+        raise ValueError(f"config.labels has {wrong[0]}; the model's labels are 0 to {classes - 1}")
     return np.asarray(labels, np.int32)
 
 

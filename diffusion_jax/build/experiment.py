@@ -18,8 +18,8 @@ from diffusion_jax.apps.plan import Generator, Geometry, Weights
 from diffusion_jax.build import first_stage
 from diffusion_jax.build.buckets import bucket_sizes
 from diffusion_jax.build.conditioning import Conditioning, conditioning
-from diffusion_jax.build.training import examples, training_data
 from diffusion_jax.build.process import learned_schedule, noise_process
+from diffusion_jax.build.training import examples, training_data
 from diffusion_jax.core import network_io, targets, weighting
 from diffusion_jax.core.continuous_bound import DECODERS
 from diffusion_jax.core.learned_schedule import LearnedSchedule

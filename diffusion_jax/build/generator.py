@@ -33,7 +33,7 @@ def open_source(source: str, settings: Config, config: Config | None = None) -> 
         itself, its run.
 
     Raises:
-        FileNotFoundError: naming what is missing.
+        FileNotFoundError: naming what a checkpoint lacks.
         ValueError: for what holds no model, or a setting that it does not know.
     """
     if not source:
@@ -45,11 +45,9 @@ def open_source(source: str, settings: Config, config: Config | None = None) -> 
     for kind in SOURCES:
         if kind.holds(path):
             return kind.open(path, settings, config)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no checkpoint at {path}: give a folder or a file")
     raise ValueError(
-        f"{path} holds no run: {CONFIG} is missing; nor is it a checkpoint, which is a folder with "
-        f"{INDEX} or a .safetensors file"
+        f"there is no checkpoint at {path}, neither {INDEX} nor a .safetensors file, and it holds "
+        f"no run: {CONFIG} is missing; train there first"
     )
 
 
@@ -79,7 +77,8 @@ def describe(config: Config) -> Any:
 def abstract_generator(config: Config) -> Generator:
     """What a config would draw with: of a training, untrained weights as shapes."""
     if "train" not in config:
-        return open_source(config.checkpoint, config)
+        source: Any = open_source(config.checkpoint, config)
+        return source
     experiment, shape = describe(config), jax.ShapeDtypeStruct
     one = {"image": shape((1, *experiment.shape), jnp.float32), **experiment.conditioning.example}
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -89,11 +88,11 @@ def abstract_generator(config: Config) -> Generator:
 
 
 def _run(path: Path, settings: Config, config: Config | None) -> Generator | Run:
+    chosen: Config = config or run_config(path, {"sampler.params": settings.sampler.params})
     if config is None:
-        config = run_config(path, {"sampler.params": settings.sampler.params})
-        config.data.dir = settings.data.dir or config.data.dir
-        config.mesh = settings.mesh
-    run = open_run(config, path)
+        chosen.data.dir = settings.data.dir or chosen.data.dir
+        chosen.mesh = settings.mesh
+    run = open_run(chosen, path)
     if isinstance(run.experiment, AutoencoderExperiment):
         return run
     generator = run.generator()

@@ -6,7 +6,6 @@ import difflib
 import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict

@@ -5,9 +5,9 @@ config = run_config("runs/mnist")
 samples = sample(config, "runs/mnist")
 """
 
+from diffusion_jax.build.runs import run_config
 from diffusion_jax.jobs.evaluating import evaluate
 from diffusion_jax.jobs.hosts import Hosts, connect, end, lost_peer, of_lost_peer
-from diffusion_jax.build.runs import run_config
 from diffusion_jax.jobs.sampling import sample
 from diffusion_jax.jobs.training import train
 

@@ -144,7 +144,9 @@ def inputs_of(
         jax.tree.map(stack, *(edit.arrays(generator, request) for request in part))
         for edit in edits
     )
-    return Inputs(rows, negative, noise_of(part, shape), jnp.float32(section.guidance_scale), arrays)
+    return Inputs(
+        rows, negative, noise_of(part, shape), jnp.float32(section.guidance_scale), arrays
+    )
 
 
 def _check_negative(generator: Generator, section: Config, part: Sequence[Request]) -> None:

@@ -1,4 +1,4 @@
-"""Parameters and batches on the config's mesh, in one process or many; compiled programs on disk."""
+"""Parameters and batches on the config's mesh; where compiled programs are kept."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def settings_of(config: Config, workdir: str | os.PathLike) -> Config:
         settings = config.copy_and_resolve_references()
         settings.checkpoint = settings.checkpoint or str(workdir)
         return settings
-    settings = sample.get_config().unlock()
+    settings: Config = sample.get_config().unlock()
     for name in settings:
         # Of a run, "seed" and the like say how it is trained; what is drawn stands beside the rest
         # of the sampler.

@@ -68,7 +68,8 @@ def _again(settings: Config, workdir: Path) -> Samples:
     request, place = request_of(record), Place(*record["batch"])
     batch = [request._replace(seed=place.seed), *[request] * (place.size - 1)]
     batch[place.number] = request
-    drawer = open_drawer(settings, open_source(settings.checkpoint, settings))
+    generator: Any = open_source(settings.checkpoint, settings)
+    drawer = open_drawer(settings, generator)
     image = draw_requests(drawer, batch, place.size)[place.number : place.number + 1]
     save_drawn(drawer, [request], image, [place], workdir / "samples")
     return Samples(image, labels_of([request]))

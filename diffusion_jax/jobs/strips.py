@@ -98,9 +98,7 @@ def save_clouds(drawer: Drawer, weights: Weights, path: Path) -> None:
     pictures.save_scatter(path, [*panels, *([] if data is None else [("data", data, None)])])
 
 
-def _reverse(
-    drawer: Drawer, weights: Weights, n: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _reverse(drawer: Drawer, weights: Weights, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(x_t [n, b, ...], predicted x0 [n, b, ...], times [n])."""
     settings, generator = drawer.settings, drawer.generator
     wanted = requests_of(settings, generator)

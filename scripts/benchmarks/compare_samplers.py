@@ -23,12 +23,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from diffusion_jax.apps.generate import generate
 from matplotlib.figure import Figure as Picture
 from tqdm import tqdm
 
 from diffusion_jax import spec
-from diffusion_jax.apps.generate import generate
 from diffusion_jax.build import evaluation
+from diffusion_jax.build.runs import Run, open_run, run_config
 from diffusion_jax.core import grids
 from diffusion_jax.core.solvers import SOLVERS, noising
 from diffusion_jax.data import to_uint8
@@ -36,7 +37,7 @@ from diffusion_jax.evaluate.distances import frechet_distance
 from diffusion_jax.evaluate.features import extract
 from diffusion_jax.files import whole
 from diffusion_jax.jobs.evaluating import images_of
-from diffusion_jax.jobs.run import Run, cache_compilations, open_run, run_config
+from diffusion_jax.jobs.placing import cache_compilations
 
 FLAGS = flags.FLAGS
 

@@ -30,17 +30,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from diffusion_jax.apps.generate import generate
 
 from configs import mnist
-from diffusion_jax.apps.generate import generate
 from diffusion_jax.build import experiment as experiments
 from diffusion_jax.build import training
 from diffusion_jax.build.few_step import distillation
 from diffusion_jax.core import grids
 from diffusion_jax.core.solvers import SOLVERS
-from diffusion_jax.jobs.run import cache_compilations, plain
+from diffusion_jax.jobs.placing import cache_compilations
 from diffusion_jax.profiling.flops import count
-from diffusion_jax.spec import Config
+from diffusion_jax.spec import Config, plain
 from diffusion_jax.train import workdir
 from diffusion_jax.train.state import init_state
 from diffusion_jax.train.step import make_step

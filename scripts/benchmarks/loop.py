@@ -23,7 +23,8 @@ from absl import app, flags
 from configs import mnist
 from diffusion_jax.build import experiment as experiments
 from diffusion_jax.build import training
-from diffusion_jax.jobs.run import cache_compilations, plain
+from diffusion_jax.jobs.placing import cache_compilations
+from diffusion_jax.spec import plain
 from diffusion_jax.train import sharding
 from diffusion_jax.train.loop import train
 from diffusion_jax.train.program import Program

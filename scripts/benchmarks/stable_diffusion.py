@@ -170,7 +170,7 @@ def torch_unet(folder: Path, dtype: str, side: int) -> dict[str, float]:
 
 def our_pipeline(folder: Path) -> dict[str, float]:
     """STEPS guided steps of DDIM from a prompt to uint8 pixels."""
-    from configs.checkpoints import draw as settings
+    from configs import sample as settings
     from diffusion_jax.jobs import prompting
 
     config: Any = settings.get_config()

@@ -20,13 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import jax
 import numpy as np
 from absl import app, flags, logging
+from diffusion_jax.apps.generate import generate
 
 from configs import toy2d
 from diffusion_jax import jobs
-from diffusion_jax.apps.generate import generate
+from diffusion_jax.build.runs import open_run
 from diffusion_jax.build.sampling import sampler
 from diffusion_jax.evaluate.distances import sliced_wasserstein
-from diffusion_jax.jobs.run import open_run
 from diffusion_jax.spec import Config
 
 FLAGS = flags.FLAGS

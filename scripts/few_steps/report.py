@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from diffusion_jax import pictures
 from diffusion_jax.build import evaluation
+from diffusion_jax.build.runs import open_run, run_config
 from diffusion_jax.data import to_uint8
 from diffusion_jax.evaluate import distances
 from diffusion_jax.evaluate.features import FeatureNet, Features, cached, extract
@@ -34,7 +35,7 @@ from diffusion_jax.evaluate.judge import accuracy
 from diffusion_jax.files import whole
 from diffusion_jax.jobs.drawing import draw_many, drawer
 from diffusion_jax.jobs.evaluating import judge_of
-from diffusion_jax.jobs.run import cache_compilations, open_run, run_config
+from diffusion_jax.jobs.placing import cache_compilations
 from diffusion_jax.jobs.sets import cache_folder, images_of
 from diffusion_jax.jobs.training import train
 from scripts.few_steps.rows import ROWS

@@ -10,11 +10,10 @@ from numpy.testing import assert_allclose
 
 from configs import mnist, toy2d
 from diffusion_jax.build import experiment as experiments
-from diffusion_jax.build import sampling
+from diffusion_jax.build import runs, sampling
 from diffusion_jax.core import guidance, targets
 from diffusion_jax.core.types import Prediction
 from diffusion_jax.jobs import drawing
-from diffusion_jax.jobs import run as runs
 
 
 def _tiny(**sampler):

@@ -13,12 +13,12 @@ from diffusion_jax import jobs
 from diffusion_jax.build import experiment as experiments
 from diffusion_jax.build import training
 from diffusion_jax.build.first_stage import code_shape, first_stage, load_autoencoder
+from diffusion_jax.build.releases import release
+from diffusion_jax.build.runs import Run
 from diffusion_jax.data import DataSpec, load_images, make_dataset, to_unit
 from diffusion_jax.data.prepare import Options, prepare
 from diffusion_jax.jobs.encoding import encode_latents
 from diffusion_jax.jobs.evaluating import FIGURES
-from diffusion_jax.jobs.releasing import release
-from diffusion_jax.jobs.run import Run
 from diffusion_jax.models.autoencoders.codec import IDENTITY
 from diffusion_jax.train.state import abstract_state
 from diffusion_jax.train.step import make_step

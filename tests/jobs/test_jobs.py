@@ -13,8 +13,8 @@ from PIL import Image
 
 from configs import mnist, toy2d
 from diffusion_jax import jobs
-from diffusion_jax.build import experiment as experiments
-from diffusion_jax.jobs import drawing
+from diffusion_jax.build import runs
+from diffusion_jax.jobs import run_samples
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -61,7 +61,7 @@ def test_sampling_reads_the_average_and_repeats_itself(run):
     first, second = jobs.sample(config, folder), jobs.sample(config, folder)
     np.testing.assert_array_equal(first.images, second.images)
     assert first.labels.tolist() == [3] * 5
-    from diffusion_jax.jobs.run import open_run
+    from diffusion_jax.build.runs import open_run
 
     opened = open_run(config, folder).params["net"]
     jax.tree.map(np.testing.assert_array_equal, opened, jax.device_get(state.ema["net"]))
@@ -133,7 +133,7 @@ def test_points_in_the_plane_take_the_same_road(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:posthoc")  # two snapshots are few
 def test_a_width_chosen_after_training_is_sampled_from(tmp_path):
-    from diffusion_jax.jobs.run import open_run
+    from diffusion_jax.build.runs import open_run
 
     config = toy2d.get_config("ring")
     config.ema = "power(sigma_rel=(0.05, 0.2))"
@@ -187,21 +187,22 @@ def test_the_command_line_ends_with_one_sentence(arguments, words, tmp_path):
     assert words in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
-def test_contrast_cuts_grain_off_black_and_white():
-    config = tiny()
-    config.sampler.update(n=2, batch_size=2, contrast=1.25)
-    drawn = jax.numpy.array([-0.84, 0.84, -0.4, 0.0]).reshape(2, 2, 1, 1)
-    draw = lambda key, params, labels, scale: drawn
-    images = drawing.draw_many(config, experiments.experiment(config), draw, {}, 2).images
-    assert images.ravel().tolist() == [0, 255, 64, 128]
+def test_contrast_cuts_grain_off_black_and_white(run):
+    folder, _ = run
+    drawn = jobs.sample(jobs.run_config(folder, {"sampler.n": 4}), folder).images
+    config = jobs.run_config(folder, {"sampler.n": 4, "sampler.contrast": 1.25})
+    images = jobs.sample(config, folder).images
+    wanted = np.clip(1.25 * (drawn / 127.5 - 1) * 127.5 + 127.5, 0, 255)
+    assert np.abs(images - wanted).max() <= 1.2 and np.abs(images - drawn.astype(float)).max() > 5
     config.sampler.contrast = 0.0
     with pytest.raises(ValueError, match=r"config\.sampler\.contrast = 0\.0 must be above 0"):
-        drawing.draw_many(config, experiments.experiment(config), draw, {}, 2)
+        jobs.sample(config, folder)
 
 
-def test_a_solver_that_diverges_is_a_sentence():
-    config = tiny()
-    config.sampler.update(n=2, batch_size=2)
-    draw = lambda key, params, labels, scale: jax.numpy.full((2, 28, 28, 1), np.nan)
+def test_a_solver_that_diverges_is_a_sentence(run):
+    folder, _ = run
+    config = jobs.run_config(folder)
+    drawer = run_samples.drawer_of(runs.open_run(config, folder))
+    diverging = lambda weights, key, inputs: np.full((2, 28, 28, 1), np.nan)
     with pytest.raises(FloatingPointError, match=r"'ddim\(\)' on grid 'trailing' gave values"):
-        drawing.draw_many(config, experiments.experiment(config), draw, {}, 2)
+        run_samples.draw_samples(drawer._replace(draw=diverging), 2)

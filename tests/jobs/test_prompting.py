@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AbstractMesh
 from PIL import Image
 
-from configs.checkpoints import draw as settings
+from configs import sample as settings
 from diffusion_jax import jobs
 from diffusion_jax.jobs import planning
 from diffusion_jax.train import sharding
@@ -112,7 +112,7 @@ def test_more_devices_draw_the_same(drawn, folder, tmp_path, mesh):
     sizes = dict(part.split("=") for part in mesh.split(","))
     flags = [f"--config.mesh.{axis}={size}" for axis, size in sizes.items()]
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    command = [sys.executable, "main.py", "--mode=sample", "--config=configs/checkpoints/draw.py"]
+    command = [sys.executable, "main.py", "--mode=sample", "--config=configs/sample.py"]
     command += [f"--config.checkpoint={folder}", "--config.prompt=a (red:1.3) cat"]
     command += ["--config.sampler.steps=3", "--config.image_size=(32, 32)", "--config.n=4"]
     command += ["--config.seed=7", f"--workdir={tmp_path}", *flags]

@@ -14,11 +14,11 @@ from PIL import Image
 from configs import emoji_text_pixel
 from diffusion_jax import jobs
 from diffusion_jax.build import conditioning
+from diffusion_jax.build.runs import open_run
 from diffusion_jax.data.prepare import Options, prepare
 from diffusion_jax.evaluate.features import FeatureNet
 from diffusion_jax.jobs import captioning
 from diffusion_jax.jobs.drawing import drawer
-from diffusion_jax.jobs.run import open_run
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255,) * 3}
 NAME = "image_folder/colours"

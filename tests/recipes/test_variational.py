@@ -12,6 +12,7 @@ from configs import toy2d
 from diffusion_jax import jobs
 from diffusion_jax.build import experiment as experiments
 from diffusion_jax.build import sampling
+from diffusion_jax.build.runs import open_run
 from diffusion_jax.core import (
     continuous_bound,
     learned_schedule,
@@ -21,7 +22,6 @@ from diffusion_jax.core import (
 )
 from diffusion_jax.core.process import Process, vp
 from diffusion_jax.core.types import Codec, Context, Model
-from diffusion_jax.jobs.run import open_run
 from diffusion_jax.recipes.variational import variational
 
 B, D, LOW, HIGH = 8192, 2, -10.0, 8.0

@@ -15,10 +15,10 @@ from safetensors.numpy import load_file
 
 from configs import mnist, toy2d
 from diffusion_jax import jobs
+from diffusion_jax.build.runs import open_run
 from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.data import to_uint8
 from diffusion_jax.jobs.drawing import drawer
-from diffusion_jax.jobs.run import open_run
 from scripts import export_sampler
 from scripts.export_sampler import export_run, sampler_config
 

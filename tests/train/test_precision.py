@@ -7,8 +7,7 @@ import pytest
 
 from configs import mnist
 from diffusion_jax.build import experiment as experiments
-from diffusion_jax.build import training
-from diffusion_jax.jobs import run as jobs_run
+from diffusion_jax.build import runs, training
 from diffusion_jax.train.checkpoint import restore_params
 from diffusion_jax.train.loop import train
 
@@ -49,7 +48,7 @@ def run(request, tmp_path_factory):
 def _predicted(folder, dtype):
     """What the sampler's network says, in a precision."""
     config = jobs_run.run_config(folder, {"model.unet.dtype": dtype, "sampler.params": "params"})
-    opened = jobs_run.open_run(config, folder)
+    opened = runs.open_run(config, folder)
     model = opened.experiment.model_of(opened.params)
     batch = next(_data(7))
     cond = {"label": jnp.asarray(batch["label"])}

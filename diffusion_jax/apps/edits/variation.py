@@ -14,8 +14,8 @@ from diffusion_jax.core.types import like
 def slerp(a: Array, b: Array, amount: Array) -> Array:
     """From a to b on the great circle between them, example by example.
 
-    Linear interpolation would shrink the norm, by sqrt(1 - 2t(1 - t)) for independent noise: a wrong
-    noise level.
+    Linear interpolation would shrink the norm, by sqrt(1 - 2t(1 - t)) for independent noise: a
+    wrong noise level.
 
     Args:
         a, b: [n, ...].

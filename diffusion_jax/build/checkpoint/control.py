@@ -47,8 +47,8 @@ def read_controlnet(path: str | Path, checkpoint: Checkpoint) -> Part:
     widths = [c.get("cross_attention_dim", 1280) for c in (config, unet)]
     if widths[0] != widths[1]:
         raise ValueError(
-            f"config.edits: control: {path} reads texts of {widths[0]} features and the checkpoint's "
-            f"U-Net of {widths[1]}; take a ControlNet of the checkpoint's family"
+            f"config.edits: control: {path} reads texts of {widths[0]} features and the "
+            f"checkpoint's U-Net of {widths[1]}; take a ControlNet of the checkpoint's family"
         )
     try:
         return Part(*from_diffusers_controlnet(state, config))

@@ -10,8 +10,8 @@ import numpy as np
 
 from diffusion_jax.apps.plan import Weights
 from diffusion_jax.build import experiment as experiments
-from diffusion_jax.build.checkpoint import own, training_data, tuning
 from diffusion_jax.build.buckets import bucket_sizes
+from diffusion_jax.build.checkpoint import own, training_data, tuning
 from diffusion_jax.build.checkpoint.text_to_image import text_to_image
 from diffusion_jax.build.checkpoint.tuning import Files, Plan
 from diffusion_jax.build.few_step import distillation
@@ -56,7 +56,7 @@ def experiment(config: Config, open_source: Callable[..., Any]) -> Experiment:
     generator = open_source(config.checkpoint, config)
     if not isinstance(getattr(generator, "origin", None), tuple(BASES)):
         raise ValueError(
-            f"config.checkpoint = {config.checkpoint!r} holds a first stage; name a model that draws"
+            f"config.checkpoint = {config.checkpoint!r} is a first stage; name a model that draws"
         )
     return tuned(config, BASES[type(generator.origin)](config, generator, plan), plan)
 
@@ -99,7 +99,9 @@ def _of_checkpoint(config: Config, generator: Any, plan: Plan) -> Base:
 
     def whole(folder, params, dtype):
         net = jax.tree.map(lambda x: np.asarray(x, dtype), params["net"])
-        write_checkpoint(folder, checkpoint._replace(unet=checkpoint.unet._replace(params=net)), folders)
+        write_checkpoint(
+            folder, checkpoint._replace(unet=checkpoint.unet._replace(params=net)), folders
+        )
 
     size = training_data.size_of(config, generator)
     described = Experiment(

@@ -15,9 +15,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def read(source: str, settings: Config) -> Checkpoint:
     """The files of a folder or a file, with ``settings.lora`` merged into its weights."""
-    checkpoint = read_checkpoint(
-        source, settings.prediction_type or None, settings.variant or None
-    )
+    checkpoint = read_checkpoint(source, settings.prediction_type or None, settings.variant or None)
     return with_loras(checkpoint, settings.lora)
 
 

@@ -61,9 +61,7 @@ def with_loras(weights: Weights, loras: Sequence[str]) -> Weights:
         raise ValueError(f"config.lora = {loras!r} must be a list of files: ('{loras}',)")
     if not loras:
         return weights
-    adapters = [
-        lora.Adapter(read_lora(path), scale) for path, scale in map(file_and_scale, loras)
-    ]
+    adapters = [lora.Adapter(read_lora(path), scale) for path, scale in map(file_and_scale, loras)]
     try:
         return weights._replace(params=lora.merged_all(_numpy(weights.params), adapters))
     except ValueError as error:

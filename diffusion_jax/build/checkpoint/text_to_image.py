@@ -33,6 +33,7 @@ from diffusion_jax.models.text.clip import READS
 from diffusion_jax.models.text.prompts import Reader, read_prompts
 from diffusion_jax.recipes.few_step import students
 
+
 class Prompts(NamedTuple):
     """Prompts -> what the text encoders read: the ``inputs`` of a checkpoint's ``Generator``.
 
@@ -75,7 +76,7 @@ class Prompts(NamedTuple):
     def rows(
         self,
         prompts: Sequence[str],
-        size: tuple[int, int] | None = None,
+        size: Sequence[int] | None = None,
         chunks: int | None = None,
         framing: np.ndarray | None = None,
     ) -> Rows:
@@ -107,7 +108,7 @@ class Prompts(NamedTuple):
         self,
         prompts: Sequence[str],
         negative: Sequence[str],
-        size: tuple[int, int] | None = None,
+        size: Sequence[int] | None = None,
         chunks: int | None = None,
     ) -> tuple[Rows, Rows]:
         """``rows`` of prompts and of what they shall not show, in as many chunks."""

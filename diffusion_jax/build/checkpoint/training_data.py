@@ -15,6 +15,7 @@ from diffusion_jax.data.pipeline import batches, make_dataset
 from diffusion_jax.recipes.dreambooth import PRIOR
 from diffusion_jax.spec import Config
 
+
 def size_of(config: Config, generator: Generator) -> tuple[int, int]:
     """(height, width) in pixels that pictures are brought to."""
     height, width = tuple(config.image_size) or generator.geometry.size
@@ -87,5 +88,3 @@ def _dataset(config: Config, generator: Generator, name: str, prompt: str | None
         framing=generator.inputs.sized and bool(sizes),
     )  # fmt: skip
     return make_dataset(spec).map(told.attach)
-
-

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from diffusion_jax.apps.generate import prompted
 from PIL import Image
 
-from configs.checkpoints import draw as config_file
-from diffusion_jax.apps.generate import prompted
+from configs import sample as config_file
 from diffusion_jax.build.checkpoint.control import hints, steered
 from diffusion_jax.build.checkpoint.text_to_image import text_to_image
 from diffusion_jax.convert.stable_diffusion import read_checkpoint

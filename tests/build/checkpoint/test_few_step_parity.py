@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from configs.checkpoints import draw as settings
-from diffusion_jax import jobs
 from diffusion_jax.apps.generate import guided, to_uint8
+
+from configs import sample as settings
+from diffusion_jax import jobs
 from diffusion_jax.build.checkpoint.additions import with_loras
 from diffusion_jax.build.checkpoint.text_to_image import text_to_image
 from diffusion_jax.convert.schedulers import sampling_of

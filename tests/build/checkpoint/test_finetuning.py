@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.checkpoints import draw as sampling_config
+from configs import sample as sampling_config
 from configs.checkpoints import lora as stable_diffusion_lora
 from diffusion_jax import jobs
 from diffusion_jax.build.checkpoint import finetune, tuning

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.checkpoints import draw as sampling_config
+from configs import sample as sampling_config
 from configs.checkpoints import full as stable_diffusion_full
 from configs.checkpoints import lcm_lora as stable_diffusion_lcm_lora
 from configs.checkpoints import lora as stable_diffusion_lora
