@@ -36,7 +36,8 @@ def predictions(
 
     def each(x: Array, level: NoiseLevel) -> tuple[Prediction, ...]:
         repeat = lambda leaf: jnp.tile(leaf, (k,) + (1,) * (jnp.ndim(leaf) - 1))
-        many = level if jnp.ndim(level.t) == 0 else jax.tree.map(repeat, level)
+        whole = lambda leaf: jnp.broadcast_to(leaf, (x.shape[0], *leaf.shape[1:]))
+        many = level if level.t.ndim == 0 else jax.tree.map(lambda leaf: repeat(whole(leaf)), level)
         out = denoiser(repeat(x), many, stacked)
         split = lambda leaf: leaf.reshape((k, *x.shape[:-1], leaf.shape[-1]))
         parts = jax.tree.map(split, out)
