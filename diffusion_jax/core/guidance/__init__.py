@@ -10,7 +10,7 @@ Three kinds of small functions, each of which composes with all others:
   ``interval``;
 * **what else is known**: ``classifier``, ``reconstruction``, ``moment_matching`` ... wrap a Denoise
   and add the score of a likelihood; ``projected`` puts what is ``known`` into its x0; ``clip`` and
-  ``dynamic_threshold`` bound it.
+  ``dynamic_threshold`` bound it; ``tiled`` makes one of a larger canvas.
 
 A change of x0 or of eps always moves the other, so that alpha·x0 + sigma·eps stays what it was
 (see ``moves``): x itself, everywhere but under ``cfg_plus_plus``.
@@ -52,16 +52,19 @@ from diffusion_jax.core.guidance.rules import (
 )
 from diffusion_jax.core.guidance.thresholds import POSTS, Transform, clip, dynamic_threshold
 from diffusion_jax.core.guidance.weights import Weight, interval, sigma_interval, weight_at
+from diffusion_jax.core.guidance.windows import Cut, Windows, tiled, tiled_by
 
 __all__ = [
     "ALWAYS_GUIDED",
     "GUIDANCES",
     "POSTS",
+    "Cut",
     "Guidance",
     "Pair",
     "Rule",
     "Transform",
     "Weight",
+    "Windows",
     "agreeing",
     "apg",
     "autoguidance",
@@ -93,6 +96,8 @@ __all__ = [
     "renoised",
     "rescaled",
     "sigma_interval",
+    "tiled",
+    "tiled_by",
     "unit_variance",
     "weight_at",
     "zero_star",
