@@ -81,4 +81,37 @@ def posterior(
     )
 
 
-__all__ = ["covariances", "posterior", "predict"]
+@jax.jit
+def cascade(
+    data: GaussianMixture,
+    operator: Float[Array, "m d"],
+    error: float | Array,
+    added: float | Array,
+    told: float | Array,
+) -> tuple[Float[Array, "d"], Float[Array, "d d"]]:
+    """Mean and covariance of what an exact second stage makes of an imperfect first one's output.
+
+    The first stage gives y = A x0 + error·z, where A x0 is right; noise of ``added`` goes on top,
+    and the second draws x0 from p(x0 | y + added·z') as if all noise in y were of ``told``.  With
+    told = added and no error this is the data's own law.
+
+    Args:
+        data: of one component.
+        operator: A, to the low resolution.
+        error: standard deviation of the first stage's fault, white.
+        added, told: of the augmentation, each sigma/alpha of its level; told > 0 unless A C Aᵀ is
+            not singular.
+
+    Raises:
+        ValueError: for more than one component.
+    """
+    if data.means.shape[0] != 1:
+        raise ValueError(f"cascade is exact for 1 component, got {data.means.shape[0]}")
+    c = covariances(data)[0]
+    low, white = operator @ c @ operator.T, jnp.eye(operator.shape[0])
+    gain = jnp.linalg.solve(low + told**2 * white, operator @ c).T
+    seen = low + (error**2 + added**2) * white
+    return data.means[0], gain @ seen @ gain.T + c - gain @ operator @ c
+
+
+__all__ = ["cascade", "covariances", "posterior", "predict"]

@@ -2,8 +2,8 @@
 
 Three kinds of small functions, each of which composes with all others:
 
-* **who speaks**: ``mix``, ``cfg``, ``autoguidance``, ``perturbed`` weigh predictions for several
-  conditions or by several models; a ``Pair`` (``pair``, ``between``) gives the weak and the strong
+* **who speaks**: ``mix``, ``cfg``, ``chain``, ``autoguidance``, ``perturbed`` weigh predictions
+  for several conditions or by several models; a ``Pair`` (``pair``, ``between``) gives the weak and the strong
   prediction that a ``Rule`` (``linear``, ``cfg_plus_plus``, ``apg``, ``zero_star``, ``rescaled``)
   makes one of, by ``guide``;
 * **when**: any scale is a ``Weight``, a number, a traced array or a function of the level such as
@@ -28,8 +28,10 @@ from diffusion_jax.core.guidance.mixing import (
     autoguidance,
     blend,
     cfg,
+    chain,
     compose,
     condition,
+    emptied,
     mix,
     perturbed,
     predictions,
@@ -72,12 +74,14 @@ __all__ = [
     "blend",
     "cfg",
     "cfg_plus_plus",
+    "chain",
     "classifier",
     "clip",
     "compose",
     "condition",
     "dps",
     "dynamic_threshold",
+    "emptied",
     "guide",
     "ho_variance",
     "interval",
