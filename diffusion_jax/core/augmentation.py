@@ -1,10 +1,10 @@
-"""Noise on a condition, of a level that the network is told (Ho et al. 2022a, section 4.2).
+"""Conditioning augmentation: noise on a condition (Ho et al. 2022a, section 4.2).
 
 A stage of a cascade is trained on pictures that are downsampled and noised, at levels of all kinds,
-and sampled with the picture of the stage before it, noised too: so that its faults are no stranger
-than noise.  One function serves training and sampling, and all conditions that are arrays: low
-pictures, first frames, image embeddings.  The noise of a level that is *not* told is worse than
-none (``oracles_conditional.cascade``).
+and sampled with the picture of the stage before it, noised too, so that the noise hides its errors.
+The network is conditioned on the level.  One function serves training and sampling, and all
+conditions that are arrays: low-resolution pictures, first frames, image embeddings.  Noise that the
+network is not conditioned on is worse than none (``oracles_conditional.cascade``).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ def augmented(
     level_name: str,
     level: NoiseLevel,
     key: Key[Array, ""],
-    tell: LevelFunction,
+    level_in: LevelFunction,
 ) -> dict[str, Array]:
-    """cond with cond[name] at a noise level, and cond[level_name] to say which, float32 [b].
+    """cond with cond[name] at a noise level, and cond[level_name] for it, float32 [b].
 
     Args:
         cond: conditions, each [b, ...].
         name: which to noise.
-        level_name: the scalar by which the network is told (``scalars`` of its embedding).
+        level_name: the network's scalar for the level (``scalars`` of its embedding).
         level: [] or [b], of any process; may be traced.
         key: draws the noise.
-        tell: level -> what the network is told, such as ``network_io.discrete(1000)``.
+        level_in: level -> that scalar, such as ``network_io.discrete(1000)``.
 
     Raises:
         ValueError: if cond has no such condition.
@@ -45,8 +45,8 @@ def augmented(
         raise ValueError(f"augmented({name!r}): the condition has {', '.join(cond) or 'no keys'}")
     clean = cond[name]
     noised = corrupt(clean, jax.random.normal(key, clean.shape, clean.dtype), level)
-    told = jnp.broadcast_to(jnp.asarray(tell(level), jnp.float32), clean.shape[:1])
-    return {**cond, name: noised.astype(clean.dtype), level_name: told}
+    scalar = jnp.broadcast_to(jnp.asarray(level_in(level), jnp.float32), clean.shape[:1])
+    return {**cond, name: noised.astype(clean.dtype), level_name: scalar}
 
 
 __all__ = ["augmented"]

@@ -1,8 +1,8 @@
-"""Levels of their own for frames and pixels: who is at which level when.
+"""Schedules of noise levels per example, frame or pixel.
 
 A grid of n levels [n] becomes leaves [m, b, f...], which ``sampling.walk`` takes as it takes the
 grid, with the x that belongs to its first levels, ``corrupt(x0, eps, first)``.  What stays at a
-level stays as it is.  With a network that is told a level per frame or pixel (diffusion forcing,
+level stays as it is.  With a network conditioned on a level per frame or pixel (diffusion forcing,
 Chen et al. 2024) this is image to video, a rolling window or a soft mask, with no guidance and no
 other solver: frames that are held at a clean level are conditions.
 """

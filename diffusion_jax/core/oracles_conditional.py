@@ -6,8 +6,8 @@ With levels of their own, x = a·x0 + s·eps number by number, a and s being vec
     E[x0  | x, k] = m_k + C_k diag(a) V_k⁻¹ (x - a m_k)                                        (2)
     E[eps | x, k] =       diag(s) V_k⁻¹ (x - a m_k)                                            (3)
 
-With y = A x0 + noise, x0 given y is a mixture again, by the textbook's formula for each component
-and Bayes' for its weight.  All that is drawn from, guided, filled in or enlarged can be held to it.
+With y = A x0 + noise, x0 given y is a mixture again, by the formula for each Gaussian and Bayes'
+rule for its weight: the exact answer for inpainting, super-resolution and colouring.
 """
 
 from __future__ import annotations
@@ -87,20 +87,20 @@ def cascade(
     operator: Float[Array, "m d"],
     error: float | Array,
     added: float | Array,
-    told: float | Array,
+    assumed: float | Array,
 ) -> tuple[Float[Array, "d"], Float[Array, "d d"]]:
     """Mean and covariance of what an exact second stage makes of an imperfect first one's output.
 
     The first stage gives y = A x0 + error·z, where A x0 is right; noise of ``added`` goes on top,
-    and the second draws x0 from p(x0 | y + added·z') as if all noise in y were of ``told``.  With
-    told = added and no error this is the data's own law.
+    and the second draws x0 from p(x0 | y + added·z') as if all noise in y were of
+    ``assumed``.  With assumed = added and no error this is the data's own distribution.
 
     Args:
         data: of one component.
         operator: A, to the low resolution.
         error: standard deviation of the first stage's fault, white.
-        added, told: of the augmentation, each sigma/alpha of its level; told > 0 unless A C Aᵀ is
-            not singular.
+        added, assumed: the augmentation's, and the one that the second stage is conditioned on,
+            each sigma/alpha of a level; assumed > 0 unless A C Aᵀ is not singular.
 
     Raises:
         ValueError: for more than one component.
@@ -109,7 +109,7 @@ def cascade(
         raise ValueError(f"cascade is exact for 1 component, got {data.means.shape[0]}")
     c = covariances(data)[0]
     low, white = operator @ c @ operator.T, jnp.eye(operator.shape[0])
-    gain = jnp.linalg.solve(low + told**2 * white, operator @ c).T
+    gain = jnp.linalg.solve(low + assumed**2 * white, operator @ c).T
     seen = low + (error**2 + added**2) * white
     return data.means[0], gain @ seen @ gain.T + c - gain @ operator @ c
 

@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from diffusion_jax.core import (
-    affine_law,
+    exact_moments,
     network_io,
     oracles,
     oracles_conditional,
@@ -30,7 +30,7 @@ def _data():
 
 def _apart(error, added, told):
     law = oracles_conditional.cascade(_data(), jnp.asarray(HALF), error, added, told)
-    return affine_law.divergence(*law, np.zeros(16), HIGH)
+    return exact_moments.gaussian_kl(*law, np.zeros(16), HIGH)
 
 
 def test_told_noise_hides_the_first_stages_faults_and_untold_noise_adds_to_them(x64):
@@ -80,7 +80,7 @@ def test_a_sampled_cascade_has_the_law_of_the_oracle(path):
 
     for added, told in ((0.2, 0.2), (0.3, 0.05)):
         x = np.asarray(run(jax.random.key(1), added, told), np.float64)
-        got = affine_law.divergence(x.mean(0), np.cov(x.T), np.zeros(16), HIGH)
+        got = exact_moments.gaussian_kl(x.mean(0), np.cov(x.T), np.zeros(16), HIGH)
         assert_allclose(got, _apart(error, added, told), rtol=0.1, atol=0.02)
     assert run._cache_size() == 1
 

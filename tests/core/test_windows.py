@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from diffusion_jax.core import affine_law, flow_maps, guidance, oracles, sampling, schedules
+from diffusion_jax.core import exact_moments, flow_maps, guidance, oracles, sampling, schedules
 from diffusion_jax.core.guidance import windows
 from diffusion_jax.core.process import PATHS, Process
 from diffusion_jax.core.solvers.ddim import ddim
@@ -50,7 +50,7 @@ def _law(cover, denoiser=_window):
     variance = np.diag(covariance)
     neighbours = np.diag(covariance, 1) / np.sqrt(variance[1:] * variance[:-1])
     right = 0.9 ** np.abs(np.subtract.outer(np.arange(N), np.arange(N)))
-    apart = affine_law.divergence(np.zeros(N), covariance, np.zeros(N), right)
+    apart = exact_moments.gaussian_kl(np.zeros(N), covariance, np.zeros(N), right)
     return neighbours.min(), variance.min(), apart
 
 

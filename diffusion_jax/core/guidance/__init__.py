@@ -3,9 +3,9 @@
 Three kinds of small functions, each of which composes with all others:
 
 * **who speaks**: ``mix``, ``cfg``, ``chain``, ``autoguidance``, ``perturbed`` weigh predictions
-  for several conditions or by several models; a ``Pair`` (``pair``, ``between``) gives the weak and the strong
-  prediction that a ``Rule`` (``linear``, ``cfg_plus_plus``, ``apg``, ``zero_star``, ``rescaled``)
-  makes one of, by ``guide``;
+  for several conditions or by several models; a ``Pair`` (``pair``, ``between``) gives the weak and
+  the strong prediction that a ``Rule`` (``linear``, ``cfg_plus_plus``, ``apg``, ``zero_star``,
+  ``rescaled``) makes one of, by ``guide``;
 * **when**: any scale is a ``Weight``, a number, a traced array or a function of the level such as
   ``interval``;
 * **what else is known**: ``classifier``, ``reconstruction``, ``moment_matching`` ... wrap a Denoise

@@ -5,13 +5,14 @@ goes with it: panoramas, large pictures, long videos, textures that wrap around.
 one call agree with one x, and so does an average of their predictions: x = alpha·x0 + sigma·eps is
 linear.
 
-What it does to the law is known for Gaussian data (tests/core/test_windows.py).  Of a stationary
-row of 48 numbers, correlation 0.9 between neighbours, drawn by windows of 16: without an overlap
-neighbours across a seam are independent (6.3 nats from the right law); with equal weights they have
-0.63 for windows every 8 (1.6 nats) and 0.81 for windows every 1 (0.25 nats).  Smooth weights are
-worth more than many windows: ``hann`` every 8 gives 0.88 (0.15 nats); larger windows more still.
-Moves from call to call (``jittered``) help where there is little overlap.  No average of windows
-reaches the right law: variances stay below theirs, and what is a window apart is independent.
+For Gaussian data the distribution of the samples is known (tests/core/test_windows.py).  For a
+stationary row of 48 numbers, correlation 0.9 between neighbours, sampled by windows of 16: without
+overlap, neighbours across a seam are independent (KL 6.3 nats); with equal weights their
+correlation is 0.63 for stride 8 (1.6 nats) and 0.81 for stride 1 (0.25 nats).  Smooth weights gain
+more than many windows: ``hann`` at stride 8 gives 0.88 (0.15 nats), and larger windows more still.
+Moving the windows from call to call (``jittered``) helps where they overlap little.  No average of
+windows samples the exact distribution: variances are too small, and numbers further apart than a
+window are nearly independent.
 """
 
 from __future__ import annotations
@@ -172,9 +173,9 @@ def jittered(
     profile: Profile | None = None,
     wrap: Sequence[bool] | None = None,
 ) -> Callable[[NoiseLevel], Windows]:
-    """As ``covering``, moved as a whole by less than a stride, anew at each level: seams wander.
+    """As ``covering``, moved as a whole by less than a stride, anew at each level.
 
-    Along an axis that is cut and does not go round it takes one window more.  A function of the
+    Along an axis that is cut and does not go round it needs one window more.  A function of the
     level, so that a Denoise stays a function; levels of their own count by their mean.
 
     Args:
