@@ -33,7 +33,10 @@ class NoiseLevel(NamedTuple):
         alpha: factor of the data in (1), in [0, 1].
         sigma: factor of the noise in (1), >= 0.
 
-    Each is float32 of shape [], [b] (one level per example) or [n] (a grid, noisiest first).
+    Each is float32 of shape [], or [n] for a grid, noisiest first.  Examples, frames or pixels have
+    levels of their own in shapes that multiply x once axes are appended on the right (``like``):
+    [b], [b, f] beside x of [b, f, h, w, c], [b, h, w, 1] beside x of [b, h, w, c]; a first axis of
+    1 is for all examples, and a grid of them has n before it (``level_maps``).
     """
 
     t: Float[Array, "*n"]
@@ -92,7 +95,8 @@ class Net(Protocol):
     Args of a call:
         params: its parameters.
         x: [b, ...] noisy input, already scaled.
-        time: [b] time features input (what ``Model.time_in`` returns), float32.
+        time: [b] time features input (what ``Model.time_in`` returns), float32; [b, f...] where
+            frames or pixels have levels of their own, for networks that take it.
         cond: conditioning pytree.
         key: dropout key; given exactly while training.
 
@@ -202,7 +206,7 @@ class Recipe(NamedTuple):
 
 
 def like(c: Array, x: Array) -> Array:
-    """Append axes so that a coefficient, [] or [b], multiplies x, [b, ...]."""
+    """Append axes so that a coefficient, [], [b] or [b, f...], multiplies x, [b, f..., ...]."""
     return jax.numpy.reshape(c, jax.numpy.shape(c) + (1,) * (x.ndim - jax.numpy.ndim(c)))
 
 
