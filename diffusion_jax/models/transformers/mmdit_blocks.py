@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.models import primitives
-from diffusion_jax.models.attention import attend
+from diffusion_jax.models.attention import Attend
 from diffusion_jax.models.layers import Dense
 from diffusion_jax.models.text.blocks import MLP, RMSNorm
 from diffusion_jax.models.transformers.dit import modulated
@@ -100,7 +100,7 @@ class JointLayer(nn.Module):
         if self.second:
             shift, scale, gate = of_image[6:]
             again = self._qkv("second_qkv", modulated(image, shift, scale, _EPS))
-            again = attend(*again, self.kind, identity=gates.identity)
+            again = Attend(self.kind, name="second_attend")(*again, None, gates.identity)
             h = _added(h, gate, self._out("second_out", again))
         h = _kept(gates, self._mlp("image_mlp", h, of_mlp), image)
         if self.last:
@@ -118,7 +118,7 @@ class JointLayer(nn.Module):
         )
         # Nobody hears what the text of the last layer would say.
         query = image[0] if self.last else query
-        h = attend(query, key, value, self.kind, mask)
+        h = Attend(self.kind, name="joint_attend")(query, key, value, mask)
         from_image = h[:, :m]
         if identity is not None:
             own = image[2].reshape(from_image.shape)
