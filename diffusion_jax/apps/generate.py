@@ -38,7 +38,7 @@ def generate(
     """Draw x_T, walk it to x_0, decode it.  Pure: jit it over model, shape and solver.
 
     Args:
-        key: randomness of x_T and of the solver.
+        key: randomness of x_T, of the solver and of the decoder.
         model: what params mean.
         params: usually the EMA.
         frozen: parameters of the codec and the encoders.
@@ -59,7 +59,8 @@ def generate(
     denoise = guided(model, params, frozen, cond, guidance_scale, guidance, negative)
     x = prior(of_x, shape, levels) if start is None else start
     x = sample(of_solver, solver, denoise, x, levels, end)
-    return model.codec.decode(frozen, x)
+    # A key beside the two above, which stay what they were.
+    return model.codec.decode(frozen, x, jax.random.fold_in(key, 2))
 
 
 def generate_trajectory(

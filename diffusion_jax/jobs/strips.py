@@ -47,7 +47,8 @@ def save_strip(config: Config, experiment: Experiment, params: Params, path: Pat
     # On the variance exploding path x_t leaves [-1, 1]: show it on the variance preserving scale.
     visible = lambda x: x / jnp.sqrt(levels.alpha**2 + levels.sigma**2)[:, None, None, None]
     decode = jitted(config, experiment.model.codec.decode)
-    shown = lambda x: np.asarray(to_uint8(decode(frozen, x)))
+    of_decoder = jax.random.key(config.sampler.seed)
+    shown = lambda x: np.asarray(to_uint8(decode(frozen, x, of_decoder)))
     rows = [  # data to noise, then noise to data
         ("forward\nx_t", shown(visible(noised))[::-1], times[columns][::-1]),
         ("reverse\nx_t", shown(visible(xs[columns, 0])), times[columns]),
