@@ -47,3 +47,20 @@ def with_concat(net: Net, keys: Sequence[str]) -> Net:
         return net(params, wider, time, rest, key=key)
 
     return concatenated
+
+
+def widen_input(params: Params, count: int, layer: str = "conv_in") -> Params:
+    """Parameters of a network that reads ``count`` more channels, after its own, and ignores them.
+
+    So a network for inpainting or for edits starts from one that only draws (Brooks et al. 2023,
+    section 3.2): its first layer has zeros for the new channels.
+
+    Args:
+        params: of the network, without patches folded into channels.
+        count: of new channels.
+        layer: its first one: "conv_in" of U-Nets, "patches" of transformers.
+    """
+    kernel = jnp.asarray(params[layer]["kernel"])
+    zeros = jnp.zeros((*kernel.shape[:-2], count, kernel.shape[-1]), kernel.dtype)
+    wider = jnp.concatenate([kernel, zeros], axis=-2)
+    return {**params, layer: {**params[layer], "kernel": wider}}

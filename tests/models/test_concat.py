@@ -11,7 +11,8 @@ from diffusion_jax.core import network_io, process, schedules, targets
 from diffusion_jax.core.types import Model
 from diffusion_jax.models.adapter import init_params, net_from_module
 from diffusion_jax.models.autoencoders.codec import IDENTITY
-from diffusion_jax.models.concat import with_concat
+from diffusion_jax.models.concat import widen_input, with_concat
+from diffusion_jax.models.transformers.dit import DiT
 from diffusion_jax.models.unet.control import ControlNet, control_from_module, with_control
 from diffusion_jax.models.unet.text_unet import TextUNet
 
@@ -90,6 +91,30 @@ def test_a_control_beside_it_reads_x_alone(params):
     out = steered({"net": params, "control": (own,)}, X, TIME, COND | {"hint": (hint,)})
     plain = quick(net)(params, X, TIME, COND)
     assert out.shape == plain.shape and np.abs(out - plain).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("net", "layer", "cond"),
+    [(UNET, "conv_in", TEXT), (DiT(width=8, depth=1, heads=2, out_channels=4), "patches", {})],
+)
+def test_a_widened_network_ignores_the_new_channels_and_learns_them(net, layer, cond):
+    shapes = jax.eval_shape(lambda k: init_params(net, k, X.shape, cond), jax.random.key(0))
+    rng = np.random.default_rng(0)
+    own = jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(np.float32), shapes)
+    run = net_from_module(net)
+    plain = quick(run)(own, X, TIME, cond)
+    both = with_concat(run, ("mask", "masked"))
+    more = cond | {"mask": MASK, "masked": MASKED}
+
+    @quick
+    def value_and_slope(params):
+        f = lambda params: both(params, X, TIME, more)
+        return f(params), jax.grad(lambda params: (f(params) ** 2).sum())(params)
+
+    out, slope = value_and_slope(widen_input(own, 5, layer))
+    assert_allclose(out, plain, rtol=1e-5, atol=1e-6)
+    new = slope[layer]["kernel"][..., 4:, :]
+    assert new.shape[-2] == 5 and all(np.any(new[..., i, :]) for i in range(5))
 
 
 @pytest.mark.parametrize(
