@@ -74,7 +74,7 @@ class JointLayer(nn.Module):
         self,
         image: Float[Array, "b m c"],
         text: Float[Array, "b n c"],
-        emb: Float[Array, "b d"],
+        emb: Float[Array, "b 1 d"],
         mask: Bool[Array, "b k"] | None = None,
         gates: Gates = OPEN,
     ) -> tuple[Array, Array]:
@@ -83,7 +83,7 @@ class JointLayer(nn.Module):
         Args:
             image: [b, m, c].
             text: [b, n, c].
-            emb: the activated embedding.
+            emb: the activated embedding, of all tokens.
             mask: [b, m + n], False for tokens that nobody may see; None keeps all.
             gates: of the hooks.
 
@@ -126,7 +126,7 @@ class JointLayer(nn.Module):
         return from_image, h[:, m:]
 
     def _modulation(self, name: str, parts: int, x: Array, emb: Array) -> list[Array]:
-        """So many vectors [b, c], float32."""
+        """So many vectors [b, 1, c], float32."""
         dense = Dense(parts * x.shape[-1], kernel_init=_ZEROS, name=name)
         return jnp.split(dense(emb), parts, axis=-1)
 
@@ -143,7 +143,7 @@ class JointLayer(nn.Module):
 
 
 def _added(x: Array, gate: Array, h: Array) -> Array:
-    return x + (gate[:, None] * h).astype(x.dtype)
+    return x + (gate * h).astype(x.dtype)
 
 
 def _kept(gates: Gates, new: Array, old: Array) -> Array:
