@@ -40,7 +40,7 @@ def with_image_tokens(net: Net, select: str = CROSS_ATTENTION) -> Net:
         net: the network; not jitted by itself.
         select: regex of the attentions that read the image: in SDXL's U-Net, where style and
             layout are told to different blocks, perhaps those of one block alone.  The parameters
-            may have more than these.
+            may have more than these.  In MMDiT's joint attention the text's tokens ask as well.
 
     Returns:
         A Net with params {"net": ..., "image_tokens": see ``init_image_tokens``}, whose cond also

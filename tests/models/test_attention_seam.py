@@ -195,11 +195,15 @@ def test_keys_of_another_picture_may_be_added():
     assert np.abs(run(longer(jnp.array([1, 0]))) - plain).max() > 1e-3
 
 
-def test_the_interception_ends_with_the_call():
-    net, both, params = adapted("dit")
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_the_interception_ends_with_the_call(remat):
+    """Nor does a trace that something remembers outlive it."""
+    net, both, params = adapted("dit", remat=remat)
     plain = net(params["net"], X, TIME, {})
-    both(params, X, TIME, PICTURE)
+    steered = both(params, X, TIME, PICTURE)
     assert_array_equal(net(params["net"], X, TIME, {}), plain)
+    assert_array_equal(both(params, X, TIME, PICTURE), steered)
+    assert np.abs(steered - plain).max() > 1e-3
 
 
 def test_an_adapter_may_start_from_the_kernels_of_the_text():
