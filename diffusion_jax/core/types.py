@@ -111,13 +111,24 @@ class Net(Protocol):
 class Codec(NamedTuple):
     """Between pixels in [-1, 1] and the space that diffusion runs in: identity, or a VAE.
 
+    A *raw* latent is what the autoencoder itself makes of pixels; x0 is that, scaled.  A network
+    may want a picture of its condition encoded in another way than x0: see ``core.encodings``.
+
     Attributes:
-        encode: (frozen params, pixels [b, h, w, c], key) -> x0.
-        decode: (frozen params, x0) -> pixels.
+        encode: (frozen params, pixels [b, h, w, c], key) -> x0, as the model is trained on it.
+        decode: (frozen params, x0, key) -> pixels; the key is for decoders that draw, and every
+            other decoder ignores it.
+        posterior: (frozen params, pixels) -> (mean, standard deviation) of the raw latent, in its
+            shape; a deviation of 0 where there is nothing to draw.
+        scale: raw latent -> x0.
+        unscale: x0 -> raw latent.
     """
 
     encode: Callable[[Params, Array, Array], Array]
-    decode: Callable[[Params, Array], Array]
+    decode: Callable[[Params, Array, Array], Array]
+    posterior: Callable[[Params, Array], tuple[Array, Array]]
+    scale: Callable[[Array], Array]
+    unscale: Callable[[Array], Array]
 
 
 class Model(NamedTuple):

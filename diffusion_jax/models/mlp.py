@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from diffusion_jax.models.embeddings import ConditionEmbedding, sinusoidal
 from diffusion_jax.models.layers import Dense
 from diffusion_jax.models.primitives import silu
+from diffusion_jax.models.unet.plan import check_time
 
 
 class MLP(nn.Module):
@@ -40,8 +41,13 @@ class MLP(nn.Module):
         *,
         train: bool = False,
     ) -> Float[Array, "b out"]:
-        """Run it; ``train`` changes nothing, as there is no dropout.  Zero at initialisation."""
+        """Run it; ``train`` changes nothing, as there is no dropout.  Zero at initialisation.
+
+        Raises:
+            ValueError: for another time than one for each example, or an unknown cond key.
+        """
         del train
+        check_time(type(self).__name__, time.shape)
         features = partial(sinusoidal, max_period=1e4)
         embed = ConditionEmbedding(
             self.width, 64, features, self.num_classes, tuple(self.scalars), name="embed"

@@ -30,7 +30,7 @@ from diffusion_jax.core.types import (
     Report,
 )
 from diffusion_jax.core.weighting import Weight, log_uncertainty, with_uncertainty
-from diffusion_jax.recipes.inputs import encode, encode_and_drop
+from diffusion_jax.recipes.inputs import Dropout, encode, encode_and_drop
 
 
 class Noised(NamedTuple):
@@ -118,7 +118,7 @@ def diffusion(
     init_net: Callable[[Array, Array, Any], Params],
     proposal: Proposal,
     terms: Sequence[Term],
-    condition_dropout: float = 0.0,
+    condition_dropout: Dropout = 0.0,
     noise_offset: float = 0.0,
 ) -> Recipe:
     """The recipe of every diffusion and flow-matching model.
@@ -128,7 +128,8 @@ def diffusion(
         init_net: (key, x [b, ...], cond) -> the network's parameters.
         proposal: how levels are drawn; its state is the recipe's carry.
         terms: summands of the loss.
-        condition_dropout: share of examples whose condition is emptied, for guidance.
+        condition_dropout: share of examples whose condition is emptied, for guidance; or which
+            slots of it are, how often.
         noise_offset: standard deviation of a shift of each channel's noise, the same at all places,
             which teaches an eps-predicting model to change an image's mean (Guttenberg 2023).
 

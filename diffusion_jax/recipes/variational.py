@@ -30,7 +30,7 @@ from diffusion_jax.core.types import (
     Recipe,
     Report,
 )
-from diffusion_jax.recipes.inputs import encode, encode_and_drop
+from diffusion_jax.recipes.inputs import Dropout, encode, encode_and_drop
 
 
 def variational(
@@ -40,7 +40,7 @@ def variational(
     process_of: Callable[[Params], Process],
     proposal: Proposal,
     decoder: Decoder,
-    condition_dropout: float = 0.0,
+    condition_dropout: Dropout = 0.0,
 ) -> Recipe:
     """The recipe of a model whose process has parameters.
 
@@ -51,7 +51,8 @@ def variational(
         process_of: the schedule's parameters -> Process.
         proposal: how t is drawn, uniformly in (0, 1); without importance weights.
         decoder: of the cleanest level; one without a network, as it must move the ends alone.
-        condition_dropout: share of examples whose condition is emptied, for guidance.
+        condition_dropout: share of examples whose condition is emptied, for guidance; or which
+            slots of it are, how often.
 
     Returns:
         A Recipe over params {"net": ..., "schedule": ...}; its loss is in nats per dimension.

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax.core import network_io, process, proposals, schedules, targets, weighting
-from diffusion_jax.core.types import Codec, Context, Model
+from diffusion_jax.core.types import Context, Model
+from diffusion_jax.models.autoencoders.codec import IDENTITY
 from diffusion_jax.recipes import diffusion as recipe
 
 B, D = 4096, 3
@@ -19,7 +20,7 @@ def model_of(net, schedule=None, target=None):
         target=target or targets.eps(),
         scale_in=network_io.unit(),
         time_in=network_io.log_snr(),
-        codec=Codec(lambda frozen, x, key: x, lambda frozen, x: x),
+        codec=IDENTITY,
         condition=lambda frozen, batch: {"label": batch["label"]},
         null=lambda frozen, cond: {"label": jnp.full_like(cond["label"], -1)},
     )

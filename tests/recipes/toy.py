@@ -11,9 +11,10 @@ from diffusion_jax.core import ema as averages
 from diffusion_jax.core import flow_maps, network_io, oracles, process, sampling, schedules, targets
 from diffusion_jax.core.process import Process
 from diffusion_jax.core.solvers import SOLVERS
-from diffusion_jax.core.types import Codec, Context, Model
+from diffusion_jax.core.types import Context, Model
 from diffusion_jax.evaluate.distances import sliced_wasserstein
 from diffusion_jax.models.adapter import net_from_module
+from diffusion_jax.models.autoencoders.codec import IDENTITY
 from diffusion_jax.models.mlp import MLP
 from diffusion_jax.train import optimizer
 from diffusion_jax.train.state import new_state
@@ -28,7 +29,7 @@ def model_of(net, process, target, time_in=None, scale_in=None, labels=False):
         target=target,
         scale_in=scale_in or (lambda level: jnp.ones_like(level.alpha)),
         time_in=time_in or (lambda level: level.log_snr),
-        codec=Codec(lambda frozen, x, key: x, lambda frozen, x: x),
+        codec=IDENTITY,
         condition=lambda frozen, batch: {"label": batch["label"]} if labels else {},
         null=lambda frozen, cond: jax.tree.map(lambda leaf: jnp.full_like(leaf, 99), cond),
     )

@@ -40,6 +40,10 @@ class Posterior(NamedTuple):
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         return self.mean + jnp.exp(0.5 * self.log_var) * noise
 
+    def moments(self) -> tuple[Array, Array]:
+        """The mean and the standard deviation, [b, h, w, z] each."""
+        return self.mean, jnp.exp(0.5 * self.log_var)
+
     def kl(self) -> Float[Array, " b"]:
         """KL to N(0, I) in nats, summed over the code (Kingma & Welling 2014, appendix B)."""
         each = jnp.square(self.mean) + jnp.exp(self.log_var) - 1.0 - self.log_var
@@ -69,6 +73,10 @@ class Quantised(NamedTuple):
         """The entries, as a posterior's draw: there is nothing to draw."""
         del key
         return self.z
+
+    def moments(self) -> tuple[Array, Array]:
+        """The entries, and a deviation of 0."""
+        return self.z, jnp.zeros_like(self.z)
 
 
 class _Autoencoder(nn.Module):

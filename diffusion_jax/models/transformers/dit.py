@@ -61,17 +61,23 @@ def positions(
 
 
 def modulated(
-    x: Float[Array, "b n c"], shift: Float[Array, "b c"], scale: Float[Array, "b c"], eps: float
+    x: Float[Array, "b n c"],
+    shift: Float[Array, "b #n c"],
+    scale: Float[Array, "b #n c"],
+    eps: float,
 ) -> Float[Array, "b n c"]:
-    """layer_norm(x)·(1 + scale) + shift, without an affine map of its own; float32 inside."""
+    """layer_norm(x)·(1 + scale) + shift, without an affine map of its own; float32 inside.
+
+    What modulates is [b, 1, c] for all tokens of an example, or [b, n, c] for each.
+    """
     ones, zeros = jnp.ones(x.shape[-1]), jnp.zeros(x.shape[-1])
     normed = primitives.layer_norm(x, ones, zeros, eps).astype(jnp.float32)
-    return (normed * (1 + scale[:, None]) + shift[:, None]).astype(x.dtype)
+    return (normed * (1 + scale) + shift).astype(x.dtype)
 
 
 def read_out(
     tokens: Float[Array, "b n c"],
-    emb: Float[Array, "b d"],
+    emb: Float[Array, "b #n d"],
     size: tuple[int, int],
     patch: int,
     channels: int,
@@ -83,7 +89,7 @@ def read_out(
 
     Args:
         tokens: [b, n, c].
-        emb: the activated embedding.
+        emb: the activated embedding, of all tokens or of each.
         size: of the image.
         patch: side of the square that a token stands for.
         channels: of the image.
@@ -95,6 +101,16 @@ def read_out(
     out = Dense(patch**2 * channels, dtype, kernel_init=_ZEROS, name="proj_out")(tokens)
     grid = (out.shape[0], *(n // patch for n in size), out.shape[-1])
     return primitives.depth_to_space(out.reshape(grid), patch).astype(jnp.float32)
+
+
+def _times(time: Array, grid: tuple[int, int]) -> Float[Array, "b #n"]:
+    """One time for all tokens of an example, [b, 1], or one for each of the grid, [b, n]."""
+    if time.shape[1:] not in ((), grid, (grid[0] * grid[1],)):
+        raise ValueError(
+            f"DiT was given times of shape {time.shape}: give one for each example, [b], or one "
+            f"for each of its {grid[0]}x{grid[1]} patches, {(time.shape[0], *grid)}."
+        )
+    return time.reshape(time.shape[0], -1)
 
 
 class DiTLayer(nn.Module):
@@ -118,9 +134,9 @@ class DiTLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n c"], emb: Float[Array, "b d"], gates: Gates = OPEN
+        self, x: Float[Array, "b n c"], emb: Float[Array, "b #n d"], gates: Gates = OPEN
     ) -> Float[Array, "b n c"]:
-        """[b, n, c], the activated embedding [b, d] -> [b, n, c]."""
+        """[b, n, c], the activated embedding of all tokens or of each -> [b, n, c]."""
         c, start = x.shape[-1], x
         parts = Dense(6 * c, kernel_init=_ZEROS, name="modulation")(emb)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(parts, 6, axis=-1)
@@ -129,10 +145,10 @@ class DiTLayer(nn.Module):
             self.heads, self.dtype, use_bias=True, attention=self.kind, name="attention"
         )
         h = attention(h, identity=gates.identity)
-        x = x + (gate[:, None] * h).astype(x.dtype)
+        x = x + (gate * h).astype(x.dtype)
         h = modulated(x, mlp_shift, mlp_scale, self.mlp_eps)
         h = _MLP(round(self.mlp_ratio * c), self.dropout, self.dtype, name="mlp")(h)
-        x = x + (mlp_gate[:, None] * h).astype(x.dtype)
+        x = x + (mlp_gate * h).astype(x.dtype)
         return x if gates.skip is None else primitives.gated(gates.skip, x, start)
 
 
@@ -190,7 +206,7 @@ class DiT(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        time: Float[Array, " b"],
+        time: Float[Array, "b *n"],
         cond: Mapping[str, Any],
         *,
         train: bool = False,
@@ -199,7 +215,8 @@ class DiT(nn.Module):
 
         Args:
             x: scaled noisy input; h and w must be multiples of ``patch``.
-            time: [b]; the published networks take the discrete time index.
+            time: [b], or one for each token, [b, h / patch, w / patch] or row by row [b, n]; the
+                published networks take the discrete time index.
             cond: {"label": int [b]}, or {} for the null class or a net without labels; float [b]
                 for each of ``scalars``; and for guidance the gates of ``UNet``, a column for each
                 layer.
@@ -209,8 +226,8 @@ class DiT(nn.Module):
             float32, zero at initialisation.
 
         Raises:
-            ValueError: for a size that patches do not cover, an unknown cond key, or gates of
-                another shape.
+            ValueError: for a size that patches do not cover, an unknown cond key, or times or
+                gates of another shape.
         """
         check_size(x.shape[1], x.shape[2], self.patch, 0)
         check_name("remat", self.remat, REMATS)
@@ -219,8 +236,9 @@ class DiT(nn.Module):
         told = {key: value for key, value in cond.items() if key not in HOOKS}
         features = partial(TIME_FEATURES["sinusoidal"], **(self.time_options or {}))
         parts = (self.width, FREQUENCIES, features, self.num_classes, tuple(self.scalars))
-        emb = primitives.silu(ConditionEmbedding(*parts, name="embed")(time, told))
         h, w = x.shape[1] // self.patch, x.shape[2] // self.patch
+        times = _times(time, (h, w))
+        emb = primitives.silu(ConditionEmbedding(*parts, name="embed")(times, told))
         tokens = PatchEmbedding(self.width, self.patch, self.dtype, True, name="patches")(x)
         tokens = tokens + positions(h, w, self.width).astype(tokens.dtype)
         for name in self.blocks:

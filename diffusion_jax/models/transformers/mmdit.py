@@ -25,7 +25,7 @@ from diffusion_jax.models.layers import Dense, PatchEmbedding
 from diffusion_jax.models.transformers.dit import FREQUENCIES, positions, read_out
 from diffusion_jax.models.transformers.mmdit_blocks import QK_NORMS, JointLayer
 from diffusion_jax.models.unet.blocks import HOOKS, REMATS, read_gates
-from diffusion_jax.models.unet.plan import check_keys, check_name, check_size
+from diffusion_jax.models.unet.plan import check_keys, check_name, check_size, check_time
 from diffusion_jax.models.unet.text_blocks import AddedEmbedding, Text
 
 
@@ -148,12 +148,13 @@ class MMDiT(nn.Module):
         Raises:
             ValueError: for a size that patches do not cover or that is beyond the positions, an
                 unknown name, heads that do not divide the width, a cond key that is missing or
-                unknown, or gates of another shape.
+                unknown, gates of another shape, or another time than one for each example.
         """
         self._check(x, cond)
+        check_time(type(self).__name__, time.shape)
         dtype, size = jnp.dtype(self.dtype), (x.shape[1], x.shape[2])
         gates = read_gates(cond, x.shape[0], self.attention_layers, self.blocks)
-        emb = primitives.silu(self._embed(time, cond))
+        emb = primitives.silu(self._embed(time, cond))[:, None]
         tokens = PatchEmbedding(self.width, self.patch, dtype, True, name="patches")(x)
         tokens = tokens + self._positions(size).astype(dtype)
         states, mask = Text.of(cond)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.models import primitives
-from diffusion_jax.models.attention import attend
+from diffusion_jax.models.attention import Attend
 from diffusion_jax.models.layers import Dense
 from diffusion_jax.models.text.blocks import MLP, RMSNorm
 from diffusion_jax.models.transformers.dit import modulated
@@ -74,7 +74,7 @@ class JointLayer(nn.Module):
         self,
         image: Float[Array, "b m c"],
         text: Float[Array, "b n c"],
-        emb: Float[Array, "b d"],
+        emb: Float[Array, "b 1 d"],
         mask: Bool[Array, "b k"] | None = None,
         gates: Gates = OPEN,
     ) -> tuple[Array, Array]:
@@ -83,7 +83,7 @@ class JointLayer(nn.Module):
         Args:
             image: [b, m, c].
             text: [b, n, c].
-            emb: the activated embedding.
+            emb: the activated embedding, of all tokens.
             mask: [b, m + n], False for tokens that nobody may see; None keeps all.
             gates: of the hooks.
 
@@ -100,7 +100,7 @@ class JointLayer(nn.Module):
         if self.second:
             shift, scale, gate = of_image[6:]
             again = self._qkv("second_qkv", modulated(image, shift, scale, _EPS))
-            again = attend(*again, self.kind, identity=gates.identity)
+            again = Attend(self.kind, name="second_attend")(*again, None, gates.identity)
             h = _added(h, gate, self._out("second_out", again))
         h = _kept(gates, self._mlp("image_mlp", h, of_mlp), image)
         if self.last:
@@ -118,7 +118,7 @@ class JointLayer(nn.Module):
         )
         # Nobody hears what the text of the last layer would say.
         query = image[0] if self.last else query
-        h = attend(query, key, value, self.kind, mask)
+        h = Attend(self.kind, name="joint_attend")(query, key, value, mask)
         from_image = h[:, :m]
         if identity is not None:
             own = image[2].reshape(from_image.shape)
@@ -126,7 +126,7 @@ class JointLayer(nn.Module):
         return from_image, h[:, m:]
 
     def _modulation(self, name: str, parts: int, x: Array, emb: Array) -> list[Array]:
-        """So many vectors [b, c], float32."""
+        """So many vectors [b, 1, c], float32."""
         dense = Dense(parts * x.shape[-1], kernel_init=_ZEROS, name=name)
         return jnp.split(dense(emb), parts, axis=-1)
 
@@ -143,7 +143,7 @@ class JointLayer(nn.Module):
 
 
 def _added(x: Array, gate: Array, h: Array) -> Array:
-    return x + (gate[:, None] * h).astype(x.dtype)
+    return x + (gate * h).astype(x.dtype)
 
 
 def _kept(gates: Gates, new: Array, old: Array) -> Array:

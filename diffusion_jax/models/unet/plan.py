@@ -126,6 +126,24 @@ def check_size(height: int, width: int, patch: int, halvings: int) -> None:
     )
 
 
+def check_time(network: str, shape: Sequence[int]) -> None:
+    """Refuse a time for each pixel, frame or token where a network reads one for each example.
+
+    Args:
+        network: its name.
+        shape: of the time.
+
+    Raises:
+        ValueError: naming the network and the shape.
+    """
+    if len(shape) != 1:
+        raise ValueError(
+            f"{network} reads one time for each example, [b], but was given {tuple(shape)}: give "
+            "all of an example one noise level, or take a network that reads a time for each "
+            "token, such as DiT."
+        )
+
+
 def check_name(field: str, name: str, known: Collection[str]) -> None:
     """Refuse a name that is not in a table.
 

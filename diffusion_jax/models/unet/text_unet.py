@@ -27,6 +27,7 @@ from diffusion_jax.models.unet.plan import (
     check_keys,
     check_name,
     check_size,
+    check_time,
     down_widths,
     per_level,
     up_widths,
@@ -137,6 +138,7 @@ class TextEncoderSide(nn.Module):
 
     def _embed(self, time: Array, cond: Mapping[str, Any]) -> Array:
         """The activated embedding, float32 [b, d]."""
+        check_time(type(self).__name__, time.shape)
         dim = self.time_dim or 4 * self.channels
         features = partial(TIME_FEATURES[self.time_features], **(self.time_options or {}))
         told = {"label": cond["label"]} if self.num_classes else {}
@@ -229,7 +231,8 @@ class TextUNet(TextEncoderSide):
 
         Raises:
             ValueError: for a size that cannot be halved, an unknown name, a cond key that is
-                missing or unknown, or gates or a control of another shape.
+                missing or unknown, gates or a control of another shape, or another time than one
+                for each example.
         """
         check_size(x.shape[1], x.shape[2], self.patch, len(self.channel_mults) - 1)
         x = space_to_depth(x, self.patch)

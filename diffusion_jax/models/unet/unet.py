@@ -36,6 +36,7 @@ from diffusion_jax.models.unet.plan import (
     block_names,
     check_name,
     check_size,
+    check_time,
     down_widths,
     per_level,
     runs,
@@ -134,10 +135,11 @@ class UNet(nn.Module):
             float32, zero at initialisation.
 
         Raises:
-            ValueError: for a size that cannot be halved, an unknown name or cond key, or gates of
-                another shape.
+            ValueError: for a size that cannot be halved, an unknown name or cond key, gates of
+                another shape, or another time than one for each example.
         """
         self._check(x)
+        check_time(type(self).__name__, time.shape)
         style, features = self._style(train), self.features
         gates = self._gates(cond, x.shape[0])
         inputs = {key: value for key, value in cond.items() if key not in HOOKS}

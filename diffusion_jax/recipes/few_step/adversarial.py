@@ -113,7 +113,7 @@ def of_pixels(
 
     def seen(frozen: Params, key: Array, x0: Array, cond: Cond) -> list[Array]:
         del cond
-        pixels = model.codec.decode(frozen, x0)
+        pixels = model.codec.decode(frozen, x0, jax.random.fold_in(key, 1))
         pixels += noise * jax.random.normal(key, pixels.shape, pixels.dtype)
         return list(features(frozen["perceptual"], pixels))
 

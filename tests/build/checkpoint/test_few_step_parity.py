@@ -105,7 +105,7 @@ class Case:
             x, _ = solver.step(jax.random.key(0), denoise, x, level(i), level(i + 1), ())
         assert own["end"] == "clean"
         x0 = denoise(x, level(-1)).x0
-        return np.asarray(to_uint8(self.decode(weights.frozen, x0)), np.float32)
+        return np.asarray(to_uint8(self.decode(weights.frozen, x0, jax.random.key(0))), np.float32)
 
     def job(self, **changes):
         """The sampling command's image of seed 3, and the noise that it starts from."""
