@@ -17,7 +17,12 @@ def encode(model: Model, frozen: Any, batch: dict[str, Array], key: Array) -> tu
 
 
 def encode_and_drop(
-    model: Model, frozen: Any, batch: dict[str, Array], rate: float, of_codec: Array, of_drop: Array
+    model: Model,
+    frozen: Any,
+    batch: dict[str, Array],
+    rate: float,
+    codec_key: Array,
+    drop_key: Array,
 ) -> tuple[Array, Any]:
     """``encode``, with the null condition in place of a share of conditions.
 
@@ -28,11 +33,11 @@ def encode_and_drop(
         rate: probability that an example's condition is dropped, in [0, 1].
         of_codec, of_drop: keys.
     """
-    x0, cond = encode(model, frozen, batch, of_codec)
-    drop = jax.random.bernoulli(of_drop, rate, x0.shape[:1])
-    return x0, emptied(drop, cond, model.null(frozen, cond))
+    x0, cond = encode(model, frozen, batch, codec_key)
+    drop = jax.random.bernoulli(drop_key, rate, x0.shape[:1])
+    return x0, drop_condition(drop, cond, model.null(frozen, cond))
 
 
-def emptied(drop: Array, cond: Any, null: Any) -> Any:
+def drop_condition(drop: Array, cond: Any, null: Any) -> Any:
     """``null`` in place of the conditions of the examples that ``drop``, bool [b], marks."""
     return jax.tree.map(lambda n, c: jnp.where(like(drop, c), n, c), null, cond)

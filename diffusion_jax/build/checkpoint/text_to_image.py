@@ -157,7 +157,7 @@ def text_to_image(
     )
     if unet.module.guidance_features:
         reads = students.bounded(boundary_of(checkpoint.scheduler))
-        model = model._replace(student=students.told(reads))
+        model = model._replace(student=students.with_scale(reads))
     texts = tuple(part.params for part in checkpoint.text_encoders)
     factor, sample = vae.module.factor, checkpoint.configs["unet"].get("sample_size") or 64
     return TextToImage(
