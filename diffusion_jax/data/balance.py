@@ -20,7 +20,7 @@ def groups_of(captions: Sequence[str], words: str) -> list[np.ndarray]:
     """Groups of examples whose captions are equal up to some words, as indices.
 
     Args:
-        captions: of all examples.
+        captions: captions of all examples.
         words: a regular expression; its matches are what variants of one thing differ by.
 
     Raises:

@@ -99,7 +99,7 @@ def vq(
     Args:
         entries, width: shape of the codebook, ``params["codebook"]``.
         beta: weight of the commitment.
-        weight: of the whole loss.
+        weight: weight of the whole loss.
         revive: weight of the pull on dead entries, 0 for none.
         decay: decay of the moving average of the shares.
         dead: see above, in [0, 1).

@@ -43,7 +43,7 @@ def init(key: Array, params: Params, rank: int, targets: str = ATTENTION) -> Fac
     """Factors that change nothing yet: down ~ N(0, 1/m) over its m inputs, up 0; float32.
 
     Args:
-        key: of down.
+        key: key of down.
         params: the weights, or their shapes.
         rank: r, at least 1; above the smaller side of a kernel it adds nothing.
         targets: regex searched in the paths of params.

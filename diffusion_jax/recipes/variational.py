@@ -45,13 +45,13 @@ def variational(
     """The recipe of a model whose process has parameters.
 
     Args:
-        model: what is trained, with any process.
+        model: the model to train, with any process.
         init_net: (key, x [b, ...], cond) -> the network's parameters.
-        init_schedule: () -> the schedule's.
+        init_schedule: () -> the schedule's parameters.
         process_of: the schedule's parameters -> Process.
         proposal: how t is drawn, uniformly in (0, 1); without importance weights.
-        decoder: of the cleanest level; one without a network, as it must move the ends alone.
-        condition_dropout: share of examples whose condition is emptied, for guidance.
+        decoder: decoder at the cleanest level, without a network: it must move the ends alone.
+        condition_dropout: share of examples that get the null condition, for guidance.
 
     Returns:
         A Recipe over params {"net": ..., "schedule": ...}; its loss is in nats per dimension.
@@ -117,5 +117,5 @@ def rows_at(process: Process, t: Array) -> tuple[Array, Array]:
 
 
 def no_network(x: Array, level: NoiseLevel) -> Prediction:
-    """Stands where a decoder must not ask the network."""
+    """In place of the network where a decoder must not use it."""
     raise ValueError("the decoder of a learned schedule must not need the network's prediction")

@@ -84,7 +84,7 @@ class Checkpoints:
         failed save leaves earlier checkpoints intact and is a warning, as the next may succeed.
 
         Args:
-            state: of any sharding.
+            state: state of any sharding.
             config: the resolved config, of JSON's types.
 
         Raises:

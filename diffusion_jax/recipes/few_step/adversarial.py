@@ -65,7 +65,7 @@ def adversarial(
         ratio: the student is updated in the last of so many steps.
         distillation_weight: λ.
         draw_levels: levels of the distillation term; None for ``players.uniform_levels()``.
-        clip: of the student's output, such as ``bounds.clip_to()``.
+        clip: clipping of the student's output, such as ``bounds.clip_to()``.
 
     Returns:
         A Recipe over params {"net": ..., "discriminator": ...}.

@@ -108,7 +108,7 @@ def consistency(
             student has to wrap its denoiser with it (``flow_maps.bounded``).
         extra_cond: what the student is conditioned on beside the batch's condition.
         condition_dropout: share of examples that get the null condition.
-        clip: of both f before they are compared, such as ``bounds.clip_to()``.
+        clip: clipping of both f before the comparison, such as ``bounds.clip_to()``.
 
     Returns:
         A Recipe over params {"net": ...}.

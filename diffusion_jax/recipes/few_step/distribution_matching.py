@@ -73,7 +73,7 @@ def distribution_matching(
         distance: d; None for the squared distance.
         draw_levels: levels of (1) and of the fake score's training; None for
             ``players.uniform_levels()``.
-        clip: of the student's output, such as ``bounds.clip_to()``.
+        clip: clipping of the student's output, such as ``bounds.clip_to()``.
 
     Returns:
         A Recipe over params {"net": ..., "fake": ...}.

@@ -67,7 +67,7 @@ def improved_distribution_matching(
         draw_levels: levels of D_KL and of the fake score's training; None for
             ``players.uniform_levels()``.
         draw_discriminator_levels: levels that D sees; None for all of them.
-        clip: of the student's output, such as ``bounds.clip_to()``.
+        clip: clipping of the student's output, such as ``bounds.clip_to()``.
 
     Returns:
         A Recipe over params {"net": ..., "fake": ..., "discriminator": ...}.

@@ -28,7 +28,7 @@ def teacher_features(model: Model, features: Features, draw_levels: DrawLevels) 
 
     Args:
         model: the teacher's.
-        features: of its network (``critics.network_features``).
+        features: features of its network (``critics.network_features``).
         draw_levels: the levels, such as ``logit_normal()``.
     """
 

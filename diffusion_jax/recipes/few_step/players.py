@@ -183,7 +183,7 @@ def normaliser(generated: Array, x0: Array, minimum: float = 1e-5) -> Array:
     Args:
         generated: the student's output.
         x0: the teacher's x0 at the noised output.
-        minimum: of the result.
+        minimum: lower bound of the result.
 
     Returns:
         [b, 1 ...].

@@ -55,7 +55,7 @@ def score_identity(
         a: as in (1); 1 to 1.2 in the paper.
         draw_levels: levels of (1) and of the fake score's training; None for
             ``players.uniform_levels()``.
-        clip: of the student's output, such as ``bounds.clip_to()``.
+        clip: clipping of the student's output, such as ``bounds.clip_to()``.
 
     Returns:
         A Recipe over params {"net": ..., "fake": ...}; of the data only cond is used.
