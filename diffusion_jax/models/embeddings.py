@@ -19,7 +19,7 @@ from diffusion_jax.models.layers import Dense
 from diffusion_jax.models.primitives import silu
 
 GUIDANCE = "guidance_scale"
-"""The key of cond by which a network is told its guidance."""
+"""The key of cond with the guidance scale that a network is conditioned on."""
 
 
 def sinusoidal(
@@ -62,7 +62,7 @@ def fourier(
     """Fourier features with Gaussian frequencies (Tancik et al. 2020), for time inputs of order 1.
 
     The frequencies are the dim // 2 midpoint quantiles of N(0, bandwidth²) instead of a random
-    draw: the same spectrum, reproducible, and nothing to store with the weights.
+    draw: the same spectrum, reproducible, with nothing to store beside the weights.
 
     Args:
         time: [b, ...]; computed in float32.
@@ -96,8 +96,8 @@ class ConditionEmbedding(nn.Module):
         features: (time [b, ...], feature_dim) -> [b, ..., feature_dim].
         num_classes: labels are 0 ... num_classes - 1, and num_classes is the null class; 0 for a
             network without labels.
-        scalars: keys of cond that hold more numbers to be told, such as "end" and
-            "guidance_scale"; nothing is heard of them at initialisation.
+        scalars: keys of cond with further scalar conditions, such as "end" and "guidance_scale";
+            at initialisation they have no effect.
         guidance_features: 0, or the number of features of cond["guidance_scale"] whose linear map
             is added to time's, as in latent consistency models (Luo et al. 2023, section 4.2).
     """
@@ -121,8 +121,8 @@ class ConditionEmbedding(nn.Module):
                 "guidance_scale" with ``guidance_features``.
 
         Raises:
-            ValueError: if cond has a key that this network has no use for, or lacks a scalar, or
-                for labels that are not integers.
+            ValueError: if cond has a key that this network does not use, or lacks a scalar, or for
+                labels that are not integers.
         """
         known = ({"label"} if self.num_classes else set()) | set(self.scalars)
         known |= {GUIDANCE} if self.guidance_features else set()
@@ -133,7 +133,7 @@ class ConditionEmbedding(nn.Module):
             )
         h = self.features(time.astype(jnp.float32), self.feature_dim)
         if self.guidance_features:
-            # Of w = scale - 1, in thousandths, sines first: the authors' code.
+            # Features of w = scale - 1, in thousandths, sines first, as in the authors' code.
             w = 1000 * (cond[GUIDANCE].astype(jnp.float32) - 1)
             told = sinusoidal(w, self.guidance_features, cos_first=False, shift=1.0)
             h = h + _for_all(Dense(self.feature_dim, use_bias=False, name="guidance")(told), h)
@@ -142,7 +142,7 @@ class ConditionEmbedding(nn.Module):
         for name in self.scalars:
             if name not in cond:
                 raise ValueError(
-                    f"cond lacks {name!r}, which this network (scalars={self.scalars}) is told: "
+                    f"cond lacks {name!r}, which this network (scalars={self.scalars}) needs: "
                     "sample it with the recipe's own sampler, or give the number, float [b]."
                 )
             h = h + _for_all(ScalarEmbedding(self.dim, self.feature_dim, name=name)(cond[name]), h)
@@ -158,7 +158,7 @@ def _for_all(vector: Float[Array, "b dim"], h: Float[Array, "b *n dim"]) -> Arra
 
 
 class ScalarEmbedding(nn.Module):
-    """A number -> a vector that is 0 at initialisation, so a trained network may gain an input."""
+    """A number -> a vector, 0 at initialisation: a trained network can get another input."""
 
     dim: int
     feature_dim: int
@@ -178,7 +178,7 @@ class LabelEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, label: Array) -> Float[Array, "b dim"]:
-        """[b] integers -> [b, dim] float32; labels above the null class read as the null class."""
+        """[b] integers -> [b, dim] float32; labels above the null class count as the null class."""
         if not jnp.issubdtype(label.dtype, jnp.integer):
             raise ValueError(
                 f"label has dtype {label.dtype}: pass integers, 0 to {self.num_classes}."

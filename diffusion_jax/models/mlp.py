@@ -19,9 +19,9 @@ class MLP(nn.Module):
     """[b, d], [b], cond -> [b, out_channels]: blocks h + W·silu(norm(h)·(1 + s) + shift).
 
     Attributes:
-        width: of the hidden layer.
+        width: width of the hidden layer.
         depth: number of residual blocks.
-        out_channels: of the output.
+        out_channels: number of channels of the output.
         num_classes: 0 for no labels; else the label num_classes is the null class.
         scalars: see ``embeddings.ConditionEmbedding``.
     """

@@ -46,8 +46,8 @@ def encode_and_drop(
     frozen: Any,
     batch: dict[str, Array],
     dropout: Dropout,
-    of_codec: Array,
-    of_drop: Array,
+    codec_key: Array,
+    drop_key: Array,
 ) -> tuple[Array, Any]:
     """``encode``, with the null condition in place of a share of conditions.
 
@@ -57,13 +57,13 @@ def encode_and_drop(
         model, frozen, batch: as in ``encode``.
         dropout: probability that an example's condition is dropped, in [0, 1]; or which parts of
             it are, how often.
-        of_codec, of_drop: keys.
+        codec_key, drop_key: PRNG keys.
 
     Raises:
         ValueError: as ``dropped``.
     """
-    x0, cond = encode(model, frozen, batch, of_codec)
-    return x0, dropped(of_drop, cond, model.null(frozen, cond), x0.shape[0], dropout)
+    x0, cond = encode(model, frozen, batch, codec_key)
+    return x0, dropped(drop_key, cond, model.null(frozen, cond), x0.shape[0], dropout)
 
 
 def dropped(key: Array, cond: Any, null: Any, count: int, dropout: Dropout) -> Any:
@@ -86,11 +86,11 @@ def dropped(key: Array, cond: Any, null: Any, count: int, dropout: Dropout) -> A
     bounds = _bounds(ways)
     r = jax.random.uniform(key, (count,))
     for way, low, high in zip(ways, bounds, bounds[1:], strict=False):
-        cond = emptied((low <= r) & (r < high), cond, null, way.slots)
+        cond = drop_condition((low <= r) & (r < high), cond, null, way.slots)
     return cond
 
 
-def emptied(drop: Array, cond: Any, null: Any, slots: Sequence[str] | None = None) -> Any:
+def drop_condition(drop: Array, cond: Any, null: Any, slots: Sequence[str] | None = None) -> Any:
     """``null`` in place of the conditions of the examples that ``drop``, bool [b], marks.
 
     Args:
@@ -109,7 +109,7 @@ def emptied(drop: Array, cond: Any, null: Any, slots: Sequence[str] | None = Non
             f"dropout names {missing}, but this model's condition has "
             f"{sorted(cond) if isinstance(cond, Mapping) else 'no names'}: name these."
         )
-    return {**cond, **{slot: emptied(drop, cond[slot], null[slot]) for slot in slots}}
+    return {**cond, **{slot: drop_condition(drop, cond[slot], null[slot]) for slot in slots}}
 
 
 def _bounds(ways: Sequence[Drop]) -> list[float]:

@@ -38,7 +38,7 @@ def loss_of(model, terms=None, proposal=None, dropout=0.0, params=None, labels=N
     return made.loss({"net": {}, "terms": own}, context, batch, jax.random.key(2))
 
 
-def test_a_silent_network_leaves_the_variance_of_the_noise():
+def test_a_zero_output_leaves_the_variance_of_the_noise():
     silent = lambda params, x, time, cond, key=None: jnp.zeros_like(x)
     loss, _ = loss_of(model_of(silent))
     assert abs(float(loss) - 1) < 4 * np.sqrt(2 / (B * D))

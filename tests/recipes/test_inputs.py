@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from diffusion_jax.recipes.inputs import Drop, dropped, emptied
+from diffusion_jax.recipes.inputs import Drop, drop_condition, dropped
 
 N = 40_000
 # Every example has numbers of its own, so that nothing can come from a neighbour.
@@ -62,7 +62,7 @@ def test_one_uniform_number_decides_as_in_the_authors_code():
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.37, 1.0])
 def test_a_probability_is_a_table_of_one_way_and_bernoulli_to_the_bit(rate):
     key = jax.random.key(2)
-    wanted = emptied(jax.random.bernoulli(key, rate, (N,)), COND, NULL)
+    wanted = drop_condition(jax.random.bernoulli(key, rate, (N,)), COND, NULL)
     for dropout in (rate, (Drop(rate),), [Drop(rate, tuple(COND))]):
         out = dropped(key, COND, NULL, N, dropout)
         jax.tree.map(assert_array_equal, out, wanted)

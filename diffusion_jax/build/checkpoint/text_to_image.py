@@ -194,7 +194,7 @@ def _model(
     )
     if unet.module.guidance_features:
         reads = students.bounded(boundary_of(checkpoint.scheduler))
-        model = model._replace(student=students.told(reads))
+        model = model._replace(student=students.with_scale(reads))
     return model
 
 

@@ -30,7 +30,7 @@ FREQUENCIES = 256  # of time features
 def positions(
     height: int, width: int, dim: int, first: tuple[int, int] = (0, 0), step: float = 1.0
 ) -> Float[Array, "n dim"]:
-    """Sines and cosines of each place of a grid, float32 [height·width, dim], row by row.
+    """Sines and cosines of each position of a grid, float32 [height·width, dim], row by row.
 
     The first half of the channels is of the column, the second of the row; each half has sines,
     then cosines, at frequencies 10000^(-i/n) (Dosovitskiy et al. 2021 and DiT's code).
@@ -38,7 +38,7 @@ def positions(
     Args:
         height: rows.
         width: columns.
-        dim: of the features.
+        dim: dimension of the features.
         first: row and column of the first place.
         step: from one row or column to the next.
 
@@ -53,7 +53,7 @@ def positions(
         angles = np.outer(start + np.arange(count), frequencies)
         return np.concatenate([np.sin(angles), np.cos(angles)], 1).astype(np.float32)
 
-    # Put together within the program, which keeps one constant for each axis and no whole grid.
+    # Combined within the program, which stores a constant for each axis and not the whole grid.
     shape, (top, left) = (height, width, dim // 2), first
     columns = jnp.broadcast_to(features(left, width), shape)
     rows = jnp.broadcast_to(features(top, height)[:, None], shape)
@@ -85,15 +85,15 @@ def read_out(
 ) -> Float[Array, "b h w out"]:
     """Tokens, row by row, -> the image, float32, after one more modulated norm; zero at the start.
 
-    Makes modulation_out and proj_out of the module that calls it.
+    Creates modulation_out and proj_out in the calling module.
 
     Args:
         tokens: [b, n, c].
         emb: the activated embedding, of all tokens or of each.
-        size: of the image.
-        patch: side of the square that a token stands for.
+        size: size of the image.
+        patch: side of a token's square of pixels.
         channels: of the image.
-        dtype: of the projection.
+        dtype: dtype of the projection.
     """
     parts = Dense(2 * tokens.shape[-1], kernel_init=_ZEROS, name="modulation_out")(emb)
     shift, scale = jnp.split(parts, 2, axis=-1)
@@ -117,11 +117,11 @@ class DiTLayer(nn.Module):
     """x + gate·attention(mod(x)), then x + gate·mlp(mod(x)); both gates zero at initialisation.
 
     Attributes:
-        heads: of the attention.
+        heads: number of heads of the attention.
         mlp_ratio: hidden channels of the MLP per channel.
         mlp_eps: of the norm before the MLP.
         dropout: rate inside of the MLP; 0 outside training.
-        dtype: of the computation.
+        dtype: dtype of the computation.
         kind: name in ``attention_memory.ATTENTIONS``.
     """
 
@@ -172,14 +172,14 @@ class DiT(nn.Module):
     Attributes:
         width: channels of a token; 1152 in DiT-XL.
         depth: layers; 28 in DiT-XL.
-        heads: of each attention; they must divide ``width``.
-        patch: side of the square that a token stands for.
+        heads: number of heads of each attention; they must divide ``width``.
+        patch: side of a token's square of pixels.
         out_channels: of the output: those of x, or twice as many with a learned variance.
         num_classes: 0 for no labels; else the label num_classes is the null class.
         mlp_ratio: hidden channels of the MLP per channel.
         mlp_eps: of the norm before the MLP.
         dropout: rate, while training.
-        time_options: of the sinusoidal time features, such as {"shift": 1.0}.
+        time_options: options of the sinusoidal time features, such as {"shift": 1.0}.
         dtype: of the computation; parameters, norms, softmax, the embedding of time and class and
             the output are float32 whatever it is.
         remat: name in ``REMATS``: what the backward pass of a layer recomputes.

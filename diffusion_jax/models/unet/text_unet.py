@@ -44,7 +44,7 @@ _RESAMPLES = {"down": ConvDown, "up": ConvUp}
 
 
 class TextEncoderSide(nn.Module):
-    """What the U-Net and a ControlNet beside it share: the embedding, the way down, the middle.
+    """The part that U-Net and ControlNet share: the embedding, the down path, the middle.
 
     Attributes:
         channels: base width.
@@ -62,7 +62,7 @@ class TextEncoderSide(nn.Module):
         conditioning: name in ``layers.CONDITIONINGS``.
         groups: most groups of a norm (see ``layers.num_groups``).
         group_channels: fewest channels of a group.
-        eps: of the norms of residual blocks.
+        eps: epsilon of the norms of residual blocks.
         transformer_eps: of the group norm before a transformer.
         downsample_padding: before and after each axis of strided convolutions.
         time_features: name in ``embeddings.TIME_FEATURES``.
@@ -175,7 +175,7 @@ class TextEncoderSide(nn.Module):
         return down_widths(self.features, self.counts)
 
     def _check(self, x: Array, cond: Mapping[str, Any], more: set[str]) -> None:
-        """Refuse a size, a name or a cond that the net has no use for."""
+        """Raise ValueError for a size, a name or a cond that does not fit the network."""
         check_size(x.shape[1], x.shape[2], 1, len(self.channel_mults) - 1)
         check_name("remat", self.remat, REMATS)
         check_name("attention", self.attention, ATTENTIONS)
@@ -192,10 +192,10 @@ class TextEncoderSide(nn.Module):
 
 
 class TextUNet(TextEncoderSide):
-    """A U-Net that reads text: [b, h, w, c], [b], cond -> [b, h, w, out_channels].
+    """A text-conditional U-Net: [b, h, w, c], [b], cond -> [b, h, w, out_channels].
 
-    Attributes beside those of ``TextEncoderSide``:
-        out_channels: of the output.
+    Attributes in addition to those of ``TextEncoderSide``:
+        out_channels: number of channels of the output.
         patch: the net works on patches of this side, folded into channels; 1 for none.
     """
 

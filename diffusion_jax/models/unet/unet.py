@@ -67,7 +67,7 @@ class UNet(nn.Module):
         patch: the net works on patches of this side, folded into channels; 1 for none.
         groups: most groups of a norm (see ``layers.num_groups``).
         group_channels: fewest channels of a group.
-        eps: of the norms.
+        eps: epsilon of the norms.
         skip_scale: factor on residual sums; sqrt(1/2) in NCSN++.
         mid_attention: whether the middle attends.
         mid_norm: whether the middle attention normalises its input.
@@ -75,7 +75,7 @@ class UNet(nn.Module):
         time_features: name in ``embeddings.TIME_FEATURES``.
         time_options: its options, such as {"max_period": 1e4}.
         time_dim: width of the embedding; None for 4·channels.
-        dtype: of the computation; parameters, norm statistics, softmax, time features and the
+        dtype: dtype of the computation; parameters, norm statistics, softmax, time features and the
             output are float32 whatever it is.
         remat: name in ``REMATS``: what the backward pass of a block recomputes.
         scan_blocks: scan runs of equal blocks within a level (faster compilation of deep levels).
@@ -255,7 +255,7 @@ def stack_blocks(unet: UNet, params: Params) -> Params:
 
     Args:
         unet: the net; its own ``scan_blocks`` is not read.
-        params: of the unrolled net.
+        params: parameters of the unrolled net.
     """
     out = dict(params)
     ways = {

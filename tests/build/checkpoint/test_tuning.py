@@ -221,7 +221,7 @@ def test_of_an_lcm_lora_the_checkpoint_itself_is_the_teacher(place):
     params = experiment.recipe.init(jax.random.key(0), batch)
     frozen, key = experiment.frozen(), jax.random.key(1)
     teacher = teachers.guided(made.model, scale=jnp.float32(7.5))
-    own = latent_consistency(made.model, teacher, None, 50, teachers.nothing)
+    own = latent_consistency(made.model, teacher, None, 50, teachers.no_extra_cond)
     loss = jax.jit(lambda p, f: experiment.recipe.loss(p, Context(0, p, f, ()), batch, key)[0])
 
     def plain(params):
