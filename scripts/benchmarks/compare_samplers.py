@@ -101,7 +101,7 @@ def drawer(row: Row, run: Run):
         of_x, of_solver = jax.random.split(key)
         cond, size = model.condition(weights.frozen, rows), len(jax.tree.leaves(rows)[0])
         x = prior(of_x, (size, *run.experiment.shape), levels)
-        denoise = guided(model, *weights, cond, None)
+        denoise = guided(model, weights.params, weights.frozen, cond, None)
         x = sample(of_solver, noising.skipping(solver), denoise, x, levels)
         return to_uint8(model.codec.decode(weights.frozen, x))
 
