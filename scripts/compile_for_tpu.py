@@ -45,12 +45,16 @@ QUICK = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
 
 
 class Result(NamedTuple):
-    """What became of a compilation: costs, or (bytes needed, bytes there) of a refusal."""
+    """What became of a compilation: costs, or (bytes needed, bytes there) of a refusal.
+
+    ``batch`` is how many examples the program takes at once.
+    """
 
     costs: Costs | None
     refused: tuple[float, float]
     useful: float
     text: str
+    batch: int
 
 
 def compile_for(config: Config, mode: str, mesh: Mesh, options: dict[str, Any]) -> Result:
@@ -61,7 +65,7 @@ def compile_for(config: Config, mode: str, mesh: Mesh, options: dict[str, Any]) 
     """
     made = job(config, mode, mesh)
     traced = made.jitted.trace(*made.arguments)
-    counted = count(traced.jaxpr)
+    counted, batch = count(traced.jaxpr), jax.tree.leaves(made.arguments[-1])[0].shape[0]
     useful = useful_flops(config, mode, mesh, counted)
     try:
         compiled = traced.lower().compile(compiler_options=options)
@@ -70,8 +74,9 @@ def compile_for(config: Config, mode: str, mesh: Mesh, options: dict[str, Any]) 
         if refused is None:
             raise
         sentence = report.refusal(*refused, bytes_of(made.arguments), mode == "train")
-        return Result(None, refused, useful, sentence)
-    return Result(costs(compiled, counted, mesh.size), (0.0, 0.0), useful, compiled.as_text())
+        return Result(None, refused, useful, sentence, batch)
+    found = costs(compiled, counted, mesh.size)
+    return Result(found, (0.0, 0.0), useful, compiled.as_text(), batch)
 
 
 def mesh_of(config: Config, text: str, devices: Sequence[Any]) -> Mesh:
@@ -90,13 +95,6 @@ def mesh_of(config: Config, text: str, devices: Sequence[Any]) -> Mesh:
 def described(mesh: Mesh) -> str:
     """The axes that have more than one device."""
     return " ".join(f"{axis}={n}" for axis, n in mesh.shape.items() if n > 1) or "one device"
-
-
-def batch_of(config: Config, mode: str) -> int:
-    """How many examples at once."""
-    if "checkpoint" in config:
-        return config.batch_size
-    return config.train.batch_size if mode == "train" else config.sampler.batch_size
 
 
 def print_one(result: Result, chip: Chip, mode: str) -> None:
@@ -119,7 +117,6 @@ def row(result: Result, chip: Chip) -> dict[str, str]:
 def for_tpu(config: Config, given: argparse.Namespace) -> None:
     """Compile for each topology and mesh, and print a report of each, or a table of all."""
     options, rows = QUICK if given.quick else {}, []
-    batch = batch_of(config, given.mode)
     for name in given.topology.split(","):
         chip, devices = slice_of(name)
         for text in given.mesh or [""]:
@@ -127,7 +124,7 @@ def for_tpu(config: Config, given: argparse.Namespace) -> None:
             began = time.perf_counter()
             result = compile_for(config, given.mode, mesh, options)
             took = f"{time.perf_counter() - began:.0f} s"
-            title = f"{given.config} {given.mode}, {name}, {described(mesh)}, batch {batch}"
+            title = f"{given.config} {given.mode}, {name}, {described(mesh)}, batch {result.batch}"
             print(f"{title}: compiled in {took}", flush=True)
             if given.compare:
                 print(f"  {row(result, chip)}", file=sys.stderr, flush=True)

@@ -8,8 +8,9 @@ The file is a ``jax.export`` artifact of the function
 
     (key uint32 [2], labels int32 [b], guidance scale float32 []) -> images uint8 [b, h, w, c]
 
-for any b; the key is what ``jax.random.PRNGKey(seed)`` gives.  A model without classes takes of the
-labels their number only, and a run of points gives float32 [b, 2].  With --params=beside the
+for any b; the key is what ``jax.random.PRNGKey(seed)`` gives.  Image i is of seed + i, as
+--mode=sample draws them, so the next batch's seed is seed + b.  A model without classes takes of
+the labels their number only, and a run of points gives float32 [b, 2].  With --params=beside the
 parameters lie in OUT.safetensors and are the first argument, a dict of its names.  OUT.json says
 all this and how the sampler is set.  ``scripts/run_exported.py`` runs it without this package.
 """
@@ -35,11 +36,14 @@ from jax import export
 from jaxtyping import Array
 from safetensors.numpy import save_file
 
+from diffusion_jax.apps.draw import make_sampler
+from diffusion_jax.apps.plan import Inputs
 from diffusion_jax.build.runs import Run, open_run, run_config
 from diffusion_jax.data import to_uint8
 from diffusion_jax.files import whole
-from diffusion_jax.jobs.drawing import Draw, drawer, is_guided
+from diffusion_jax.jobs.drawing import Drawer, with_reference
 from diffusion_jax.jobs.hosts import first_line
+from diffusion_jax.jobs.run_samples import drawer_of
 from diffusion_jax.spec import Config, plain
 from diffusion_jax.train.sharding import path_name
 
@@ -74,8 +78,9 @@ def export_run(config: Config, workdir: str | Path, out: str | Path, params: str
     tensors, join = flattened(run.params)
     if params == "inside":
         _check_size(tensors)
-    artifact = exported(config, drawer(config, run.experiment), tensors, join, params)
-    about = description(run, artifact, params)
+    drawer = drawer_of(run)
+    artifact = exported(run, drawer, tensors, join, params)
+    about = description(run, drawer, artifact, params)
     with ExitStack() as stack:  # left from last to first: whoever sees the artifact sees the rest
         write = lambda suffix: stack.enter_context(whole(f"{out}{suffix}"))
         write("").write_bytes(artifact.serialize())
@@ -95,17 +100,21 @@ def sampler_config(workdir: str | Path, overrides: dict[str, Any]) -> Config:
 
 
 def exported(
-    config: Config, draw: Draw, tensors: Tensors, join: Callable[[Any], Any], params: str
+    run: Run, drawer: Drawer, tensors: Tensors, join: Callable[[Any], Any], params: str
 ) -> export.Exported:
     """The sampler for all platforms and batch sizes.
 
     Raises:
         ValueError: for a solver or a guidance that needs to know the batch size.
     """
+    config, frozen = run.config, run.experiment.frozen()
+    draw = make_sampler(drawer.generator, drawer.sampler_of)
 
     def sampler(tensors: Any, key: Array, labels: Array, scale: Array) -> Array:
-        typed = jax.random.wrap_key_data(key, impl=KEYS)
-        pixels = draw(typed, join(tensors), {"label": labels}, scale)
+        weights = with_reference(drawer, run.experiment.weights(frozen, join(tensors)))
+        noise = noise_of(key, labels.shape[0], run.experiment.shape)
+        inputs = Inputs({"label": labels}, None, noise, scale)
+        pixels = draw(weights, jax.random.wrap_key_data(key, impl=KEYS), inputs)
         return pixels if pixels.ndim == 2 else to_uint8(pixels)
 
     (b,) = export.symbolic_shape("b")
@@ -125,6 +134,14 @@ def exported(
         ) from error
 
 
+def noise_of(key: Array, b: Any, shape: tuple[int, ...]) -> Array:
+    """N(0, 1) [b, *shape]: of ``PRNGKey(seed)`` what ``apps.plan`` draws of seed, seed + 1, ..."""
+    steps = jnp.arange(b, dtype=jnp.uint32)
+    keys = key + jnp.stack([jnp.zeros_like(steps), steps], 1)
+    one = lambda key: jax.random.normal(jax.random.wrap_key_data(key, impl=KEYS), shape)
+    return jax.vmap(one)(keys)
+
+
 def flattened(params: Any) -> tuple[Tensors, Callable[[Any], Any]]:
     """The parameters by flat names, and the way back."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(jax.device_get(params))
@@ -132,9 +149,10 @@ def flattened(params: Any) -> tuple[Tensors, Callable[[Any], Any]]:
     return tensors, lambda by_name: tree.unflatten(by_name[path_name(path)] for path, _ in leaves)
 
 
-def description(run: Run, artifact: export.Exported, params: str) -> dict[str, Any]:
+def description(run: Run, drawer: Drawer, artifact: export.Exported, params: str) -> dict[str, Any]:
     """What a person or a program needs to know to call the artifact."""
     config = plain(run.config)
+    model, weights = run.experiment.model_of(run.params), with_reference(drawer)
     request = ("key", "labels", "guidance_scale")
     array = lambda aval: {
         "shape": [d if isinstance(d, int) else str(d) for d in aval.shape],
@@ -148,11 +166,11 @@ def description(run: Run, artifact: export.Exported, params: str) -> dict[str, A
     return {
         "arguments": [*first, *arguments],
         "result": array(artifact.out_avals[0]),
-        "key": f"key data of {KEYS}, as jax.random.PRNGKey(seed)",
+        "key": f"key data of {KEYS}, as jax.random.PRNGKey(seed); image i is of seed + i",
         "num_classes": config["data"]["num_classes"],
         "guidance_scale": config["sampler"]["guidance_scale"],
         # Where the scale was 1 the sampler is the plain model, at half the cost.
-        "obeys_guidance_scale": is_guided(run.config),
+        "obeys_guidance_scale": drawer.sampler_of(model, weights).guided,
         "params": params,
         "step": run.step,
         "target_shape": list(run.experiment.shape),

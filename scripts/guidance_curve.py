@@ -32,8 +32,8 @@ def main(argv: list[str]) -> None:
     from diffusion_jax.build.runs import open_run
     from diffusion_jax.files import whole
     from diffusion_jax.jobs import captioning, run_config
-    from diffusion_jax.jobs.drawing import drawer
     from diffusion_jax.jobs.placing import cache_compilations
+    from diffusion_jax.jobs.run_samples import drawer_of
 
     del argv
     logging.set_verbosity(logging.WARNING)
@@ -46,10 +46,10 @@ def main(argv: list[str]) -> None:
         chosen = {"sampler.steps": FLAGS.steps, "sampler.batch_size": min(batch, 80)}
         run = open_run(run_config(FLAGS.workdir, chosen), FLAGS.workdir)
         texts = captioning.captions_of(run.config, run.config.data.split, FLAGS.captions)
-        judged, draw = captioning.judge_of(run.config), drawer(run.config, run.experiment)
+        judged, drawer = captioning.judge_of(run.config), drawer_of(run)
         lines, rows = [], []
         for scale in scales:
-            row = captioning.compromise(run, texts, judged, draw, FLAGS.each, scale)
+            row = captioning.compromise(drawer, texts, judged, FLAGS.each, scale)
             rows.append(row.images[0, :10])
             lines.append((row.adherence, row.diversity))
             print(

@@ -138,16 +138,26 @@ def open_reference(section: Config, generator: Generator) -> Run | None:
     if not section.reference:
         return None
     folder = section.reference
-    run = open_run(run_config(folder, {"sampler.params": section.reference_params}), folder)
-    theirs = run.experiment.generator
-    for name in ("geometry", "classes"):
-        here, there = getattr(generator, name), getattr(theirs, name)
-        if here != there:
+    config = run_config(folder, {"sampler.params": section.reference_params})
+    theirs, ours = _data_of(open_experiment(config).generator), _data_of(generator)
+    for field, here in ours.items():
+        if here != theirs[field]:
             raise ValueError(
-                f"config.sampler.reference = {folder!r} holds a run with {name} = {there!r}, and "
-                f"this one has {here!r}; name a run on the same data"
+                f"config.sampler.reference = {folder!r} holds a run with {field} = "
+                f"{theirs[field]!r}, and this one has {here!r}; name a run on the same data"
             )
-    return run
+    return open_run(config, folder)
+
+
+def _data_of(generator: Generator) -> dict[str, Any]:
+    """What two models share that guide one another; their networks may differ."""
+    geometry = generator.geometry
+    return {
+        "data.image_size": geometry.size,
+        "data.channels": geometry.channels,
+        "data.num_classes": generator.classes,
+        "shape of x": geometry.shape,
+    }
 
 
 def last(workdir: str | os.PathLike, step: int = 0) -> tuple[Params, int]:

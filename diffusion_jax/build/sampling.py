@@ -45,7 +45,8 @@ def sampler_of(
 ) -> SamplerOf:
     """(model, weights) -> the sampler that a settled ``config.sampler`` describes.
 
-    It is made once, but for a learned schedule, whose levels are a function of the weights.
+    It is made once, and a mistake told at once, but for a learned schedule, whose levels are a
+    function of the weights, and for a reference.
 
     Args:
         section: of ``settled``.
@@ -61,6 +62,7 @@ def sampler_of(
     least = generator.sampling.get("least_scale", -math.inf)
     guided = name in ALWAYS_GUIDED or (scale != 1 and scale > least)
     fixed = None if generator.process_of else _of_process(section, generator.model)
+    weigh = None if reference else guidance(section, generator.model, generator.net)
 
     def of(model: Model, weights: Weights) -> Sampler:
         solver, levels, end = fixed or _of_process(section, model)
@@ -70,7 +72,7 @@ def sampler_of(
         return Sampler(
             solver,
             levels,
-            guidance=guidance(section, model, generator.net, worse),
+            guidance=weigh or guidance(section, model, generator.net, worse),
             guided=guided,
             end=end,
             deviation=STARTS[section.start],

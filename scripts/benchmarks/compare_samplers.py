@@ -20,17 +20,17 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from diffusion_jax.apps.generate import generate
 from matplotlib.figure import Figure as Picture
 from tqdm import tqdm
 
 from diffusion_jax import spec
+from diffusion_jax.apps.plan import guided
 from diffusion_jax.build import evaluation
 from diffusion_jax.build.runs import Run, open_run, run_config
 from diffusion_jax.core import grids
+from diffusion_jax.core.sampling import prior, sample
 from diffusion_jax.core.solvers import SOLVERS, noising
 from diffusion_jax.data import to_uint8
 from diffusion_jax.evaluate.distances import frechet_distance
@@ -38,6 +38,7 @@ from diffusion_jax.evaluate.features import extract
 from diffusion_jax.files import whole
 from diffusion_jax.jobs.evaluating import images_of
 from diffusion_jax.jobs.placing import cache_compilations
+from diffusion_jax.jobs.requests import requests_of, settings_of
 
 FLAGS = flags.FLAGS
 
@@ -91,16 +92,18 @@ def levels_of(row: Row, process, budget: int):
 
 
 def drawer(row: Row, run: Run):
-    """(key, params, labels, levels) -> uint8 images; levels are padded, so it compiles once."""
+    """(key, weights, rows, levels) -> uint8 images; levels are padded, so it compiles once."""
     model = run.experiment.model
     solver = spec.build(SOLVERS, row.solver, "solver", process=model.process)
 
     @jax.jit
-    def draw(key, params, labels, levels):
-        shape = (labels.shape[0], *run.experiment.shape)
-        cond = model.condition({}, {"label": labels})
-        pixels = generate(key, model, params, {}, cond, shape, noising.skipping(solver), levels)
-        return to_uint8(pixels)
+    def draw(key, weights, rows, levels):
+        of_x, of_solver = jax.random.split(key)
+        cond, size = model.condition(weights.frozen, rows), len(jax.tree.leaves(rows)[0])
+        x = prior(of_x, (size, *run.experiment.shape), levels)
+        denoise = guided(model, weights.params, weights.frozen, cond, None)
+        x = sample(of_solver, noising.skipping(solver), denoise, x, levels)
+        return to_uint8(model.codec.decode(weights.frozen, x))
 
     return draw
 
@@ -122,11 +125,13 @@ def measure(run: Run, real: np.ndarray, net, name: str, budgets: list[int], n: i
     row, most = ROWS[name], max(budgets, default=0)
     draw, size = drawer(row, run), min(100, n)
     keys = jax.random.split(jax.random.key(0), -(-n // size))
-    labels = jnp.asarray(run.experiment.conditioning.request(size)[1])
+    generator, settings = run.generator(), settings_of(run.config, FLAGS.workdir)
+    settings.n = size
+    rows, _ = generator.inputs(requests_of(settings, generator))
     for budget in budgets:
         levels = grids.pad(levels_of(row, run.experiment.model.process, budget), most)
         started = time.perf_counter()
-        drawn = [np.asarray(draw(key, run.params, labels, levels)) for key in keys]
+        drawn = [np.asarray(draw(key, generator.weights, rows, levels)) for key in keys]
         images = np.concatenate(drawn)[:n]
         seconds = time.perf_counter() - started
         distance = frechet_distance(real, extract(net, images)["frechet"])

@@ -30,9 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from diffusion_jax.apps.generate import generate
 
 from configs import mnist
+from diffusion_jax.apps.draw import make_sampler
+from diffusion_jax.apps.plan import Inputs, Sampler
 from diffusion_jax.build import experiment as experiments
 from diffusion_jax.build import training
 from diffusion_jax.build.few_step import distillation
@@ -161,22 +162,16 @@ def _samplers(folder: str) -> dict[str, Job]:
     config, experiment = _plain(folder)
     model, batch = experiment.model, _batch(config)
     params = experiment.recipe.init(jax.random.key(0), batch)
-    shape = (FLAGS.batch, *experiment.shape)
+    weights, key = experiment.weights(experiment.frozen(), params), jax.random.key(0)
+    noise = jax.random.normal(key, (FLAGS.batch, *experiment.shape))
 
     def job(solver: Any, n: int, scale: float | None) -> Job:
-        levels = grids.trailing(model.process, n)
-
-        def draw(params, cond):
-            weight = None if scale is None else jnp.float32(scale)
-            return generate(
-                jax.random.key(0), model, params, experiment.frozen(), cond, shape, solver, levels,
-                weight,
-            )  # fmt: skip
-
-        cond = model.condition(experiment.frozen(), batch)
-        traced = jax.jit(draw).trace(params, cond)
+        how = Sampler(solver, grids.trailing(model.process, n), guided=scale is not None)
+        draw = jax.jit(make_sampler(experiment.generator, lambda model, weights: how))
+        inputs = Inputs(batch, None, noise, jnp.float32(scale or 1.0))
+        traced = draw.trace(weights, key, inputs)
         compiled = traced.lower().compile()
-        run = lambda: jax.block_until_ready(compiled(params, cond))
+        run = lambda: jax.block_until_ready(compiled(weights, key, inputs))
         return Job(run, count(traced.jaxpr).total)
 
     size = sum(leaf.size for leaf in jax.tree.leaves(params["net"]))

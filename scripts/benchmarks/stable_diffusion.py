@@ -171,17 +171,18 @@ def torch_unet(folder: Path, dtype: str, side: int) -> dict[str, float]:
 def our_pipeline(folder: Path) -> dict[str, float]:
     """STEPS guided steps of DDIM from a prompt to uint8 pixels."""
     from configs import sample as settings
-    from diffusion_jax.jobs import prompting
+    from diffusion_jax.build.generator import open_source
+    from diffusion_jax.jobs.drawing import draw_requests, open_drawer
+    from diffusion_jax.jobs.requests import requests_of
 
     config: Any = settings.get_config()
     config.checkpoint, config.prompt, config.sampler.steps = str(folder), PROMPT, STEPS
 
     def load():
-        made = prompting.load(config)
-        size = prompting.image_size(config, made)
-        draw = prompting.sampler(prompting.with_defaults(config, made), made, size)
-        weights, wanted = prompting.place(config, made.weights), prompting.requests_of(config)
-        return lambda: prompting.draw_requests(config, made, draw, weights, wanted)
+        generator: Any = open_source(config.checkpoint, config)
+        wanted = requests_of(config, generator)
+        drawer = open_drawer(config, generator)
+        return lambda: draw_requests(drawer, wanted, len(wanted))
 
     return timed(load, 5)
 

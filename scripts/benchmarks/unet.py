@@ -24,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from diffusion_jax.apps.generate import generate
+from diffusion_jax.apps.plan import guided
 from diffusion_jax.convert.diffusers_unet import from_diffusers_unet, unet_config
 from diffusion_jax.core import grids, network_io, process, proposals, schedules, targets, weighting
 from diffusion_jax.core.ema import EMAS
-from diffusion_jax.core.sampling import sample
+from diffusion_jax.core.sampling import prior, sample
 from diffusion_jax.core.solvers.ddim import ddim
 from diffusion_jax.core.types import Model
 from diffusion_jax.models.adapter import init_params, net_from_module
@@ -209,9 +209,9 @@ def _programs_compiled(model: Model, params: Any, shape: tuple[int, ...], label:
     @jax.jit
     def draw(seed, scale, eta):
         traced.append(seed)  # runs once for each program
-        key = jax.random.key(seed)
-        where = (1, *shape[1:])
-        return generate(key, model, params, {}, cond, where, ddim(eta), levels, scale)
+        of_x, of_solver = jax.random.split(jax.random.key(seed))
+        x = prior(of_x, (1, *shape[1:]), levels)
+        return sample(of_solver, ddim(eta), guided(model, params, {}, cond, scale), x, levels)
 
     for seed, scale, eta in ((0, 1.5, 0.0), (1, 1.5, 0.0), (1, 4.0, 0.0), (1, 4.0, 0.7)):
         draw(seed, scale, eta).block_until_ready()

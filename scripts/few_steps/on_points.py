@@ -20,12 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import jax
 import numpy as np
 from absl import app, flags, logging
-from diffusion_jax.apps.generate import generate
 
 from configs import toy2d
 from diffusion_jax import jobs
+from diffusion_jax.apps.plan import guided
 from diffusion_jax.build.runs import open_run
-from diffusion_jax.build.sampling import sampler
+from diffusion_jax.build.sampling import solver_and_levels
+from diffusion_jax.core.sampling import sample
 from diffusion_jax.evaluate.distances import sliced_wasserstein
 from diffusion_jax.spec import Config
 
@@ -93,14 +94,11 @@ def draw(folder: Path, steps: int, grid: str, noise: jax.Array) -> np.ndarray:
     chosen = {"sampler.steps": steps, "sampler.grid": grid}
     run = open_run(jobs.run_config(folder, chosen), folder)
     model = run.experiment.model_of(run.params)
-    solver, levels = sampler(run.config, model)
-
-    @jax.jit
-    def sample(x):
-        key = jax.random.key(0)
-        return generate(key, model, run.params, {}, {}, x.shape, solver, levels, start=x)
-
-    return np.asarray(sample(noise))
+    solver, levels = solver_and_levels(run.config.sampler, model)
+    walk = lambda x: sample(
+        jax.random.key(0), solver, guided(model, run.params, {}, {}, None), x, levels
+    )
+    return np.asarray(jax.jit(walk)(noise))
 
 
 def main(argv: list[str]) -> None:

@@ -66,7 +66,7 @@ def test_the_step_of_every_config_has_consistent_shapes(name, small):
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "emoji_autoencoder"])
 def test_the_sampler_of_every_config_can_be_built(name):
     config = load(name)
-    _, levels = sampling.sampler(config, experiments.experiment(config).model)
+    _, levels = sampling.solver_and_levels(config.sampler, experiments.experiment(config).model)
     assert levels.t.shape == (config.sampler.steps,)
     assert bool(jnp.all(jnp.diff(levels.log_snr) > 0))
 
@@ -113,7 +113,7 @@ def test_a_wrong_field_is_named_with_its_mend(field, value, words):
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError) as error:
         experiment, settings = experiments.experiment(config), training.training(config)
-        sampling.sampler(config, experiment.model)
+        sampling.solver_and_levels(config.sampler, experiment.model)
         batch = {
             "image": jax.ShapeDtypeStruct((2, *experiment.shape), jnp.float32),
             "label": jax.ShapeDtypeStruct((2,), jnp.int32),
@@ -129,7 +129,7 @@ def test_more_steps_than_the_table_has():
     config = load("cifar10:ddpm")
     config.sampler.steps = 1001
     with pytest.raises(ValueError, match="more than the 1000 steps"):
-        sampling.sampler(config, experiments.experiment(config).model)
+        sampling.solver_and_levels(config.sampler, experiments.experiment(config).model)
 
 
 def test_eps_from_pure_noise_is_refused():

@@ -20,7 +20,7 @@ def test_the_network_has_the_size_of_the_paper():
 
 def test_it_samples_at_250_of_its_1000_levels():
     config = imagenet64.get_config()
-    _, levels = sampling.sampler(config, experiments.experiment(config).model)
+    _, levels = sampling.solver_and_levels(config.sampler, experiments.experiment(config).model)
     assert levels.t.shape == (250,)
     assert (float(levels.t[0]), float(levels.t[-1])) == (1.0, pytest.approx(1e-3))
 

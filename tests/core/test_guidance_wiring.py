@@ -9,11 +9,13 @@ import pytest
 from numpy.testing import assert_allclose
 
 from configs import mnist, toy2d
+from diffusion_jax.apps.plan import Request, Sampler, Weights
 from diffusion_jax.build import experiment as experiments
 from diffusion_jax.build import runs, sampling
 from diffusion_jax.core import guidance, targets
 from diffusion_jax.core.types import Prediction
 from diffusion_jax.jobs import drawing
+from diffusion_jax.jobs.requests import settings_of
 
 
 def _tiny(**sampler):
@@ -43,14 +45,24 @@ LABELS = jnp.array([1, 2])
 
 
 def _draw(config, scale=2.0):
+    """(the jitted sampler, its arguments, what it belongs to)."""
     experiment = experiments.experiment(config)
-    draw = drawing.drawer(config, experiment)
-    return draw, (
-        jax.random.key(0),
-        _params(experiment, LABELS),
-        {"label": LABELS},
-        jnp.float32(scale),
-    )
+    generator = experiment.generator._replace(weights=Weights(_params(experiment, LABELS), {}))
+    drawer = drawing.open_drawer(settings_of(config, ""), generator)
+    wanted = [Request(label=int(label)) for label in LABELS]
+    inputs = drawing.inputs_of(drawer.generator, drawer.settings, (), wanted)
+    inputs = inputs._replace(scale=jnp.float32(scale))
+    return drawer.draw, (drawing.with_reference(drawer), jax.random.key(0), inputs), drawer
+
+
+def _sampler_of(config, reference=None):
+    generator = experiments.experiment(config).generator
+    section = sampling.settled(settings_of(config, "").sampler, generator)
+    return sampling.sampler_of(section, generator, reference)
+
+
+def _sampler(config) -> Sampler:
+    return _sampler_of(config)(experiments.experiment(config).model, Weights({}, {}))
 
 
 def test_every_name_of_the_table_says_something_of_its_own():
@@ -61,7 +73,7 @@ def test_every_name_of_the_table_says_something_of_its_own():
     } == set(guidance.GUIDANCES)
     model = experiments.experiment(_points()).model
     points = lambda spec: _points(guidance=spec, guidance_scale=0.8)
-    weigh = [sampling.guidance(points(spec), model) for spec in specs]
+    weigh = [_sampler(points(spec)).guidance for spec in specs]
     params = _params(experiments.experiment(_points()), LABELS)
 
     @jax.jit
@@ -77,9 +89,10 @@ def test_every_name_of_the_table_says_something_of_its_own():
 
 
 def test_a_new_scale_compiles_nothing():
-    draw, arguments = _draw(_points(guidance="apg()", guidance_scale=2.0))
-    first, second = draw(*arguments), draw(*arguments[:-1], jnp.float32(4.0))
-    assert draw.func._cache_size() == 1
+    draw, arguments, _ = _draw(_points(guidance="apg()", guidance_scale=2.0))
+    other = arguments[-1]._replace(scale=jnp.float32(4.0))
+    first, second = draw(*arguments), draw(*arguments[:-1], other)
+    assert draw._cache_size() == 1
     assert not np.allclose(first, second)
 
 
@@ -87,7 +100,7 @@ def test_a_new_scale_compiles_nothing():
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_perturbed_networks_are_asked_with_and_without_a_null(spec, scale):
     config = _tiny(guidance=spec, guidance_scale=scale)
-    draw, arguments = _draw(config, scale)
+    draw, arguments, _ = _draw(config, scale)
     assert jax.eval_shape(draw, *arguments).shape == (2, 28, 28, 1)
     batches = []
 
@@ -95,8 +108,8 @@ def test_perturbed_networks_are_asked_with_and_without_a_null(spec, scale):
         batches.append(len(x))
         return Prediction(x, x)
 
-    null = {"label": jnp.full(2, 10)} if drawing.is_guided(config) else None
-    weigh = sampling.guidance(config, experiments.experiment(config).model)
+    null = {"label": jnp.full(2, 10)} if _sampler(config).guided else None
+    weigh = _sampler(config).guidance
     level = experiments.experiment(config).model.process.at(0.5)
     denoise = weigh(net, {"label": LABELS}, null, scale if null else None)
     assert denoise(jnp.zeros((2, 28, 28, 1)), level).x0.shape == (2, 28, 28, 1)
@@ -109,15 +122,17 @@ def test_a_reference_guides_and_is_no_constant_of_the_program(monkeypatch):
     params = _params(experiment, LABELS)
     worse = jax.tree.map(lambda leaf: 0.5 * leaf, params)
     run = runs.Run(config, experiment, worse, 1)
-    monkeypatch.setattr(drawing, "open_reference", lambda config: run)
-    draw, arguments = _draw(config, 1.7)
-    assert draw.args == (worse, {})
+    monkeypatch.setattr(drawing, "open_reference", lambda section, generator: run)
+    draw, arguments, drawer = _draw(config, 1.7)
+    jax.tree.map(np.testing.assert_array_equal, drawer.reference, worse)
+    assert arguments[0].frozen == {sampling.REFERENCE: drawer.reference}
     got = draw(*arguments)
-    same = draw.func(params, {}, *arguments)
-    assert draw.func._cache_size() == 1
-    monkeypatch.setattr(drawing, "open_reference", lambda config: None)
+    placed = arguments[0].params
+    same = draw(Weights(placed, {sampling.REFERENCE: placed}), *arguments[1:])
+    assert draw._cache_size() == 1
+    monkeypatch.setattr(drawing, "open_reference", lambda section, generator: None)
     plain = _points(guidance_scale=1.0)
-    alone, arguments = _draw(plain)
+    alone, arguments, _ = _draw(plain)
     assert_allclose(same, alone(*arguments), rtol=1e-3, atol=1e-3)
     assert not np.allclose(got, same, rtol=1e-2)
 
@@ -125,14 +140,18 @@ def test_a_reference_guides_and_is_no_constant_of_the_program(monkeypatch):
 def test_bounds_are_around_the_guidance():
     posts = ("clip(-0.5, 0.5)", "dynamic_threshold(percentile=0.9, limit=0.25)")
     for scale in (1.0, 3.0):
-        draw, arguments = _draw(_points(post=posts, guidance_scale=scale), scale)
+        draw, arguments, _ = _draw(_points(post=posts, guidance_scale=scale), scale)
         assert np.abs(draw(*arguments)).max() <= 0.25 + 1e-6
 
 
 def test_the_scale_of_1_is_the_plain_model_at_half_the_cost():
     for spec in guidance.GUIDANCES:
-        config = _points(guidance=f"{spec}()", guidance_scale=1.0)
-        assert drawing.is_guided(config) == (spec == "cfg_plus_plus")
+        config = _tiny(guidance=f"{spec}()", guidance_scale=1.0)
+        experiment = experiments.experiment(config)
+        worse = experiment.generator if spec == "autoguidance" else None
+        weights = Weights({}, {sampling.REFERENCE: {}})
+        found = _sampler_of(config, worse)(experiment.model, weights)
+        assert found.guided == (spec == "cfg_plus_plus")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +170,7 @@ def test_the_scale_of_1_is_the_plain_model_at_half_the_cost():
 def test_a_wrong_field_is_named_with_its_mend(fields, words):
     config = _tiny(**fields)
     with pytest.raises(ValueError) as error:
-        sampling.guidance(config, experiments.experiment(config).model)
+        _sampler_of(config)
     for word in words:
         assert word in str(error.value), str(error.value)
 
@@ -159,19 +178,18 @@ def test_a_wrong_field_is_named_with_its_mend(fields, words):
 def test_a_network_without_attention_has_none_to_perturb():
     config = _points(guidance="perturbed_attention()")
     with pytest.raises(ValueError, match=r"sampler.guidance = 'perturbed_attention\(\)'.*has none"):
-        sampling.guidance(config, experiments.experiment(config).model)
+        _sampler_of(config)
 
 
 def test_a_reference_that_nothing_reads_or_of_other_data_is_a_sentence(tmp_path):
     config = _tiny(reference=str(tmp_path))
     with pytest.raises(ValueError, match="nothing else reads one"):
-        reference = targets.denoiser(experiments.experiment(config).model, {})
-        sampling.guidance(config, experiments.experiment(config).model, reference)
+        _sampler_of(config, experiments.experiment(config).generator)
     other = _tiny()
     other.data.num_classes = 5
     (tmp_path / "config.json").write_text(json.dumps(other.to_dict()))
     with pytest.raises(ValueError, match=r"data.num_classes = 5, and this one has 10"):
-        runs.open_reference(config)
+        runs.open_reference(config.sampler, experiments.experiment(config).generator)
 
 
 def test_a_run_older_than_a_field_takes_its_default(tmp_path):

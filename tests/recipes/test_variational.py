@@ -22,6 +22,7 @@ from diffusion_jax.core import (
 )
 from diffusion_jax.core.process import Process, vp
 from diffusion_jax.core.types import Context, Model
+from diffusion_jax.jobs.requests import settings_of
 from diffusion_jax.models.autoencoders.codec import IDENTITY
 from diffusion_jax.recipes.variational import variational
 
@@ -103,12 +104,15 @@ def test_a_run_trains_its_schedule_and_samples_and_evaluates_by_it(tmp_path):
     config = jobs.run_config(tmp_path)
     assert jobs.sample(config, tmp_path).images.shape == (20, 2)
     run = open_run(config, tmp_path)
-    process, first = run.experiment.process_of(run.params), run.experiment.model.process
+    model, first = run.experiment.model_of(run.params), run.experiment.model.process
+    process = model.process
     low = run.params["schedule"]["ends"]["low"]
     assert_allclose(process.at(1.0).log_snr, low, rtol=1e-5)
     assert abs(float(process.at(1.0).log_snr - first.at(1.0).log_snr)) > 0.01
     assert float(first.at(1.0).log_snr) == pytest.approx(-9, abs=1e-4)
-    _, _, levels = sampling.sampler_of(config, run.experiment)(run.params)
+    generator = run.generator()
+    section = sampling.settled(settings_of(config, tmp_path).sampler, generator)
+    levels = sampling.sampler_of(section, generator)(model, generator.weights).levels
     assert_allclose(levels.log_snr, process.at(levels.t).log_snr, rtol=1e-6)
     figures = jobs.evaluate(config, tmp_path)  # 10 points in batches of 4: the last is cut
     bits = figures["bits/dim (continuous bound)"]

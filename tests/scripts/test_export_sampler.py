@@ -7,7 +7,6 @@ import venv
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
@@ -17,8 +16,9 @@ from configs import mnist, toy2d
 from diffusion_jax import jobs
 from diffusion_jax.build.runs import open_run
 from diffusion_jax.core.solvers import SOLVERS
-from diffusion_jax.data import to_uint8
-from diffusion_jax.jobs.drawing import drawer
+from diffusion_jax.jobs.drawing import draw_requests
+from diffusion_jax.jobs.requests import requests_of
+from diffusion_jax.jobs.run_samples import drawer_of
 from scripts import export_sampler
 from scripts.export_sampler import export_run, sampler_config
 
@@ -68,10 +68,10 @@ def points(tmp_path_factory):
 def expected(workdir, labels, scale, seed=3, **overrides):
     """What the job's own sampler draws."""
     config = sampler_config(workdir, overrides)
-    run = open_run(config, workdir)
-    key, labels = jax.random.key(seed), jnp.asarray(labels, jnp.int32)
-    drawn = drawer(config, run.experiment)(key, run.params, {"label": labels}, jnp.float32(scale))
-    return np.asarray(drawn if drawn.ndim == 2 else to_uint8(drawn))
+    drawer = drawer_of(open_run(config, workdir))
+    drawer.settings.update(labels=tuple(labels), n=len(labels), seed=seed)
+    drawer.settings.sampler.guidance_scale = float(scale)
+    return draw_requests(drawer, requests_of(drawer.settings, drawer.generator), len(labels))
 
 
 def drawn_alone(artifact, requests, folder, python=sys.executable, prelude=ALONE):

@@ -11,9 +11,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from tiny_unet import quick
 
 from configs import emoji_text_pixel
+from diffusion_jax.apps.plan import Inputs, Weights
 from diffusion_jax.build import experiment as experiments
 from diffusion_jax.build import training
 from diffusion_jax.jobs import drawing
+from diffusion_jax.jobs.requests import settings_of
 from diffusion_jax.models import MODELS
 from diffusion_jax.models.adapter import init_params, net_from_module
 from diffusion_jax.models.partition import PARTITIONS
@@ -252,6 +254,7 @@ def test_a_config_that_names_it_trains_and_samples():
     assert described(after) == described(state) and metrics["loss"].shape == ()
     config.sampler.update(steps=2, guidance_scale=2.0)
     cond = {name: batch[name] for name in experiment.conditioning.example}
-    draw = drawing.drawer(config, experiment)
-    drawn = jax.eval_shape(draw, jax.random.key(0), state.params, cond, jnp.float32(2))
+    drawer = drawing.open_drawer(settings_of(config, ""), experiment.generator)
+    inputs = Inputs(cond, None, batch["image"], jnp.float32(2))
+    drawn = jax.eval_shape(drawer.draw, Weights(state.params, {}), jax.random.key(0), inputs)
     assert drawn.shape == (2, *experiment.shape)

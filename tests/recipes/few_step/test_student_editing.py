@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
-from diffusion_jax.apps.generate import generate, guided
 from numpy.testing import assert_allclose
 
+from diffusion_jax.apps.plan import guided
 from diffusion_jax.core import flow_maps, grids, oracles, sampling, targets
 from diffusion_jax.core.guidance import agreeing, known, projected
 from diffusion_jax.core.noise import white
@@ -56,10 +56,8 @@ def test_image_to_image_keeps_the_distribution_and_more_of_the_image_for_less_no
         levels = grids.truncate(grids.trailing(HERE, 4), strength)
         first = jax.tree.map(lambda leaf: leaf[0], levels)
         noised = corrupt(given, jax.random.normal(jax.random.key(1), given.shape), first)
-        made = generate(
-            jax.random.key(2), model, PARAMS, {}, {}, given.shape, jump(HERE, 1.0),
-            levels, start=noised,
-        )  # fmt: skip
+        student = guided(model, PARAMS, {}, {}, None)
+        made = sampling.sample(jax.random.key(2), jump(HERE, 1.0), student, noised, levels)
         assert_allclose(made.mean(0), mean, atol=0.02)
         assert_allclose(np.cov(np.asarray(made).T), covariance, atol=0.02)
         kept.append(np.corrcoef(given[:, 0], made[:, 0])[0, 1])
