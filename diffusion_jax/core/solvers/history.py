@@ -1,4 +1,4 @@
-"""What multistep solvers remember, and polynomials through it."""
+"""Past values of multistep solvers, and polynomials through them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class History(NamedTuple):
     """The last k values of a quantity, newest first.
 
     Attributes:
-        values: [k, b, ...]; zeros where nothing has been seen yet.
-        levels: where they were seen, leaves [k].
-        count: how many have been seen, int32 [] (may exceed k).
+        values: [k, b, ...]; zeros where there is no value yet.
+        levels: their levels, leaves [k].
+        count: number of values so far, int32 [] (may exceed k).
     """
 
     values: Float[Array, "k b ..."]
@@ -36,7 +36,7 @@ def empty(x: Array, k: int) -> History:
 
 
 def push(history: History, value: Array, level: NoiseLevel) -> History:
-    """Remember a new value, and forget the oldest."""
+    """Add a new value and drop the oldest."""
     shift = lambda old, new: jnp.concatenate([jnp.asarray(new, old.dtype)[None], old[:-1]])
     return History(
         shift(history.values, value),
@@ -48,12 +48,12 @@ def push(history: History, value: Array, level: NoiseLevel) -> History:
 def allowed_order(
     history: History, order: int, nxt: NoiseLevel, levels: int | Array | None = None
 ) -> Int[Array, ""]:
-    """The order of this step: what has been seen on this way allows, falling to 1 towards the end.
+    """The order of this step: limited by past values in this direction, falling to 1 at the end.
 
     Args:
-        history: with the present value pushed.
-        order: the wanted one.
-        nxt: where the step goes.  Values from before a turn (a grid that goes up and down) do not
+        history: including the present value.
+        order: the wanted order.
+        nxt: level after the step.  Values from before a turn (a grid that goes up and down) do not
             count: no polynomial goes through two values at one level.
         levels: number of levels of the grid if its last steps are to be of falling order, down to
             the step to the clean level, of order 1 ("lower_order_final" elsewhere; may be traced);

@@ -1,4 +1,4 @@
-"""Guidance distillation (Meng et al. 2023, section 3.1): one call in place of two with guidance.
+"""Guidance distillation (Meng et al. 2023, section 3.1): one evaluation in place of two.
 
     w ~ U(w_min, w_max);   L = weight(t)·‖x0_student(x_t, t; w) - x0_guided(x_t, t; w)‖²       (1)
 
