@@ -63,11 +63,9 @@ def _distilled(config: Config, made: TextToImage, plan: Plan) -> Recipe:
         ValueError: for a method that the checkpoint's network, alone and told nothing more, cannot
             learn, or a tuning that keeps no weights as they were.
     """
-    method = distillation.read_method(config)
-    if method.scalars or method.groups:
-        lacks = (
-            f"tells its network {method.scalars}" if method.scalars else "trains several networks"
-        )
+    how = distillation.read_method(config)
+    if how.scalars or how.groups:
+        lacks = f"tells its network {how.scalars}" if how.scalars else "trains several networks"
         raise ValueError(
             f"config.distill = {config.distill!r} {lacks}; a checkpoint takes one that does not, "
             "such as latent_consistency(scale=7.5) or consistency_distillation(scale=7.5)"
@@ -77,14 +75,14 @@ def _distilled(config: Config, made: TextToImage, plan: Plan) -> Recipe:
             f"config.distill = {config.distill!r} learns from the checkpoint's own weights, which "
             f"config.tuning = {config.tuning!r} changes; take 'lora(rank=64)'"
         )
-    setup = Setup(
+    pair = Setup(
         made.model, made.model, _no_init, config.loss.condition_dropout, config.model.name,
         made.net, dict, pixels=False, classes=0,
     )  # fmt: skip
-    recipe = method.recipe(setup)
+    recipe = how.recipe(pair)
 
     def loss(params: Params, context: Context, batch: dict[str, Any], key: jax.Array):
-        frozen = {**context.frozen, **method.frozen(), "teacher": context.frozen["base"]}
+        frozen = {**context.frozen, **how.frozen(), "teacher": context.frozen["base"]}
         return recipe.loss(params, context._replace(frozen=frozen), batch, key)
 
     return recipe._replace(loss=loss)
