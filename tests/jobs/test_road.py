@@ -59,7 +59,7 @@ def specs_of(files, strength=0.5, amount=0.3, repeats=2):
     return {
         "image_to_image": f"image_to_image({picture!r}, {strength})",
         "inpaint": f"inpaint({picture!r}, {mask!r}, feather=3, repeats={repeats})",
-        "tiles": f"tiles(size=16, wrap='x')",
+        "tiles": "tiles(size=16, wrap='x')",
         "variation": f"variation({amount}, seed=2)",
     }
 
