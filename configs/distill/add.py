@@ -15,6 +15,6 @@ def get_config() -> ConfigDict:
         "discriminator=10.0)"
     )
     config.optimizer.learning_rate = 1e-4
-    config.optimizer.b1 = 0.0  # a momentum swings with the two players
-    config.sampler.steps = 4  # as many as the method's
+    config.optimizer.b1 = 0.0  # momentum makes the two networks oscillate
+    config.sampler.steps = 4  # the method's steps
     return config

@@ -10,7 +10,7 @@ from configs.distill import defaults
 
 def get_config() -> ConfigDict:
     config = defaults.get_config()
-    # The paper's own are Heun's solver and LPIPS or squares; on digits these halved the distance.
+    # The paper has Heun's solver and LPIPS or squares; on digits these halved the distance.
     config.distill = (
         "consistency_distillation(levels=18, scale=1.0, solver='ddim', distance='pseudo_huber')"
     )

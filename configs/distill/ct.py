@@ -1,4 +1,4 @@
-"""Consistency training (Song et al. 2023), from the teacher's weights, which are not called.
+"""Consistency training (Song et al. 2023), initialised from the teacher's weights, no more.
 
 python main.py --config=configs/distill/ct.py --config.teacher=runs/mnist --workdir=runs/ct
 """

@@ -1,4 +1,4 @@
-"""Consistency trajectory models (Kim et al. 2024), without their adversary; any gamma samples.
+"""Consistency trajectory models (Kim et al. 2024), without the adversarial term; any gamma.
 
 python main.py --config=configs/distill/ctm.py --config.teacher=runs/mnist --workdir=W
 """

@@ -1,4 +1,4 @@
-"""Distribution matching (Yin et al. 2024a): one call, and regression to the teacher's pairs.
+"""Distribution matching (Yin et al. 2024a): one step, with regression on the teacher's pairs.
 
 python main.py --config=configs/distill/dmd.py --config.teacher=runs/mnist --workdir=runs/dmd
 """

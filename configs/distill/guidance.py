@@ -1,4 +1,4 @@
-"""Guidance distillation (Meng et al. 2023): one call where guidance takes two.
+"""Guidance distillation (Meng et al. 2023): one network evaluation in place of two.
 
 python main.py --config=configs/distill/guidance.py --config.teacher=runs/mnist --workdir=W
 """

@@ -11,5 +11,5 @@ from configs.distill import defaults
 def get_config() -> ConfigDict:
     config = defaults.get_config()
     config.distill = "moment_matching(particles=4, gap=0.1, to_clean=0.25, follow='teacher')"
-    config.sampler.grid = "karras(s_min=0.6, s_max=20.0)"  # noisier levels are hardly ever drawn
+    config.sampler.grid = "karras(s_min=0.6, s_max=20.0)"  # noisier levels are rarely trained
     return config

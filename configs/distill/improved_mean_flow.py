@@ -15,5 +15,5 @@ def get_config() -> ConfigDict:
         "follow='teacher', distance='pseudo_huber')"
     )
     config.optimizer.learning_rate = 3e-4  # the target is a derivative of the network itself
-    config.sampler.grid = "karras(s_min=0.6, s_max=20.0)"  # noisier levels are hardly ever drawn
+    config.sampler.grid = "karras(s_min=0.6, s_max=20.0)"  # noisier levels are rarely trained
     return config

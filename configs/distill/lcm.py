@@ -1,4 +1,4 @@
-"""Latent consistency (Luo et al. 2023): a guided teacher, the student told the scale.
+"""Latent consistency (Luo et al. 2023): a guided teacher, a student conditioned on the scale.
 
 python main.py --config=configs/distill/lcm.py --config.teacher=runs/mnist --workdir=runs/lcm
 """

@@ -10,7 +10,7 @@ from configs.distill import defaults
 
 def get_config() -> ConfigDict:
     config = defaults.get_config()
-    config.distill = "progressive(steps=8, scale=1.0)"  # half of the steps of its teacher
+    config.distill = "progressive(steps=8, scale=1.0)"  # half of its teacher's steps
     config.sampler.solver = "ddim()"
     config.sampler.steps = 8
     return config

@@ -1,4 +1,4 @@
-"""Reflow (Liu et al. 2023): straighter, by pairs that the teacher makes on the way.
+"""Reflow (Liu et al. 2023): a straighter flow, from pairs that the teacher generates.
 
 python main.py --config=configs/distill/reflow.py --config.teacher=runs/mnist --workdir=W
 """

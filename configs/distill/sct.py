@@ -12,5 +12,5 @@ def get_config() -> ConfigDict:
     config = defaults.get_config()
     config.distill = "continuous_training(mean=0.0)"
     config.optimizer.learning_rate = 1e-4  # at 5e-4 digits come out as noise
-    config.sampler.grid = "karras(s_min=0.6, s_max=20.0)"  # noisier levels are hardly ever drawn
+    config.sampler.grid = "karras(s_min=0.6, s_max=20.0)"  # noisier levels are rarely trained
     return config

@@ -1,4 +1,4 @@
-"""Score identity distillation (Zhou et al. 2024): one call, without data.
+"""Score identity distillation (Zhou et al. 2024): a one-step student, without data.
 
 python main.py --config=configs/distill/sid.py --config.teacher=runs/mnist --workdir=runs/sid
 """

@@ -36,19 +36,18 @@ def make_sampler(generator: Generator, sampler_of: SamplerOf, edits: Sequence[Ed
     """
 
     def draw(weights: Weights, key: Array, inputs: Inputs) -> Array:
-        of_solver, of_codec, of_decoder = jax.random.split(key, 3)
-        model, drawing = _planned(generator, sampler_of, edits, weights, inputs, of_codec)
-        del of_decoder
-        how, jump = drawing.sampler, _jump(model, weights, drawing, inputs.scale)
+        of_solver, of_codec = jax.random.split(key)
+        drawing, jump = _planned(generator, sampler_of, edits, weights, inputs, of_codec)
+        sampler = drawing.sampler
         x = sample(
             of_solver,
-            drawing.resample(how.solver),
+            drawing.resample(sampler.solver),
             drawing.around(jump),
             start(drawing),
-            how.levels,
-            how.end,
+            sampler.levels,
+            sampler.end,
         )
-        return drawing.paste(how.contrast * model.codec.decode(weights.frozen, x))
+        return drawing.paste(sampler.contrast * drawing.decode(x))
 
     return draw
 
@@ -59,11 +58,11 @@ def make_trajectory(
     """As ``make_sampler``: (x_t, predicted x0) at every level, [n, b, ...] in x's space; levels."""
 
     def draw(weights: Weights, key: Array, inputs: Inputs) -> tuple[Array, Array, NoiseLevel]:
-        of_solver, of_codec, _ = jax.random.split(key, 3)
-        model, drawing = _planned(generator, sampler_of, (), weights, inputs, of_codec)
-        how, jump = drawing.sampler, _jump(model, weights, drawing, inputs.scale)
-        way = trajectory(of_solver, how.solver, jump, start(drawing), how.levels)
-        return *way, how.levels
+        of_solver, of_codec = jax.random.split(key)
+        drawing, jump = _planned(generator, sampler_of, (), weights, inputs, of_codec)
+        sampler = drawing.sampler
+        way = trajectory(of_solver, sampler.solver, jump, start(drawing), sampler.levels)
+        return *way, sampler.levels
 
     return draw
 
@@ -86,19 +85,17 @@ def _planned(
     edits: Sequence[Edit],
     weights: Weights,
     inputs: Inputs,
-    of_codec: Array,
-) -> tuple[Model, Drawing]:
+    key: Array,
+) -> tuple[Drawing, Jump]:
+    """The edited drawing, and the guided model that its network slot evaluates."""
     model = generator.model_of(weights.params)
-    drawing = plan(model, weights, sampler_of(model, weights), inputs, of_codec)
+    sampler = sampler_of(model, weights)
     apply = lambda drawing, pair: pair[0].apply(drawing, pair[1])
-    return model, reduce(apply, zip(edits, inputs.arrays, strict=True), drawing)
-
-
-def _jump(model: Model, weights: Weights, drawing: Drawing, scale: Array) -> Jump:
-    how = drawing.sampler
-    used = scale if how.guided or model.student is not None else None
+    plain = plan(generator, weights, sampler, inputs, key)
+    drawing = reduce(apply, zip(edits, inputs.arrays, strict=True), plain)
+    used = inputs.scale if sampler.guided or model.student is not None else None
 
     def jump_of(cond, negative):
-        return guided(model, *weights, cond, used, how.guidance, negative)
+        return guided(model, *weights, cond, used, sampler.guidance, negative)
 
-    return drawing.network(jump_of)(drawing.cond, drawing.negative)
+    return drawing, drawing.network(jump_of)(drawing.cond, drawing.negative)

@@ -178,7 +178,9 @@ class Drawing(NamedTuple):
         network: how the guided model is evaluated, such as in windows: JumpOf -> JumpOf.
         around: what goes around it then: Jump -> Jump.
         resample: what goes around the solver: Solver -> Solver.
+        geometry: pixels <-> latents.
         encode: pixels [b, H, W, c] in [-1, 1] -> x0.
+        decode: x0 -> pixels.
         paste: what is put back in pixel space: pixels -> pixels.
     """
 
@@ -191,7 +193,9 @@ class Drawing(NamedTuple):
     network: Callable[[JumpOf], JumpOf]
     around: Callable[[Jump], Jump]
     resample: Callable[[Solver], Solver]
+    geometry: Geometry
     encode: Callable[[Array], Array]
+    decode: Callable[[Array], Array]
     paste: Callable[[Array], Array]
 
 
@@ -213,9 +217,10 @@ class Edit(NamedTuple):
 
 
 def plan(
-    model: Model, weights: Weights, sampler: Sampler, inputs: Inputs, of_codec: Array
+    generator: Generator, weights: Weights, sampler: Sampler, inputs: Inputs, key: Array
 ) -> Drawing:
-    """The drawing of plain inputs, before any edit."""
+    """The drawing of plain inputs, before any edit; the key is the codec's."""
+    model, (of_encoder, of_decoder) = generator.model_of(weights.params), jax.random.split(key)
     condition = lambda rows: model.condition(weights.frozen, rows)
     same = lambda x: x
     return Drawing(
@@ -228,7 +233,9 @@ def plan(
         network=same,
         around=same,
         resample=same,
-        encode=lambda pixels: model.codec.encode(weights.frozen, pixels, of_codec),
+        geometry=generator.geometry,
+        encode=lambda pixels: model.codec.encode(weights.frozen, pixels, of_encoder),
+        decode=lambda x: model.codec.decode(weights.frozen, x, of_decoder),
         paste=same,
     )
 

@@ -7,6 +7,7 @@ from functools import reduce
 
 from diffusion_jax.apps.edits.image_to_image import image_to_image
 from diffusion_jax.apps.edits.inpaint import inpaint
+from diffusion_jax.apps.edits.tiles import tiles
 from diffusion_jax.apps.edits.variation import variation
 from diffusion_jax.apps.plan import Edit, Generator
 from diffusion_jax.build.checkpoint.control import control
@@ -33,5 +34,6 @@ EDITS: dict[str, Callable[..., Edit]] = {
     "image_to_image": image_to_image,
     "inpaint": inpaint,
     "control": control,
+    "tiles": tiles,
     "variation": variation,
 }

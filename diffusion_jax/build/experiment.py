@@ -81,9 +81,9 @@ def experiment(config: Config) -> Any:
 
     Raises a ValueError for a field that names nothing, or fields that contradict one another.
     """
-    if "data" not in config:
+    if "model" not in config:
         raise ValueError(
-            "this config has no config.data: it draws from a checkpoint, with --mode=sample alone"
+            "this config has no config.model: it draws from a checkpoint, with --mode=sample alone"
         )
     return EXPERIMENTS.get(config.model.name, diffusion_experiment)(config)
 

@@ -238,7 +238,7 @@ def load_autoencoder(workdir: str | os.PathLike) -> tuple[Any, Params, Codec]:
 def first_stage(config: Config) -> FirstStage:
     """What ``config.model.autoencoder``, a run's folder, means for a diffusion model; "" is pixels.
 
-    Data sets of latents are encoded already, so the codec then only decodes.
+    Data sets of latents are encoded already, so ``encode`` then leaves them as they are.
 
     Returns:
         (codec, frozen): the codec reads ``frozen()["autoencoder"]``.

@@ -70,7 +70,7 @@ def run_config(workdir: str | os.PathLike, overrides: dict[str, Any] | None = No
         ValueError: if there is no run, or a field is unknown or says what the parameters mean.
     """
     config: Config = ConfigDict(settings(workdir))
-    for section in LATER:  # fields newer than the run
+    for section in LATER if "process" in config else ():  # fields newer than the run
         if section not in config:
             config[section] = ConfigDict()
         for name, value in experiments.defaults()[section].items():

@@ -1,7 +1,7 @@
-"""Checkpoints of the published sizes without their weights: zeros, to plan and to time with.
+"""Checkpoints of the published sizes with zeros for weights, for planning and timing.
 
-Shapes decide what a program costs; so memory, time and compilation can be looked at where the
-published weights cannot be had.
+The cost of a program depends on shapes alone; so memory, time and compilation can be measured
+without the published weights.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _ENDS = ("<|startoftext|>", "<|endoftext|>")
 
 
 def blank_checkpoint(family: str, dtype: DTypeLike = np.float16) -> Checkpoint:
-    """Every part of a family, all weights 0; takes no memory.
+    """All parts of a family with weights 0; takes no memory.
 
     Args:
         family: key of ``families.FAMILIES``.
-        dtype: of the weights.
+        dtype: dtype of the weights.
 
     Raises:
         ValueError: for an unknown family.
@@ -59,7 +59,7 @@ def write_blank(folder: str | Path, family: str, dtype: DTypeLike = np.float16) 
     """A folder of the diffusers layout with ``blank_checkpoint`` and a tokenizer of letters.
 
     Args:
-        folder: to make.
+        folder: the folder to create.
         family, dtype: see ``blank_checkpoint``.
 
     Raises:
@@ -76,7 +76,7 @@ def write_blank(folder: str | Path, family: str, dtype: DTypeLike = np.float16) 
 
 
 def _write_letters(folder: Path, config: dict[str, Any]) -> None:
-    """CLIP's files for words spelled letter by letter, filled up to the size of the vocabulary."""
+    """CLIP tokenizer files for words split into letters, padded to the size of the vocabulary."""
     letters = [chr(i) for i in range(33, 127)]
     known = [*letters, *(f"{letter}</w>" for letter in letters)]
     count = config["vocab_size"] - len(known) - len(_ENDS)

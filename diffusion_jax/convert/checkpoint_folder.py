@@ -16,7 +16,7 @@ from diffusion_jax.convert.stable_diffusion import INDEX, SCHEDULER, Checkpoint
 from diffusion_jax.files import whole_folder
 
 LARGEST_FILE = 10 * 10**9
-"""Bytes of a weights' file, beyond which there are shards."""
+"""Largest size of a weights file in bytes; larger weights are sharded."""
 
 
 def write_checkpoint(
@@ -26,17 +26,17 @@ def write_checkpoint(
     dtype: DTypeLike | None = None,
     most_bytes: int = LARGEST_FILE,
 ) -> Path:
-    """Write every part; the folder appears whole or not at all.
+    """Write all parts, atomically.
 
-    What was read from such a folder is written with the same tensors, byte for byte, but for
-    a safety checker, which is never read.
+    A checkpoint that was read from such a folder is written with the same tensors, byte for byte,
+    except for a safety checker, which is never read.
 
     Args:
-        folder: to make.
-        checkpoint: what ``read_checkpoint`` gives, its weights changed or not.
-        tokenizers: the folder of each text encoder's (``find_tokenizers``), whose files are copied.
-        dtype: of the weights; None keeps each array's own.
-        most_bytes: of a weights' file.
+        folder: the folder to create.
+        checkpoint: from ``read_checkpoint``, its weights changed or not.
+        tokenizers: tokenizer folders of the text encoders (``find_tokenizers``), copied as files.
+        dtype: dtype of the weights; None keeps each array's.
+        most_bytes: largest size of a weights file.
 
     Returns:
         ``folder``.
@@ -58,7 +58,7 @@ def write_checkpoint(
 
 
 def model_index(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The entries of model_index.json: the checkpoint's own, or those of its kind of model."""
+    """The entries of model_index.json: the checkpoint's, or the usual ones of its kind of model."""
     texts = range(len(checkpoint.text_encoders))
     name = "StableDiffusionXLPipeline" if len(texts) == 2 else "StableDiffusionPipeline"
     told: dict[str, Any] = {"_class_name": name, "_diffusers_version": "0.32.0"}

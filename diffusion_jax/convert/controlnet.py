@@ -25,7 +25,7 @@ def controlnet_config(config: Mapping[str, Any]) -> dict[str, Any]:
         Keyword arguments of ``ControlNet``, plain data.
 
     Raises:
-        ValueError: naming an option that our net has no counterpart for.
+        ValueError: naming an option that this network does not support.
     """
     config = {**sd_unet.DEFAULTS, **_DEFAULTS, **config}
     sd_unet.check_supported(config, _SUPPORTED)
@@ -49,9 +49,9 @@ def from_diffusers_controlnet(
     """Our network with diffusers' weights.
 
     Args:
-        state: tensor name -> array, such as ``folders.read_weights`` gives.
+        state: tensor name -> array, such as from ``folders.read_weights``.
         config: as for ``controlnet_config``.
-        dtype: of the parameters; None keeps the file's and makes no copy.
+        dtype: dtype of the parameters; None keeps the file's and makes no copy.
 
     Returns:
         The network, and its parameters (NumPy arrays).

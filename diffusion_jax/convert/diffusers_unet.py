@@ -25,7 +25,7 @@ def unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
         Keyword arguments of ``UNet``, plain data.
 
     Raises:
-        ValueError: naming an option that our net has no counterpart for.
+        ValueError: naming an option that this network does not support.
     """
     config = {**_DEFAULTS, **config}
     _check(config)
@@ -61,7 +61,7 @@ def unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check(config: Mapping[str, Any]) -> None:
-    """Refuse what our net has no counterpart for."""
+    """Raise ValueError for an option that this network does not support."""
     for field, known in _SUPPORTED.items():
         if config[field] not in known:
             raise ValueError(f"{field}={config[field]!r} cannot be converted: only {known} can.")
@@ -100,7 +100,7 @@ def from_diffusers_unet(
     """Our network with diffusers' weights.
 
     Args:
-        state_dict: tensor name -> array, such as ``read_safetensors`` gives.
+        state_dict: tensor name -> array, such as from ``read_safetensors``.
         config: as for ``unet_config``.
 
     Returns:
@@ -123,7 +123,7 @@ def to_diffusers_unet(params: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _modern(name: str) -> str:
-    """The name that a tensor has since diffusers 0.15; checkpoints keep the name of their day."""
+    """A tensor's name since diffusers 0.15; older checkpoints keep their names."""
     module, dot, leaf = name.rpartition(".")
     parent, _, last = module.rpartition(".")
     if ".attentions." in module and last in _OLD_NAMES:
@@ -151,7 +151,7 @@ _ATTENTION_PARTS = (
 _SCOPES = (
     (r"(down|up)_(\d+)/block_(\d+)/res", "{0}_blocks.{1}.resnets.{2}", RES_PARTS),
     (r"(down|up)_(\d+)/block_(\d+)/attention", "{0}_blocks.{1}.attentions.{2}", _ATTENTION_PARTS),
-    # A resampler there is one of a list of one.
+    # A resampler there is in a list of one.
     (
         r"(down|up)_(\d+)/resample",
         "{0}_blocks.{1}.{0}samplers.0",
@@ -160,7 +160,7 @@ _SCOPES = (
     (r"mid/res_(\d+)", "mid_block.resnets.{0}", RES_PARTS),
     (r"mid/attention", "mid_block.attentions.0", _ATTENTION_PARTS),
 )
-# What any of diffusers' U-Nets has before its levels and after.
+# Layers of all diffusers U-Nets outside their levels.
 ENDS: tuple[Row, ...] = (
     Row("embed/time_0", "time_embedding.linear_1", "dense"),
     Row("embed/time_1", "time_embedding.linear_2", "dense"),
@@ -171,7 +171,7 @@ ENDS: tuple[Row, ...] = (
 )
 ROWS: tuple[Row, ...] = (*ENDS, *scoped(_SCOPES))
 
-# The resampler of each block type; None where downsample_type or upsample_type says.
+# The resampler of each block type; None where downsample_type or upsample_type decides.
 _DOWN = {"DownBlock2D": "conv", "AttnDownBlock2D": None, "ResnetDownsampleBlock2D": "resnet"}
 _UP = {"UpBlock2D": "conv", "AttnUpBlock2D": None, "ResnetUpsampleBlock2D": "resnet"}
 _RESAMPLERS = {"conv": "conv", "resnet": "residual"}

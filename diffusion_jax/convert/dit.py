@@ -1,6 +1,6 @@
 """diffusers' ``DiTTransformer2DModel`` <-> ``models.dit.DiT``: config and weights.
 
-There each layer keeps a copy of the embedding of time and class, as here there is one.
+There each layer has a copy of the embedding of time and class; here it is shared.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def dit_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of our DiT for a diffusers config; it then takes the discrete time index.
 
     Raises:
-        ValueError: naming an option that our net has no counterpart for.
+        ValueError: naming an option that this network does not support.
     """
     config = {**DEFAULTS, **config}
     check_supported(config, _SUPPORTED)
@@ -48,13 +48,13 @@ def from_diffusers_dit(
     Args:
         state: tensor name -> array.
         config: the entries of its config.json.
-        dtype: of the parameters; None keeps each array's own.
+        dtype: dtype of the parameters; None keeps each array's.
 
     Returns:
         The network, and its parameters (NumPy arrays).
 
     Raises:
-        ValueError: naming an option or tensors that do not fit, or layers that embed differently.
+        ValueError: naming an option or tensors that do not fit, or layers that differ in embedding.
     """
     module = DiT(**dit_config(config))
     return module, load_params(_shared(state), dit_shapes(config), ROWS, dtype)
@@ -79,7 +79,7 @@ def dit_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _shared(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The state with the first layer's embedding alone, which the others must repeat."""
+    """The state with the first layer's embedding alone, which must equal the others'."""
     kept: dict[str, np.ndarray] = {}
     for name, array in state.items():
         match = _COPY.match(name)

@@ -1,7 +1,7 @@
-"""The published Stable Diffusion models, told from their weights, with their configs as data.
+"""The published Stable Diffusion models, recognised by their weights, with configs as data.
 
 Configs are those of the published diffusers-layout checkpoints: stable-diffusion-v1-5,
-stable-diffusion-2-1 and stable-diffusion-xl-base-1.0, but for fields that say nothing of the
+stable-diffusion-2-1 and stable-diffusion-xl-base-1.0, without fields that do not affect the
 network.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 
 class Family(NamedTuple):
-    """One line of models.
+    """A family of models with the same configs.
 
     Attributes:
         unet: config of the U-Net (UNet2DConditionModel).
@@ -35,7 +35,7 @@ def detect(shapes: Mapping[str, tuple[int, ...]]) -> str:
         shapes: tensor name -> shape, of the original layout, prefixes kept.
 
     Raises:
-        ValueError: if it is not a whole model of a known family, saying what it is instead.
+        ValueError: if it is not a complete model of a known family, saying what it is instead.
     """
     name = next((n for n in _TELLING if n in shapes), None)
     if name is None:
@@ -55,14 +55,14 @@ def detect(shapes: Mapping[str, tuple[int, ...]]) -> str:
 def configs(
     family: str, prediction_type: str | None = None, in_channels: int | None = None
 ) -> Family:
-    """A family's configs, free to change.
+    """A copy of a family's configs.
 
     Args:
         family: key of ``FAMILIES``.
-        prediction_type: "epsilon" or "v_prediction"; None for the family's usual one.  The weights
-            do not tell: "sd2" is v_prediction as in the 768-pixel models, while the 512-pixel
-            "base" models need "epsilon" said here.
-        in_channels: of the U-Net, if not 4: its first convolution tells (9 in inpainting models).
+        prediction_type: "epsilon" or "v_prediction"; None for the family's usual one.  It cannot
+            be read off the weights: "sd2" is v_prediction as in the 768-pixel models, while the
+            512-pixel "base" models need "epsilon" here.
+        in_channels: the U-Net's, from its first convolution; 9 in inpainting models.
 
     Raises:
         ValueError: for an unknown family or prediction type.
@@ -153,7 +153,7 @@ _SCHEDULER: dict[str, Any] = {
     "timestep_spacing": "leading",
     "trained_betas": None,
 }
-# OpenCLIP's ViT-H, of which Stable Diffusion 2 reads the last layer but one, so one is left out.
+# OpenCLIP's ViT-H, of which Stable Diffusion 2 reads the penultimate layer: the last is dropped.
 _CLIP_H = _CLIP_L | {
     "hidden_act": "gelu",
     "hidden_size": 1024,

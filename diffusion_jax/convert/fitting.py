@@ -1,4 +1,4 @@
-"""Between a state dict of another codebase and a parameter tree: nothing missing, nothing left."""
+"""State dicts of other codebases <-> parameter trees: nothing missing, nothing left over."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from diffusion_jax.convert.names import Row, by_path, locate, nested
 from diffusion_jax.models.adapter import init_params
 
 _MOST_NAMED = 40
-"""Names of each kind that a message lists; it counts the rest."""
+"""Number of names of each kind that a message lists; the rest are counted."""
 
 
 def differences(
     wanted: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]
 ) -> str | None:
-    """What tells two sets of named shapes apart, in one line; None if nothing does.
+    """The differences of two sets of named shapes, in one line; None if there are none.
 
     Args:
-        wanted: tensor name -> shape, as the network has it.
-        found: tensor name -> shape, as the file has it.
+        wanted: tensor name -> shape, in the network.
+        found: tensor name -> shape, in the file.
     """
     both = sorted(set(wanted) & set(found))
     odd = [n for n in both if tuple(wanted[n]) != tuple(found[n])]
@@ -57,14 +57,14 @@ def load_params(
     rows: tuple[Row, ...],
     dtype: DTypeLike | None = None,
 ) -> dict[str, Any]:
-    """The parameter tree that a state dict holds.
+    """The parameter tree from a state dict.
 
     Args:
         state: tensor name -> array.
         shapes: parameter path -> shape, of every parameter.
         rows: the name map.
-        dtype: of the result; None keeps each array's own, and then makes no copy: the result is
-            views of the state's arrays, which may lie in a mapped file.
+        dtype: dtype of the result; None keeps each array's without a copy: the result has views of
+            the state's arrays, which may be in a mapped file.
 
     Returns:
         A nested dict of NumPy arrays.

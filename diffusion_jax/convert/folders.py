@@ -1,6 +1,6 @@
-"""Folders of weights: one file or shards with an index, full or half precision, and their JSON.
+"""Folders of weights: a file or shards with an index, variants of precision, and JSON configs.
 
-A checkpoint comes from a stranger, so a name inside of it may only lead to a place inside of it.
+A checkpoint is not trusted, so a file name inside it must not point outside of it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LARGEST_JSON = 64 * 2**20
 def inside(root: str | Path, name: str) -> Path:
     """The path of a name within a checkpoint.
 
-    Links are followed as long as they stay inside of it.  For a snapshot in the cache of the
+    Links are followed as long as they stay inside.  For a snapshot in the cache of the
     Hugging Face hub, models--x--y/snapshots/z, whose files are links to ../../blobs, the whole of
     models--x--y is the checkpoint.
 
@@ -60,7 +60,7 @@ def inside(root: str | Path, name: str) -> Path:
 
 
 def _bound(root: Path) -> Path:
-    """The folder that the checkpoint's links may not leave."""
+    """The folder that the checkpoint's links must not leave."""
     cache = root.parent.parent
     cached = root.parent.name == "snapshots" and cache.name.startswith("models--")
     return cache if cached and (cache / "blobs").is_dir() else root
@@ -75,7 +75,7 @@ def read_json(root: str | Path, name: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a JSON object, is too large, or lies outside of the checkpoint.
+        ValueError: if it is not a JSON object, is too large, or is outside of the checkpoint.
     """
     path = inside(root, name)
     if not path.is_file():
@@ -92,7 +92,7 @@ def read_json(root: str | Path, name: str) -> dict[str, Any]:
 
 
 def write_json(root: str | Path, name: str, value: Mapping[str, Any]) -> None:
-    """Write a JSON object into a checkpoint, whole or not at all."""
+    """Write a JSON object into a checkpoint, atomically."""
     with whole(inside(root, name)) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
 
@@ -106,14 +106,14 @@ def read_weights(
         root: the checkpoint's folder.
         part: the folder of the part within it, such as "unet"; "" for root itself.
         variant: such as "fp16" for diffusion_pytorch_model.fp16.safetensors; None for the plain
-            file, or, where there is none, for the one variant that there is.
+            file, or, if it is absent, for the only variant.
 
     Returns:
         Name -> read-only array in the file's dtype.
 
     Raises:
-        FileNotFoundError: if there are no weights, naming what there is.
-        ValueError: if they are pickles, damaged, or lie outside of the checkpoint.
+        FileNotFoundError: if there are no weights, naming the files that exist.
+        ValueError: if they are pickles, damaged, or are outside of the checkpoint.
     """
     name = _find(Path(root), part, variant)
     if not name.endswith(".json"):
@@ -122,7 +122,7 @@ def read_weights(
 
 
 def _find(root: Path, part: str, variant: str | None) -> str:
-    """The name of a part's one file or index."""
+    """The name of a part's weights file or index."""
     folder = inside(root, part) if part else root
     if not folder.is_dir():
         raise FileNotFoundError(f"The checkpoint {root.name} has no folder {part!r}.")
@@ -192,15 +192,15 @@ def write_weights(
 ) -> list[str]:
     """Write one part's weights, in shards and with an index if they are larger than most_bytes.
 
-    Each file appears whole or not at all, the index last.
+    Files are written atomically, the index last.
 
     Args:
         root: the checkpoint's folder.
-        part: the folder of the part within it, made if need be; "" for root itself.
-        tensors: name -> array, whose dtype is kept.
+        part: the folder of the part within it, created if necessary; "" for root itself.
+        tensors: name -> array, written in its dtype.
         stem: "diffusion_pytorch_model", or "model" for a text encoder.
         variant: such as "fp16", for the name only.
-        most_bytes: of a file's tensors; one larger tensor has a file of its own.
+        most_bytes: largest size of a file; a larger tensor has its own file.
 
     Returns:
         The files' names within ``part``.
@@ -212,9 +212,9 @@ def write_weights(
     index = f"{stem}.safetensors.index{dotted}.json"
     if len(shards) == 1:
         write_safetensors(folder / plain, shards[0], {"format": "pt"})
-        (folder / index).unlink(missing_ok=True)  # of earlier, larger weights: it would win
+        (folder / index).unlink(missing_ok=True)  # of earlier, larger weights: it would be read
         return [plain]
-    # No index while shards are replaced, so that nobody reads half of each.
+    # No index while shards are replaced, so that no mixture of both can be read.
     (folder / index).unlink(missing_ok=True)
     count = len(shards)
     names = [f"{stem}{dotted}-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]

@@ -1,10 +1,10 @@
-"""LoRA files of Stable Diffusion 1.x, 2.x and XL: in both common layouts in, in diffusers' out.
+"""LoRA files of Stable Diffusion 1.x, 2.x and XL: both common layouts are read, diffusers' written.
 
 diffusers and PEFT write ``unet.<module>.lora_A.weight`` and ``lora_B.weight``, before 2024 also
 ``lora.down`` and ``lora.up``, or ``processor.to_q_lora.down``; kohya's scripts and the interfaces
 that follow them write ``lora_unet_<module>.lora_down.weight``, ``lora_up.weight`` and ``alpha``,
 dots of the module's name as underscores, SDXL's U-Net in the original numbering of blocks.  The
-module's name is that of the base weights, so the base weights' maps serve here too.
+module's name is that of the base weights, so the base weights' maps are used here too.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Factors = dict[str, dict[str, np.ndarray]]
 
 
 class Lora(NamedTuple):
-    """What a file holds of one network.
+    """The LoRA of one network.
 
     Attributes:
         factors: parameter path -> {"down" [..., m, r], "up" [r, n]}, in the file's dtype.
-        alphas: parameter path -> alpha, of those that have one; else it is the rank.
+        alphas: parameter path -> alpha, for those with one; the default is the rank.
     """
 
     factors: Factors
@@ -47,7 +47,7 @@ class Lora(NamedTuple):
 
 
 class _Slot(NamedTuple):
-    """A kernel that a LoRA may change: its network, path, shape and place in the base's map."""
+    """A kernel that a LoRA can change: its network, path, shape and entry in the base's map."""
 
     part: str
     path: str
@@ -68,15 +68,15 @@ def read_lora(path: str | Path, checkpoint: Checkpoint) -> dict[str, Lora]:
 
     Args:
         path: the file.
-        checkpoint: what it adapts.
+        checkpoint: the checkpoint that it adapts.
 
     Returns:
-        "unet", "text_encoder" or "text_encoder_2" -> Lora, of those that the file has.
+        "unet", "text_encoder" or "text_encoder_2" -> Lora, for those in the file.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is a pickle or damaged, or listing every tensor without a place in the
-            checkpoint, without its other half, or of another shape, by name.
+        ValueError: if it is a pickle or damaged, or listing by name every tensor without a
+            counterpart in the checkpoint, without its other factor, or of a wrong shape.
     """
     path = Path(path)
     if not path.exists():
@@ -92,7 +92,7 @@ def read_lora(path: str | Path, checkpoint: Checkpoint) -> dict[str, Lora]:
     if not pairs:
         raise ValueError(f"{path.name} holds no tensor: fetch or export it again.")
     finite(state)
-    told, made = _told_alphas(path, dict(_modules(checkpoint))), {}
+    told, made = _metadata_alphas(path, dict(_modules(checkpoint))), {}
     for pair in pairs:
         slot = slots[pair.module]
         own = made.setdefault(slot.part, Lora({}, {}))
@@ -113,16 +113,16 @@ def write_lora(
     checkpoint: Checkpoint,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the layout of diffusers and PEFT, each array in its own dtype.
+    """Write the layout of diffusers and PEFT, each array in its dtype.
 
-    That layout has no alphas that every tool reads, so alpha/rank goes into "up"; where alpha is
-    the rank, tensors are as they are here, and a file that was read is written back the same.
+    That layout has no alphas that all tools read, so alpha/rank is multiplied into "up"; where
+    alpha is the rank, tensors are unchanged, and a file that was read is written back the same.
 
     Args:
         path: the file.
         loras: "unet", "text_encoder", "text_encoder_2" -> Lora.
-        checkpoint: what they adapt.
-        metadata: texts to keep beside the tensors.
+        checkpoint: the checkpoint that they adapt.
+        metadata: texts to store in the header.
 
     Raises:
         ValueError: for a path that the checkpoint lacks.
@@ -194,7 +194,7 @@ def _aliases(checkpoint: Checkpoint) -> dict[str, _Slot]:
 def _sorted(
     state: Mapping[str, Any], slots: Mapping[str, _Slot]
 ) -> tuple[list[_Pair], dict[str, str]]:
-    """Tensors' names as the pairs that they belong to, and module -> its alpha's name."""
+    """Names of tensors as (down, up) pairs, and module -> its alpha's name."""
     pairs, alphas = {}, {}
     for name in state:
         if name.endswith(".alpha"):
@@ -210,7 +210,7 @@ def _sorted(
 def _shapes(
     state: Mapping[str, np.ndarray], pair: _Pair, slot: _Slot
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes that a pair's tensors should have, given the rank of one of them."""
+    """The shapes that a pair's tensors must have, given the rank of one of them."""
     rank = 1
     for name, axis in ((pair.up, 1), (pair.down, 0)):  # [out, r, ...] and [r, in, ...] there
         if name in state and state[name].ndim > axis:
@@ -218,23 +218,25 @@ def _shapes(
     *inputs, outputs = slot.shape
     ours = {pair.down: (*inputs, rank), pair.up: (*(1,) * (len(inputs) - 1), rank, outputs)}
     wanted = {n: slot.leaf.save(np.broadcast_to(False, s)).shape for n, s in ours.items()}
-    # A 1x1 convolution there may be adapted as the dense layer that it is here.
+    # A 1x1 convolution there may be adapted as a dense layer, which it is here.
     flat = lambda name: len(slot.shape) == 2 and name in state and state[name].ndim == 2
     return {name: shape[:2] if flat(name) else shape for name, shape in wanted.items()}
 
 
-def _told_alphas(path: Path, modules: Mapping[str, _Slot]) -> dict[tuple[str, str], float]:
-    """Slot -> alpha, from the settings that recent releases of diffusers write into the file."""
+def _metadata_alphas(path: Path, modules: Mapping[str, _Slot]) -> dict[tuple[str, str], float]:
+    """Slot -> alpha, from the metadata that recent releases of diffusers write."""
     try:
-        told = json.loads(read_metadata(path).get("lora_adapter_metadata", "{}"))
+        settings = json.loads(read_metadata(path).get("lora_adapter_metadata", "{}"))
     except ValueError as error:
         raise ValueError(f"{path.name}: lora_adapter_metadata is not JSON ({error}).") from None
-    if scaled := [name for name, value in told.items() if name.endswith("use_rslora") and value]:
+    if scaled := [
+        name for name, value in settings.items() if name.endswith("use_rslora") and value
+    ]:
         raise ValueError(f"{path.name}: {scaled[0]} = true cannot be converted: only false can.")
     alphas = {}
     for name, slot in modules.items():
-        alpha = told.get(f"{slot.part}.lora_alpha")
-        for pattern, own in (told.get(f"{slot.part}.alpha_pattern") or {}).items():
+        alpha = settings.get(f"{slot.part}.lora_alpha")
+        for pattern, own in (settings.get(f"{slot.part}.alpha_pattern") or {}).items():
             if f".{name}".endswith("." + pattern.removeprefix("^")):
                 alpha = own
         if alpha is not None:
@@ -245,7 +247,7 @@ def _told_alphas(path: Path, modules: Mapping[str, _Slot]) -> dict[tuple[str, st
 _TEXTS = {"text_encoder": ("lora_te", "lora_te1"), "text_encoder_2": ("lora_te2",)}
 """Text encoders in their order -> kohya's prefixes of each."""
 
-# Down and up, the more special before what it ends with.
+# Down and up, longer suffixes first.
 _ENDINGS = (
     (".lora_A.weight", ".lora_B.weight"),
     (".lora_down.weight", ".lora_up.weight"),

@@ -1,4 +1,4 @@
-"""Pages of a mapped file, given back once what they held lies elsewhere."""
+"""Pages of a mapped file, released once their contents are copied elsewhere."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 
 
 def forget(array: np.ndarray) -> None:
-    """Let the system take back the memory of an array that is a view of a mapped file.
+    """Release the memory of an array that is a view of a mapped file.
 
     Its bytes are read from the file again if they are used again.  An array that owns its memory
-    is left alone.
+    is not touched.
 
     Args:
-        array: such as ``tensors.read_safetensors`` gives, or a view of one.
+        array: such as one of ``tensors.read_safetensors``, or a view of it.
     """
     held = array
     while held is not None and not isinstance(held, mmap.mmap):
@@ -23,7 +23,7 @@ def forget(array: np.ndarray) -> None:
         return
     low, high = np.lib.array_utils.byte_bounds(array)
     start = np.frombuffer(held, np.uint8).ctypes.data
-    # Whole pages alone: its neighbours' bytes may be in use.
+    # Only complete pages: neighbouring bytes may be in use.
     first = -(-(low - start) // mmap.PAGESIZE) * mmap.PAGESIZE
     last = (high - start) // mmap.PAGESIZE * mmap.PAGESIZE
     if last > first:

@@ -27,7 +27,7 @@ def mmdit_config(config: Mapping[str, Any]) -> dict[str, Any]:
         Keyword arguments of ``MMDiT``, plain data.
 
     Raises:
-        ValueError: naming an option that our net has no counterpart for.
+        ValueError: naming an option that this network does not support.
     """
     config = {**DEFAULTS, **config}
     heads, width = config["num_attention_heads"], config["caption_projection_dim"]
@@ -64,9 +64,9 @@ def from_diffusers_mmdit(
     """Our network with diffusers' weights.
 
     Args:
-        state: tensor name -> array, such as ``folders.read_weights`` gives.
+        state: tensor name -> array, such as from ``folders.read_weights``.
         config: as for ``mmdit_config``.
-        dtype: of the parameters; None keeps each array's own.
+        dtype: dtype of the parameters; None keeps each array's.
 
     Returns:
         The network, and its parameters (NumPy arrays).

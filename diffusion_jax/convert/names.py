@@ -1,8 +1,7 @@
 """Name maps: parameter paths here <-> tensor names of other codebases.
 
 A map is data: rows turn the module part of a path into the other codebase's module name, and KINDS
-say what its arrays are called there and how their axes are ordered.  One map serves import and
-export.
+give the names of its arrays there and the order of their axes.  One map serves import and export.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ class Leaf(NamedTuple):
     """One array of a module.
 
     Attributes:
-        name: what the other codebase calls it.
-        load: its array -> ours.
-        save: our array -> its.
+        name: its name in the other codebase.
+        load: array there -> array here.
+        save: array here -> array there.
     """
 
     name: str
@@ -73,7 +72,7 @@ def locate(path: str, rows: tuple[Row, ...]) -> Leaf:
 
 
 def by_path(params: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested dict as one level: {"a": {"b": x}} -> {"a/b": x}."""
+    """A nested dict, flattened: {"a": {"b": x}} -> {"a/b": x}."""
     flat = {}
     for name, value in params.items():
         below = by_path(value) if isinstance(value, Mapping) else {"": value}
@@ -139,7 +138,7 @@ KINDS: dict[str, Mapping[str, Leaf]] = {
     },
     "table": {"embedding": Leaf("weight", _same, _same)},
     "codebook": {"codebook": Leaf("weight", _same, _same)},
-    # A parameter of the network itself, which has no ".weight" there.
+    # A parameter of the network itself, without ".weight" there.
     "positions": {"table": Leaf("pos_embed", lambda x: x[0], lambda x: x[None])},
     "class_token": {"class_token": Leaf("class_embedding", _same, _same)},
 }

@@ -16,7 +16,7 @@ from diffusion_jax.convert.text_configs import OPEN_CLIP_H
 
 State = Mapping[str, np.ndarray]
 
-# Not of the text's states: the temperature of CLIP's loss, and a buffer.
+# Not used for text states: the temperature of CLIP's loss, and a buffer.
 IGNORED = frozenset({"logit_scale", "logit_bias", "attn_mask"})
 
 
@@ -28,7 +28,7 @@ def under(state: State, prefix: str) -> dict[str, np.ndarray]:
 
 
 def to_transformers(state: State) -> dict[str, np.ndarray]:
-    """OpenCLIP's tensors under the names that ``text_encoders.from_transformers`` takes.
+    """OpenCLIP's tensors under the names of ``text_encoders.from_transformers``.
 
     Args:
         state: name -> array, without the prefix that a single file puts before it (``under``);
@@ -61,7 +61,7 @@ def to_transformers(state: State) -> dict[str, np.ndarray]:
 
 
 def from_transformers(state: State) -> dict[str, np.ndarray]:
-    """The inverse of ``to_transformers``, but for what that dropped.
+    """The inverse of ``to_transformers``, without the dropped tensors.
 
     Raises:
         ValueError: listing the names that OpenCLIP has no counterpart for, or the layers without
@@ -88,13 +88,13 @@ def from_transformers(state: State) -> dict[str, np.ndarray]:
 
 
 def config_of(state: State) -> dict[str, Any]:
-    """The config.json, as transformers has it, of OpenCLIP's tensors; heads are 64 wide.
+    """The config.json of transformers for OpenCLIP's tensors; heads are 64 wide.
 
     Args:
         state: as for ``to_transformers``.
 
     Raises:
-        ValueError: if a tensor that says a size is missing.
+        ValueError: if a tensor that determines a size is missing.
     """
     try:
         vocab, width = state["token_embedding.weight"].shape
@@ -151,7 +151,7 @@ _NAMES = (
 
 
 def _pattern(template: str) -> str:
-    """A template as the regex of the names that it makes."""
+    """A template as the regex of its names."""
     number, kind = r"(\d+)", r"(weight|bias)"
     first = kind if "{1}" not in template else number
     escaped = template.replace(".", r"\.")

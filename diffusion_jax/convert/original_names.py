@@ -1,7 +1,7 @@
 """Prefixes of tensor names in the original layout (CompVis, Stability) and in diffusers'.
 
 Each list of pairs (prefix there, prefix in diffusers' layout) follows from diffusers' config of the
-network.  Between the two lie one numbering of blocks against another, and names of layers.
+network.  The two differ in the numbering of blocks and the names of layers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def unet_pairs(config: Mapping[str, Any]) -> Pairs:
     """(original prefix, diffusers prefix) of a U-Net.
 
     Args:
-        config: of diffusers' UNet2DConditionModel.
+        config: config of diffusers' UNet2DConditionModel.
     """
     return [
         *_embedding_pairs(),
@@ -31,7 +31,7 @@ def controlnet_pairs(config: Mapping[str, Any]) -> Pairs:
     """(original prefix, diffusers prefix) of a ControlNet.
 
     Args:
-        config: of diffusers' ControlNetModel.
+        config: config of diffusers' ControlNetModel.
     """
     skips = sum(_counts(config)) + len(_counts(config))
     hints = 2 * (len(config.get("conditioning_embedding_out_channels", range(4))) - 1)
@@ -42,7 +42,7 @@ def controlnet_pairs(config: Mapping[str, Any]) -> Pairs:
         *((f"zero_convs.{i}.0", f"controlnet_down_blocks.{i}") for i in range(skips)),
         ("middle_block_out.0", "controlnet_mid_block"),
         ("input_hint_block.0", f"{hint}.conv_in"),
-        # A list of convolutions and activations in turn.
+        # A list of alternating convolutions and activations.
         *((f"input_hint_block.{2 * i + 2}", f"{hint}.blocks.{i}") for i in range(hints)),
         (f"input_hint_block.{2 * hints + 2}", f"{hint}.conv_out"),
     ]
@@ -52,7 +52,7 @@ def vae_pairs(config: Mapping[str, Any]) -> Pairs:
     """(original prefix, diffusers prefix) of an autoencoder.
 
     Args:
-        config: of diffusers' AutoencoderKL.
+        config: config of diffusers' AutoencoderKL.
     """
     levels, count = len(config["block_out_channels"]), config.get("layers_per_block", 2)
     pairs = [(name, name) for name in ("quant_conv", "post_quant_conv")]
@@ -88,7 +88,7 @@ def _embedding_pairs() -> Pairs:
 
 
 def _down_pairs(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The way down and the middle: one list of blocks there, blocks by level in diffusers."""
+    """The down path and the middle: one list of blocks there, blocks by level in diffusers."""
     at, counts = 1, _counts(config)
     for i, count in enumerate(counts):
         for j in range(count):
@@ -109,7 +109,7 @@ def _up_pairs(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield from _block(f"output_blocks.{at}", f"up_blocks.{i}", j)
             at += 1
         if i < len(counts) - 1:
-            # Behind the level's last attention, or in its place.
+            # After the level's last attention, or in its place.
             slot = 2 if config["up_block_types"][i].startswith("CrossAttn") else 1
             yield f"output_blocks.{at - 1}.{slot}.conv", f"up_blocks.{i}.upsamplers.0.conv"
 

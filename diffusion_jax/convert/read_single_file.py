@@ -1,4 +1,4 @@
-"""A whole model of the original single-file layout, as parts in diffusers' layout with configs."""
+"""A model of the original single-file layout, as parts in diffusers' layout with configs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from diffusion_jax.convert.tensors import read_safetensors
 
 
 class SingleFile(NamedTuple):
-    """What a single file holds.
+    """The contents of a single file.
 
     Attributes:
         family: key of ``families.FAMILIES``.
-        configs: of every part.
+        configs: configs of all parts.
         unet: tensors under diffusers' names.
         vae: tensors under diffusers' names; {} if the file has none.
         text_encoders: (layout, tensors) of each, in the order of ``configs.text_encoders``, the
-            layout being "transformers", or "openclip", whose names need a map of their own.
+            layout being "transformers", or "openclip", which has different names.
     """
 
     family: str
@@ -32,16 +32,16 @@ class SingleFile(NamedTuple):
 
 
 def read_single_file(path: str | Path, prediction_type: str | None = None) -> SingleFile:
-    """Read it, mapped into memory; the family and the U-Net's input are told from the shapes.
+    """Read it, mapped into memory; the family and the U-Net's input channels follow from shapes.
 
     Args:
         path: the .safetensors file.
-        prediction_type: see ``families.configs``: the weights do not tell.
+        prediction_type: see ``families.configs``: it cannot be read off the weights.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, a pickle, of no known family, or has tensors that the family
-            has no place for.
+        ValueError: if it is damaged, a pickle, of no known family, or has tensors that are not
+            in the family.
     """
     state = read_safetensors(path)
     family = families.detect({name: array.shape for name, array in state.items()})

@@ -1,8 +1,8 @@
-"""The scheduler_config.json of a diffusers-layout folder: what the weights mean, and how to sample.
+"""The scheduler_config.json of a diffusers-layout folder: process, target, and sampler.
 
-That file mixes two things.  The table of noise levels and the prediction type belong to the
-weights: ``process_of`` and ``target_of``.  The rest is its author's choice of a sampler, which a
-user may change: ``sampling_of`` gives it in the names of ``core.solvers`` and ``core.grids``.
+That file contains two things.  The noise schedule and the prediction type belong to the weights:
+``process_of`` and ``target_of``.  The rest is the author's choice of a sampler, which a user may
+change: ``sampling_of`` gives it in the names of ``core.solvers`` and ``core.grids``.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ FILE = "scheduler_config.json"
 
 
 class Sampling(NamedTuple):
-    """How a checkpoint's author samples from it.
+    """The sampler that a checkpoint's author chose.
 
     Attributes:
         solver: for ``core.solvers.SOLVERS``, such as "dpmpp_2m()".
         grid: for ``core.grids.GRIDS``, such as "leading(offset=1)".
         ends_clean: whether the last step goes to sigma = 0, or to the table's first level.
-        post: for ``core.guidance.POSTS``: what the solver does to x0, such as LCM's boundary.
-        start: for ``core.sampling.STARTS``: how large x is at the first level.
+        post: for ``core.guidance.POSTS``: processing of x0, such as LCM's boundary.
+        start: for ``core.sampling.STARTS``: the scale of x at the first level.
     """
 
     solver: str
@@ -43,10 +43,10 @@ def process_of(config: Mapping[str, Any]) -> Process:
     """The table of noise levels, on the variance preserving path.
 
     Args:
-        config: of scheduler_config.json.
+        config: entries of scheduler_config.json.
 
     Raises:
-        ValueError: for a table that is not known here.
+        ValueError: for an unsupported table.
     """
     if config.get("trained_betas") is not None:
         betas = np.asarray(config["trained_betas"], np.float64)
@@ -63,10 +63,10 @@ def process_of(config: Mapping[str, Any]) -> Process:
 
 
 def target_of(config: Mapping[str, Any]) -> Target:
-    """What the network predicts.
+    """The prediction target.
 
     Raises:
-        ValueError: for a prediction type that is not known here.
+        ValueError: for an unsupported prediction type.
     """
     name = config.get("prediction_type", "epsilon")
     if name not in PREDICTIONS:
@@ -75,10 +75,10 @@ def target_of(config: Mapping[str, Any]) -> Target:
 
 
 def sampling_of(config: Mapping[str, Any]) -> Sampling:
-    """The author's sampler in our names.
+    """The author's sampler in the names of this package.
 
     Raises:
-        ValueError: for a scheduler or a spacing that is not known here.
+        ValueError: for an unsupported scheduler or spacing.
     """
     name = config.get("_class_name", "DDIMScheduler")
     if name not in SCHEDULERS:
@@ -86,7 +86,7 @@ def sampling_of(config: Mapping[str, Any]) -> Sampling:
     family = SCHEDULERS[name]
     spacing = config.get("timestep_spacing", family.spacing)
     known = ("karras", "leading", "linspace", "trailing")
-    # Its y = x/alpha begins as s·noise there, which lacks the data's share.
+    # Its y = x/alpha starts as s·noise there, without the variance of the data.
     bare = family.in_sigma and spacing in ("linspace", "trailing")
     if config.get("use_karras_sigmas"):
         spacing = "karras"
@@ -105,7 +105,7 @@ def sampling_of(config: Mapping[str, Any]) -> Sampling:
 
 
 def boundary_of(config: Mapping[str, Any]) -> Boundary:
-    """Of a whole network that is told its guidance, whose f is bounded where LCM samples it."""
+    """The boundary of a full LCM network, which is conditioned on guidance, when LCM samples it."""
     if config.get("_class_name") == "LCMScheduler":
         return flow_maps.latent_consistency(_scaling(config), steps=_steps(config))
     return flow_maps.free()
@@ -132,7 +132,7 @@ def _by_sigma(config: Mapping[str, Any]) -> bool:
 
 
 class _Family(NamedTuple):
-    """A scheduler class there: our solver, its default spacing, whether it ends at sigma = 0."""
+    """A scheduler class there: the solver here, default spacing, whether it ends at sigma = 0."""
 
     solver: Callable[[Mapping[str, Any]], str]
     spacing: str

@@ -17,10 +17,10 @@ from diffusion_jax.models.autoencoders.autoencoder import AutoencoderKL, Autoenc
 
 
 def module_of(config: Mapping[str, Any]) -> AutoencoderKL | AutoencoderVQ:
-    """Our network for a config.json of diffusers.
+    """The network for a config.json of diffusers.
 
     Raises:
-        ValueError: naming an entry that we have no counterpart for.
+        ValueError: naming an entry that is not supported.
     """
     name = config.get("_class_name", "AutoencoderKL")
     if name not in CLASSES:
@@ -29,7 +29,7 @@ def module_of(config: Mapping[str, Any]) -> AutoencoderKL | AutoencoderVQ:
 
 
 def scale_of(config: Mapping[str, Any]) -> tuple[float, float]:
-    """(scale, shift): what diffusion sees is scale·(code - shift)."""
+    """(scale, shift): the latent that is diffused is scale·(z - shift)."""
     shift = config.get("shift_factor")
     return float(config.get("scaling_factor") or 1.0), 0.0 if shift is None else float(shift)
 
@@ -42,7 +42,7 @@ def from_diffusers_autoencoder(
     Args:
         state: tensor name -> array.
         config: as for ``module_of``.
-        dtype: of the parameters; None keeps each array's own.
+        dtype: dtype of the parameters; None keeps each array's.
 
     Returns:
         The network, and its parameters (NumPy arrays).
@@ -61,7 +61,7 @@ def to_diffusers_autoencoder(params: Mapping[str, Any]) -> dict[str, np.ndarray]
 
 
 def parameter_shapes(module: AutoencoderKL | AutoencoderVQ) -> dict[str, tuple[int, ...]]:
-    """Parameter path -> shape; nothing is computed."""
+    """Parameter path -> shape; computes nothing."""
     shape = (1, module.factor, module.factor, module.out_channels)
     pixels = jax.ShapeDtypeStruct(shape, jnp.float32)
     params = jax.eval_shape(module.init, jax.random.key(0), pixels)["params"]
@@ -69,7 +69,7 @@ def parameter_shapes(module: AutoencoderKL | AutoencoderVQ) -> dict[str, tuple[i
 
 
 def _modern(name: str) -> str:
-    """Older files call the attention's layers otherwise."""
+    """Names of today: older files have other names for the attention's layers."""
     if ".attentions." in name:
         for old, new in _OLD.items():
             name = name.replace(f".{old}.", f".{new}.")

@@ -10,7 +10,7 @@ from diffusion_jax.convert.names import Row, scoped
 
 
 def rows(config: Mapping[str, Any]) -> tuple[Row, ...]:
-    """The name map: both ways, of U-Nets and of what ControlNets share with them."""
+    """The name map of U-Nets, and of the layers that ControlNets share with them."""
     return _LINEAR if config.get("use_linear_projection", False) else _POINTWISE
 
 
@@ -60,7 +60,7 @@ _SHARED: tuple[Row, ...] = (
 
 
 def _projections(kind: str) -> tuple[Row, ...]:
-    """The rows of the projections around transformers, which alone depend on the config."""
+    """The rows of the projections around transformers, the only ones that depend on the config."""
     side = r"(down|up)_(\d+)/block_(\d+)/transformer/(proj_in|proj_out)"
     return (
         Row(side, "{0}_blocks.{1}.attentions.{2}.{3}", kind),

@@ -28,7 +28,7 @@ def text_unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
         Keyword arguments of ``TextUNet``, plain data.
 
     Raises:
-        ValueError: naming an option that our net has no counterpart for.
+        ValueError: naming an option that this network does not support.
     """
     config = {**DEFAULTS, **config}
     up = tuple(config["up_block_types"])
@@ -49,7 +49,7 @@ def encoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of ``TextEncoderSide``, of a U-Net's or a ControlNet's config.
 
     Raises:
-        ValueError: naming an option that our nets have no counterpart for.
+        ValueError: naming an option that these networks do not support.
     """
     check_supported(config, _SUPPORTED)
     down = tuple(config["down_block_types"])
@@ -66,7 +66,7 @@ def encoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_res_blocks": _numbers(config, "layers_per_block", len(down)),
         "depths": tuple(d if a else 0 for d, a in zip(depths, attends, strict=True)),
         "mid_depth": depths[-1],
-        # By a slip of history, diffusers' attention_head_dim is the number of heads.
+        # For historical reasons diffusers' attention_head_dim is the number of heads.
         "heads": _numbers(config, "attention_head_dim", len(down)),
         "added_features": config["addition_time_embed_dim"] if _adds(config) else 0,
         "num_classes": max(0, (config["num_class_embeds"] or 0) - 1),
@@ -85,7 +85,7 @@ def encoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_supported(config: Mapping[str, Any], table: Mapping[str, tuple[Any, ...]]) -> None:
-    """Refuse values that a table does not list.
+    """Check that values are in a table of supported ones.
 
     Raises:
         ValueError: naming the field, its value and the values that can be converted.
@@ -98,7 +98,7 @@ def check_supported(config: Mapping[str, Any], table: Mapping[str, tuple[Any, ..
 
 
 def _check_widths(config: Mapping[str, Any]) -> None:
-    """Refuse what is a number in all that can be converted, but may be something else."""
+    """Check fields that must be one number here, but may be lists in diffusers."""
     fields = ["norm_num_groups", "cross_attention_dim"]
     if config["time_cond_proj_dim"] is not None:
         fields.append("time_cond_proj_dim")
@@ -127,7 +127,7 @@ def _numbers(config: Mapping[str, Any], field: str, count: int) -> tuple[int, ..
 
 
 def example(config: Mapping[str, Any], side: int) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """Shapes of x and cond that a network of this config takes, at the least size.
+    """Shapes of x and cond for a network of this config, at the smallest size.
 
     Args:
         config: with diffusers' defaults filled in.
@@ -135,7 +135,7 @@ def example(config: Mapping[str, Any], side: int) -> tuple[tuple[int, ...], dict
     """
     cond = {"context": (1, 1, config["cross_attention_dim"])}
     if _adds(config):
-        # The numbers' features fill what the pooled text leaves; how many is not in the config.
+        # The numbers' features fill what the pooled text leaves; their count is not in the config.
         total, each = config["projection_class_embeddings_input_dim"], _TIME_IDS
         rest = total - each * config["addition_time_embed_dim"]
         cond |= {"pooled": (1, rest), "time_ids": (1, each)}
@@ -155,7 +155,7 @@ def unet_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def least_side(module: TextEncoderSide) -> int:
-    """The smallest height and width that the module takes."""
+    """The smallest height and width that the module accepts."""
     return 2 ** (len(module.channel_mults) - 1)
 
 
@@ -165,9 +165,9 @@ def from_sd_unet(
     """Our network with diffusers' weights.
 
     Args:
-        state: tensor name -> array, such as ``folders.read_weights`` gives.
+        state: tensor name -> array, such as from ``folders.read_weights``.
         config: as for ``text_unet_config``.
-        dtype: of the parameters; None keeps the file's and makes no copy.
+        dtype: dtype of the parameters; None keeps the file's and makes no copy.
 
     Returns:
         The network, and its parameters (NumPy arrays).

@@ -2,8 +2,8 @@
 
 One .safetensors file holds the U-Net under ``model.diffusion_model``, the autoencoder under
 ``first_stage_model`` and the text encoders under ``cond_stage_model`` or ``conditioner``.  Of the
-pairs of prefixes in ``original_names`` the longest that fits a name decides, so one list serves
-both ways.
+pairs of prefixes in ``original_names`` the longest that matches a name is used, so one list serves
+both directions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Split(NamedTuple):
         unet: input_blocks..., middle_block..., output_blocks..., time_embed..., out...
         vae: encoder..., decoder..., quant_conv, post_quant_conv.
         text_encoders: prefix, a key of ``TEXT_LAYOUTS`` -> tensors, in the order of that table.
-        rest: names that no part takes: tables of the noise schedule, averages of the weights.
+        rest: names of no part: tables of the noise schedule, averages of the weights.
     """
 
     unet: State
@@ -39,10 +39,10 @@ def split(state: Mapping[str, np.ndarray]) -> Split:
     """The parts of a single file.
 
     Args:
-        state: what ``tensors.read_safetensors`` gives of it.
+        state: its tensors, from ``tensors.read_safetensors``.
 
     Returns:
-        Its parts; the moving average that some files have beside the weights is left out.
+        Its parts; the moving average that some files have beside the weights is dropped.
     """
     unet, vae = _below(state, UNET_PREFIX), _below(state, VAE_PREFIX)
     texts = {prefix: _below(state, prefix) for prefix in TEXT_LAYOUTS}
@@ -67,7 +67,7 @@ def unet_to_diffusers(state: Mapping[str, np.ndarray], config: Mapping[str, Any]
 
     Args:
         state: ``Split.unet``.
-        config: of diffusers' UNet2DConditionModel, such as ``families`` has.
+        config: config of diffusers' UNet2DConditionModel, such as ``families`` has.
 
     Raises:
         ValueError: naming tensors that the config has no place for.
@@ -84,8 +84,8 @@ def controlnet_to_diffusers(state: Mapping[str, np.ndarray], config: Mapping[str
     """A ControlNet's tensors under diffusers' names.
 
     Args:
-        state: of a ControlNet's own file, with or without the prefix ``control_model.``.
-        config: of diffusers' ControlNetModel.
+        state: state of a ControlNet's own file, with or without the prefix ``control_model.``.
+        config: config of diffusers' ControlNetModel.
 
     Raises:
         ValueError: naming tensors that the config has no place for.
@@ -106,7 +106,7 @@ def vae_to_diffusers(state: Mapping[str, np.ndarray], config: Mapping[str, Any])
 
     Args:
         state: ``Split.vae``.
-        config: of diffusers' AutoencoderKL.
+        config: config of diffusers' AutoencoderKL.
 
     Raises:
         ValueError: naming tensors that the config has no place for.
@@ -131,7 +131,7 @@ def _swapped(pairs: Pairs) -> Pairs:
 
 
 def _renamed(state: Mapping[str, np.ndarray], pairs: Pairs, what: str) -> State:
-    """The tensors under their new names; the longest prefix in pairs decides."""
+    """The tensors under their new names, by the longest matching prefix."""
     prefixes, out, unknown = dict(pairs), {}, {}
     for name, array in state.items():
         words = name.split(".")
@@ -155,7 +155,7 @@ TEXT_LAYOUTS = {
     "conditioner.embedders.0.transformer.": "transformers",
     "conditioner.embedders.1.model.": "openclip",
 }
-"""Where text encoders lie: of SD 1, of SD 2, and the two of SDXL; and the layout of their names."""
+"""Prefixes of text encoders in SD 1, SD 2 and SDXL (two), and the layout of their names."""
 
 _VAE_TRAINING = ("loss.", "model_ema.")
-"""Of what trained an autoencoder; some files still have it."""
+"""Prefixes of an autoencoder's training loss, which some files still contain."""

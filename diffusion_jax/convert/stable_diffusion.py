@@ -1,7 +1,7 @@
 """A Stable Diffusion checkpoint, of either layout, as networks with their parameters.
 
 The diffusers layout is a folder with model_index.json and a folder for each part; the original one
-is a single .safetensors file, which has neither a tokenizer nor a scheduler's settings.
+is a single .safetensors file, without tokenizer and scheduler settings.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
         unet: the denoiser, its config beside it in ``configs``.
@@ -64,14 +64,14 @@ def read_checkpoint(
 
     Args:
         path: the folder or the file.
-        prediction_type: "epsilon" or "v_prediction", in place of what the checkpoint says; of a
-            single file nothing says it (see ``families.configs``).
-        variant: of the weights' files, such as "fp16".
-        dtype: of the parameters; None keeps the files' own and makes no copy.
+        prediction_type: "epsilon" or "v_prediction", in place of the checkpoint's; a single
+            file does not contain it (see ``families.configs``).
+        variant: variant of the weights files, such as "fp16".
+        dtype: dtype of the parameters; None keeps the files' and makes no copy.
 
     Raises:
         FileNotFoundError: naming what is missing.
-        ValueError: for a file that is damaged, hostile or a pickle, for a model that is no Stable
+        ValueError: for a file that is damaged, hostile or a pickle, for a model other than Stable
             Diffusion, and for tensors that are missing, extra or misshapen, by name.
     """
     path = Path(path)
@@ -127,7 +127,7 @@ def _of_file(path: Path, prediction_type: str | None, dtype: DTypeLike | None) -
 
 
 def _first_layers(state: State, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Without the layers that the model does not read, which some files have all the same."""
+    """The state without layers that the model does not use, which some files contain."""
     layer = re.compile(r"\.layers\.(\d+)\.")
     number = lambda name: int(found[1]) if (found := layer.search(name)) else -1
     kept = {n: a for n, a in state.items() if number(n) < config["num_hidden_layers"]}
@@ -180,7 +180,7 @@ _LOADERS = {
     "text_encoder": text_encoders.from_transformers,
 }
 
-# Pipeline class there -> how many text encoders.
+# Pipeline class there -> number of text encoders.
 PIPELINES: dict[str, int] = {
     "StableDiffusionPipeline": 1,
     "StableDiffusionImg2ImgPipeline": 1,

@@ -1,8 +1,8 @@
-"""Tensor files: safetensors in and out, nothing that can run code.
+"""Reading and writing of safetensors files, which cannot run code.
 
 The format: 8 bytes, the length n of the header; n bytes of JSON, {name: {"dtype", "shape",
 "data_offsets": [start, end]}, "__metadata__": {str: str}}; then the data, which the tensors cover
-without gap or overlap.  Every statement of a header is checked before its data is touched.
+without gap or overlap.  All entries of a header are checked before its data is read.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _PICKLE_STARTS = (b"\x80", b"PK\x03\x04")
 """First bytes of a bare pickle, and of the zip that torch.save writes."""
 
 _LONGEST_HEADER = 100_000_000
-"""Bytes; the format's own bound."""
+"""Largest header in bytes, by the format's definition."""
 
 
 class Spec(NamedTuple):
-    """What a header says of a tensor.
+    """A header's entry for a tensor.
 
     Attributes:
-        dtype: of its elements.
+        dtype: dtype of its elements.
         shape: its shape.
         start: first byte, from the end of the header.
         end: byte after the last.
@@ -71,7 +71,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def read_header(path: str | Path) -> tuple[dict[str, Spec], int]:
-    """What the header of a .safetensors file says, checked against the file's length.
+    """The header of a .safetensors file, checked against the file's length.
 
     Args:
         path: the file.
@@ -108,7 +108,7 @@ def read_header(path: str | Path) -> tuple[dict[str, Spec], int]:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The texts that a .safetensors file has beside its tensors; errors as of ``read_header``."""
+    """The metadata texts of a .safetensors file; raises as ``read_header`` does."""
     read_header(path)
     with Path(path).open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -154,7 +154,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _spec(name: str, value: Any) -> Spec:
-    """One entry of a header; all its numbers agree with one another."""
+    """One entry of a header, checked for consistency."""
     if not isinstance(value, dict) or not {"dtype", "shape", "data_offsets"} <= set(value):
         raise ValueError(f"{name} lacks dtype, shape or data_offsets")
     code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -174,17 +174,17 @@ def _spec(name: str, value: Any) -> Spec:
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a .safetensors file that appears whole or not at all.
+    """Write a .safetensors file atomically.
 
     The bytes are those of the format's reference implementation, one tensor in memory at a time.
 
     Args:
-        path: the file; one that is there is replaced.
-        tensors: name -> array of a dtype in ``DTYPES``, kept.
-        metadata: text to keep beside them, such as {"format": "pt"}.
+        path: the file; an existing one is replaced.
+        tensors: name -> array, of a dtype in ``DTYPES``.
+        metadata: texts for the header, such as {"format": "pt"}.
 
     Raises:
-        ValueError: naming a tensor whose dtype the format has not.
+        ValueError: naming a tensor whose dtype the format lacks.
     """
     arrays = {name: np.asarray(array) for name, array in tensors.items()}
     codes = {name: _code(name, array.dtype) for name, array in arrays.items()}
@@ -221,7 +221,7 @@ def _little_endian(array: np.ndarray) -> Any:
 
 
 def finite(tensors: Mapping[str, Any]) -> None:
-    """Refuse weights that are not finite; reads them all, a few megabytes at a time.
+    """Check that weights are finite; reads them all, a few megabytes at a time.
 
     Raises:
         ValueError: naming the tensors with a NaN or an infinity.
@@ -268,7 +268,7 @@ DTYPES: dict[str, np.dtype] = {
 }
 """The format's names of element types."""
 
-# The reference orders types thus, narrowest first.
+# The order of types in the reference implementation, narrowest first.
 _ORDER = (
     "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32", "U32", "F32",
     "F64", "I64", "U64",

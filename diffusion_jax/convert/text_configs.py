@@ -1,6 +1,6 @@
-"""config.json of published text encoders, for checkpoints that come without one.
+"""config.json of published text encoders, for checkpoints without one.
 
-Only the entries that shape the network, as transformers calls them.
+Only the entries that define the network, under transformers' names.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OPEN_CLIP_H: dict[str, Any] = {
     "num_attention_heads": 16,
     "hidden_act": "gelu",
 }
-"""SD 2's, with all of its layers: a diffusers folder has 23, since the last one is not read."""
+"""SD 2's, with all of its layers: a diffusers folder has 23, as the last one is not used."""
 
 OPEN_CLIP_BIGG: dict[str, Any] = {
     **OPEN_CLIP_H,

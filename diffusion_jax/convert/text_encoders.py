@@ -30,14 +30,14 @@ Config = Mapping[str, Any]
 
 
 class Layout(NamedTuple):
-    """How one of transformers' networks maps to ours.
+    """Mapping of one of transformers' networks to the network here.
 
     Attributes:
-        module: ours.
+        module: the Flax module.
         fields: (config, names of the tensors) -> keyword arguments of ``module``, plain data.
         modern: names of any release's checkpoint -> today's, buffers dropped.
         rows: the name map.
-        example: module -> inputs of a call, as shapes.
+        example: module -> shapes of the inputs of a call.
     """
 
     module: Callable[..., Any]
@@ -52,13 +52,13 @@ def module_of(config: Config, names: Set[str] = frozenset()) -> Any:
 
     Args:
         config: its entries; absent ones have transformers' defaults.
-        names: of the checkpoint's tensors, which show parts that the config does not tell of.
+        names: names of the checkpoint's tensors, which show parts that the config does not mention.
 
     Returns:
         A ``ClipText``, ``ClipImage``, ``T5Encoder`` or ``Bert``.
 
     Raises:
-        ValueError: naming an entry that we have no counterpart for.
+        ValueError: naming an entry that is not supported.
     """
     layout = LAYOUTS[_kind(config)]
     return layout.module(**layout.fields(config, names))
@@ -72,7 +72,7 @@ def from_transformers(
     Args:
         state: tensor name -> array of any float type, such as ``read_safetensors`` gives.
         config: as for ``module_of``.
-        dtype: of the parameters.
+        dtype: dtype of the parameters.
 
     Returns:
         The network, and its parameters (NumPy arrays).
@@ -93,7 +93,7 @@ def to_transformers(params: Mapping[str, Any], kind: str, dtype: Any = np.float3
     Args:
         params: as ``from_transformers`` gives.
         kind: name in ``LAYOUTS``.
-        dtype: of the arrays; None keeps each one's own.
+        dtype: dtype of the arrays; None keeps each one's own.
     """
     state = save_params(params, LAYOUTS[kind].rows)
     return {name: np.ascontiguousarray(array, dtype) for name, array in state.items()}
@@ -139,7 +139,7 @@ def _clip_text_fields(config: Config, names: Set[str]) -> dict[str, Any]:
         "activation": _pick(config, "hidden_act", _ACTIVATIONS),
         "eps": config.get("layer_norm_eps", 1e-5),
         "projection": _projection(config, "text_projection.weight", names),
-        # Configs of before 2023 say 2, which no text holds; the largest id was meant.
+        # Configs from before 2023 have 2, which no text contains; the largest id was meant.
         "eos": None if eos == 2 else eos,
     }
 
@@ -191,7 +191,7 @@ def _bert_fields(config: Config, names: Set[str]) -> dict[str, Any]:
 
 
 def _modern_clip(tower: str) -> Callable[[State], dict[str, np.ndarray]]:
-    """Releases from 5 on leave the tower's name out; files keep it."""
+    """Releases from 5 on omit the tower's name; files have it."""
 
     def modern(state: State) -> dict[str, np.ndarray]:
         return {
@@ -204,7 +204,7 @@ def _modern_clip(tower: str) -> Callable[[State], dict[str, np.ndarray]]:
 
 
 def _modern_t5(state: State) -> dict[str, np.ndarray]:
-    """The token table once, under its own name; a decoder is of no use here."""
+    """The token table once, under its own name; decoder tensors are dropped."""
     out = {n: x for n, x in state.items() if not n.startswith(("decoder.", "lm_head."))}
     if (tied := out.pop("encoder.embed_tokens.weight", None)) is not None:
         out.setdefault("shared.weight", tied)

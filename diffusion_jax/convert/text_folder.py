@@ -17,7 +17,7 @@ def read_encoder(folder: str | Path, dtype: Any = np.float32) -> tuple[Any, dict
 
     Args:
         folder: with config.json and model.safetensors.
-        dtype: of the parameters.
+        dtype: dtype of the parameters.
 
     Returns:
         As ``from_transformers``.

@@ -1,7 +1,7 @@
-"""Embeddings of words that textual inversion taught: files in the layout of diffusers.
+"""Textual inversion embeddings: files in the layout of diffusers.
 
-Of one text encoder a file has {word: [k, d] or [d]}, or, as web interfaces write it, {"emb_params":
-[k, d]} without the word; of SDXL's two {"clip_l": [k, 768], "clip_g": [k, 1280]}, also without.
+For one text encoder a file has {word: [k, d] or [d]}, or, from web interfaces, {"emb_params":
+[k, d]} without the word; for SDXL's two {"clip_l": [k, 768], "clip_g": [k, 1280]}, also without.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from diffusion_jax.convert.tensors import (
 
 
 class Word(NamedTuple):
-    """A word and its vectors, [k, d] for each text encoder; "" for a word that the file lacks."""
+    """A word and its vectors, [k, d] for each text encoder; "" if the file has no name."""
 
     name: str
     vectors: tuple[np.ndarray, ...]
@@ -61,7 +61,7 @@ def write_word(path: str | Path, name: str, vectors: Sequence[np.ndarray]) -> No
     Args:
         path: the file.
         name: the word.
-        vectors: [k, d] of the one text encoder, or of SDXL's two.
+        vectors: [k, d] for one text encoder, or for SDXL's two.
     """
     keys = (name,) if len(vectors) == 1 else ("clip_l", "clip_g")
     tensors = {key: np.asarray(v) for key, v in zip(keys, vectors, strict=True)}

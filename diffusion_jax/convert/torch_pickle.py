@@ -1,7 +1,7 @@
-"""State dicts that PyTorch saved before safetensors, read with numpy alone.
+"""State dicts of torch.save, read with NumPy alone.
 
-A pickle can run any code, so only the three names that a plain state dict needs are let through.
-Of use for the feature networks of evaluation; models' weights come as safetensors.
+A pickle can run any code, so only the three names that a plain state dict needs are allowed.
+Used for the feature networks of evaluation; models' weights are safetensors.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """name -> array of a ``torch.save``d state dict, old (legacy) or new (zip) format.
 
     Raises:
-        ValueError: if it is not such a file, or holds anything but tensors.
+        ValueError: if it is not such a file, or contains anything but tensors.
     """
     try:
         tensors, storages = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
@@ -97,7 +97,7 @@ def _read_legacy(path):
 
 def _array(tensor: _Tensor, storages: dict[tuple[str, str], np.ndarray]) -> np.ndarray:
     storage = storages[tensor.storage]
-    # as_strided checks nothing: a file that lies about sizes would show other memory.
+    # as_strided checks nothing: a file with wrong sizes would expose other memory.
     last = tensor.offset + sum(
         (n - 1) * step for n, step in zip(tensor.size, tensor.stride, strict=True)
     )

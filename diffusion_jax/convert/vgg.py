@@ -41,7 +41,7 @@ _DROPPED = ("classifier.", "scaling_layer.", "avgpool.")
 
 
 def _rows() -> tuple[Row, ...]:
-    """torchvision numbers convolutions, activations and poolings alike."""
+    """torchvision numbers convolutions, activations and poolings consecutively."""
     rows, number = [], 0
     for i, stage in enumerate(STAGES):
         for j in range(len(stage)):

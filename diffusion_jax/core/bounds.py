@@ -1,4 +1,4 @@
-"""The range that data keep, such as that of pixels, for what students say of them."""
+"""Clipping of a student's x0 to the range of the data, such as that of pixels, in its loss."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-Shown = Callable[[Array], Array]
-"""x0 -> what it is shown as; losses that compare in it see no more of a student than that."""
+Clip = Callable[[Array], Array]
+"""x0 -> clipped x0, which is what a loss compares."""
 
 
-def as_is(x0: Array) -> Array:
-    """x0: of codes and points, which have no range."""
+def no_clip(x0: Array) -> Array:
+    """x0 as it is: for latents and points, which have no range."""
     return x0
 
 
-def inside(low: float = -1.0, high: float = 1.0) -> Shown:
-    """Clip to [low, high], as pixels are; outside, a gradient passes only if descent leads inward.
+def clip_to(low: float = -1.0, high: float = 1.0) -> Clip:
+    """Clip to [low, high]; outside, a gradient passes only if descent leads back into the range.
 
-    What is to be at the very edge, such as a black ground, has then room beyond it for the errors
-    of a network.  By a plain clip's gradient, what is outside and should not be would stay there.
+    Values at the very edge, such as a black background, so leave room beyond it for the network's
+    errors.  With the gradient of a plain clip, a wrong value outside the range would stay there.
 
     Args:
         low, high: range of the data.
     """
 
     @jax.custom_vjp
-    def shown(x0: Array) -> Array:
+    def clip(x0: Array) -> Array:
         return jnp.clip(x0, low, high)
 
     def backward(x0: Array, slope: Array) -> tuple[Array]:
         farther = ((x0 < low) & (slope > 0)) | ((x0 > high) & (slope < 0))
         return (jnp.where(farther, 0.0, slope),)
 
-    shown.defvjp(lambda x0: (shown(x0), x0), backward)
-    return shown
+    clip.defvjp(lambda x0: (clip(x0), x0), backward)
+    return clip

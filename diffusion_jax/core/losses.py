@@ -112,7 +112,7 @@ def discretised_log_likelihood(x: Array, mean: Array, log_var: Array, bins: int 
 
     Args:
         x: data in [-1, 1] on a grid of ``bins`` values (8-bit pixels).
-        mean: of the Gaussian, broadcastable to x.
+        mean: mean of the Gaussian, broadcastable to x.
         log_var: log of its variance, broadcastable to x.
         bins: number of values; the outermost bins reach to ∓infinity.
     """

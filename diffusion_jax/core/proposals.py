@@ -106,7 +106,7 @@ def loss_aware(bins: int = 100, decay: float = 0.9, warm_up: int = 10) -> Propos
 
     Args:
         bins: equal parts of (0, 1].
-        decay: of the running mean, per update of a bin.
+        decay: decay of the running mean, per update of a bin.
         warm_up: draws of every bin before the importance sampling starts.
     """
     floor = 1e-3  # share of uniform draws, so that no bin is forgotten

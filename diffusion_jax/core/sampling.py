@@ -1,4 +1,8 @@
-"""Sampling: one ``lax.scan`` of a solver's step over a grid of levels."""
+"""Sampling: one ``lax.scan`` of a solver's step over a grid of levels.
+
+A grid's leaves are [n], or [n, b, f...] where examples, frames or pixels have levels of their own:
+what then stays at its level over a step stays as it is, bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from diffusion_jax.core.process import clean
 from diffusion_jax.core.solvers.steps import follow
-from diffusion_jax.core.types import Denoise, NoiseLevel, Solver
+from diffusion_jax.core.types import Denoise, NoiseLevel, Solver, like
 
 
 def prior(key: Key[Array, ""], shape: tuple[int, ...], levels: NoiseLevel) -> Float[Array, "b ..."]:
@@ -19,7 +24,8 @@ def prior(key: Key[Array, ""], shape: tuple[int, ...], levels: NoiseLevel) -> Fl
     On the variance preserving path this is N(0, I); the data's own mean is taken as 0.
     """
     first = jax.tree.map(lambda leaf: leaf[0], levels)
-    return STARTS["prior"](first) * jax.random.normal(key, shape)
+    noise = jax.random.normal(key, shape)
+    return like(STARTS["prior"](first), noise) * noise
 
 
 STARTS: dict[str, Callable[[NoiseLevel], Array]] = {
@@ -47,7 +53,8 @@ def walk(
         solver: see ``core.solvers``.
         denoise: the (guided) model.
         x: [b, ...] at levels[0].
-        levels: [n], n >= 1; traced, so another grid of this length compiles nothing.
+        levels: [n] or [n, b, f...], n >= 1; traced, so another grid of this length compiles
+            nothing.
         state: of the solver, to go on from an earlier walk; None starts anew.
 
     Returns:
@@ -59,9 +66,9 @@ def walk(
     def body(carry, inputs):
         (x, state), (key, now, nxt) = carry, inputs
         moved, state = solver.step(key, denoise, x, now, nxt, state)
-        return (moved.astype(x.dtype), state), None
+        return (_stay(x, moved.astype(x.dtype), now, nxt), state), None
 
-    start = (x, solver.init(x) if state is None else state)
+    start = (x, _first_state(solver, denoise, x, levels) if state is None else state)
     return jax.lax.scan(body, start, (keys, now, nxt))[0]
 
 
@@ -87,8 +94,10 @@ def sample(
         The sample, [b, ...].
     """
     x, _ = walk(key, solver, denoise, x, levels)
-    prediction = denoise(x, pairs(levels)[2])
-    return prediction.x0 if end is None else follow(prediction, end)
+    last = pairs(levels)[2]
+    if end is None:
+        return _predicted(denoise, x, last)
+    return _stay(x, follow(denoise(x, last), end), last, end)
 
 
 def trajectory(
@@ -119,16 +128,16 @@ def trajectory(
     def keep(kept, i, x, level):
         slot = jnp.where(points == i, jnp.arange(points.shape[0]), points.shape[0])
         put = lambda buffer, value: buffer.at[slot].set(value.astype(buffer.dtype), mode="drop")
-        return put(kept[0], x), put(kept[1], denoise(x, level).x0)
+        return put(kept[0], x), put(kept[1], _predicted(denoise, x, level))
 
     def body(carry, inputs):
         (x, state, kept), (i, key, now, nxt) = carry, inputs
         kept = keep(kept, i, x, now)
         moved, state = solver.step(key, denoise, x, now, nxt, state)
-        return (moved.astype(x.dtype), state, kept), None
+        return (_stay(x, moved.astype(x.dtype), now, nxt), state, kept), None
 
     room = jnp.zeros((points.shape[0], *x.shape), x.dtype)
-    start = (x, solver.init(x), (room, room))
+    start = (x, _first_state(solver, denoise, x, levels), (room, room))
     (x, _, kept), _ = jax.lax.scan(body, start, (jnp.arange(n - 1), keys, now, nxt))
     return keep(kept, n - 1, x, last)
 
@@ -137,6 +146,34 @@ def pairs(levels: NoiseLevel) -> tuple[NoiseLevel, NoiseLevel, NoiseLevel]:
     """(levels[:-1], levels[1:], levels[-1]) of a grid."""
     take = lambda index: jax.tree.map(lambda leaf: leaf[index], levels)
     return take(slice(None, -1)), take(slice(1, None)), take(-1)
+
+
+def _stay(x: Array, moved: Array, now: NoiseLevel, nxt: NoiseLevel) -> Array:
+    """``moved``, but x where a level of its own does not change."""
+    if now.log_snr.ndim == 0:
+        return moved
+    return jnp.where(like(now.log_snr == nxt.log_snr, x), x, moved)
+
+
+def _predicted(denoise: Denoise, x: Array, level: NoiseLevel) -> Array:
+    """x0; what is clean by a level of its own is its own x0, whatever the network says."""
+    return _stay(x, denoise(x, level).x0, level, clean(level))
+
+
+def _first_state(solver: Solver, denoise: Denoise, x: Array, levels: NoiseLevel) -> Any:
+    """The solver's state, with room for levels of the grid's shape where it remembers levels."""
+    state = solver.init(x)
+    if levels.log_snr.ndim == 1:
+        return state
+    first = jax.tree.map(lambda leaf: leaf[0], levels)
+    key = jax.random.key(0)
+    after = jax.eval_shape(lambda: solver.step(key, denoise, x, first, first, state))[1]
+
+    def widen(leaf: Array, wanted: jax.ShapeDtypeStruct) -> Array:
+        more = (1,) * (len(wanted.shape) - leaf.ndim)
+        return jnp.broadcast_to(leaf.reshape(leaf.shape + more), wanted.shape)
+
+    return jax.tree.map(widen, state, after)
 
 
 __all__ = ["STARTS", "pairs", "prior", "sample", "trajectory", "walk"]

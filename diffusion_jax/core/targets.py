@@ -119,7 +119,7 @@ def predict(
         target: what ``out`` predicts.
         out: the network's output; channels beyond those of x go to ``Prediction.aux``.
         x: x_t, [b, ..., c].
-        level: [] or [b].
+        level: [], [b] or [b, f...].
 
     Returns:
         A Prediction, finite at both ends of time.
@@ -179,9 +179,13 @@ def denoiser(model: Model, params: Params, key: Array | None = None) -> Denoiser
 def network_output(
     model: Model, params: Params, x: Array, level: NoiseLevel, cond: Cond, key: Array | None = None
 ) -> Array:
-    """What the network says of (x, level, cond), before ``predict``: F, and ``aux`` after it."""
+    """What the network says of (x, level, cond), before ``predict``: F, and ``aux`` after it.
+
+    Its time is [b]; of levels per frame or pixel, [b, f...], it is shaped as they are.
+    """
     scaled = like(model.scale_in(level), x) * x
-    time = jnp.broadcast_to(model.time_in(level), x.shape[:1])
+    time = model.time_in(level)
+    time = jnp.broadcast_to(time, (x.shape[0], *time.shape[1:]))
     return model.net(params, scaled, time, cond, key=key)
 
 

@@ -33,7 +33,10 @@ class NoiseLevel(NamedTuple):
         alpha: factor of the data in (1), in [0, 1].
         sigma: factor of the noise in (1), >= 0.
 
-    Each is float32 of shape [], [b] (one level per example) or [n] (a grid, noisiest first).
+    Each is float32 of shape [], or [n] for a grid, noisiest first.  Examples, frames or pixels have
+    levels of their own in shapes that multiply x once axes are appended on the right (``like``):
+    [b], [b, f] beside x of [b, f, h, w, c], [b, h, w, 1] beside x of [b, h, w, c]; a first axis of
+    1 is for all examples, and a grid of them has n before it (``level_maps``).
     """
 
     t: Float[Array, "*n"]
@@ -92,7 +95,8 @@ class Net(Protocol):
     Args of a call:
         params: its parameters.
         x: [b, ...] noisy input, already scaled.
-        time: [b] time features input (what ``Model.time_in`` returns), float32.
+        time: [b] time features input (what ``Model.time_in`` returns), float32; [b, f...] where
+            frames or pixels have levels of their own, for networks that take it.
         cond: conditioning pytree.
         key: dropout key; given exactly while training.
 
@@ -107,13 +111,24 @@ class Net(Protocol):
 class Codec(NamedTuple):
     """Between pixels in [-1, 1] and the space that diffusion runs in: identity, or a VAE.
 
+    A *raw* latent is what the autoencoder itself makes of pixels; x0 is that, scaled.  A network
+    may want a picture of its condition encoded in another way than x0: see ``core.encodings``.
+
     Attributes:
-        encode: (frozen params, pixels [b, h, w, c], key) -> x0.
-        decode: (frozen params, x0) -> pixels.
+        encode: (frozen params, pixels [b, h, w, c], key) -> x0, as the model is trained on it.
+        decode: (frozen params, x0, key) -> pixels; the key is for decoders that draw, and every
+            other decoder ignores it.
+        posterior: (frozen params, pixels) -> (mean, standard deviation) of the raw latent, in its
+            shape; a deviation of 0 where there is nothing to draw.
+        scale: raw latent -> x0.
+        unscale: x0 -> raw latent.
     """
 
     encode: Callable[[Params, Array, Array], Array]
-    decode: Callable[[Params, Array], Array]
+    decode: Callable[[Params, Array, Array], Array]
+    posterior: Callable[[Params, Array], tuple[Array, Array]]
+    scale: Callable[[Array], Array]
+    unscale: Callable[[Array], Array]
 
 
 class Model(NamedTuple):
@@ -202,7 +217,7 @@ class Recipe(NamedTuple):
 
 
 def like(c: Array, x: Array) -> Array:
-    """Append axes so that a coefficient, [] or [b], multiplies x, [b, ...]."""
+    """Append axes so that a coefficient, [], [b] or [b, f...], multiplies x, [b, f..., ...]."""
     return jax.numpy.reshape(c, jax.numpy.shape(c) + (1,) * (x.ndim - jax.numpy.ndim(c)))
 
 

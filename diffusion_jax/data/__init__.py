@@ -1,4 +1,4 @@
-"""Data sets, and batches made from them.  Nothing else of the package knows of files of images.
+"""Data sets and their batches.  No other part of the package reads image files.
 
 spec = DataSpec("mnist5k", batch_size=128, image_size=(32, 32))
 for batch in batches(make_dataset(spec), start_step=0):

@@ -1,7 +1,7 @@
-"""Variants of one thing shown as often, together, as a thing that has none.
+"""Balancing: all variants of one thing together are as frequent as a thing without variants.
 
-Half of the emoji are persons in five skin tones and three genders: without this a network sees a
-flag once while it sees the health worker eighteen times.
+Half of the emoji are persons in five skin tones and three genders: without balancing a network sees
+a flag once while it sees the health worker eighteen times.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ MEMBER = 3  # stream of random choices, after those of ``fetch``
 
 
 def groups_of(captions: Sequence[str], words: str) -> list[np.ndarray]:
-    """Indices of the examples whose captions are equal without some words, group by group.
+    """Groups of examples whose captions are equal up to some words, as indices.
 
     Args:
-        captions: of all examples.
-        words: a regular expression; what it matches tells variants of one thing apart.
+        captions: captions of all examples.
+        words: a regular expression; its matches are what variants of one thing differ by.
 
     Raises:
         ValueError: if it is not a regular expression.
@@ -41,13 +41,13 @@ def groups_of(captions: Sequence[str], words: str) -> list[np.ndarray]:
 def members(
     groups: Sequence[np.ndarray], which: np.ndarray, where: np.ndarray, seed: int
 ) -> np.ndarray:
-    """One example of each group, int64 [b], drawn anew at each position.
+    """A random example of each group, int64 [b], drawn anew at each position.
 
     Args:
-        groups: of ``groups_of``.
-        which: groups at the positions, int64 [b].
+        groups: from ``groups_of``.
+        which: index of the group at each position, int64 [b].
         where: the positions, int64 [b].
-        seed: of the draw.
+        seed: seed of the draws.
     """
     draws = order.uniform(seed, MEMBER, where)
     return np.array([groups[g][int(u * len(groups[g]))] for g, u in zip(which, draws, strict=True)])

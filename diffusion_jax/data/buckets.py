@@ -1,18 +1,17 @@
-"""Aspect buckets: each batch of images of one shape, chosen near to what the images have.
+"""Aspect ratio buckets: each batch has images of one size, with about their aspect ratio.
 
-Cropping pictures of many shapes to one cuts off heads, and a model then draws such pictures
+Cropping pictures of many shapes to one cuts off heads, and a model learns to draw such pictures
 (Anlatan 2022, "NovelAI improvements on Stable Diffusion", aspect ratio bucketing; Podell et al.
-2023, section 2.3, multi-aspect training).  Here each example belongs to the bucket of nearest
-aspect ratio for good, is resized to cover that bucket's size, and cropped.
+2023, section 2.3, multi-aspect training).  Here each example always belongs to the bucket of
+nearest aspect ratio, is resized to cover that bucket's size, and cropped.
 
-Bucket j of n_j examples walks its own endless sequence of positions, as ``order`` has them: it
-shows each of its examples once before any a second time.  With batches of B, epoch e has
+Bucket j of n_j examples has its own endless sequence of positions, as in ``order``: it visits each
+of its examples once before any a second time.  With batches of B, epoch e has
 
     c_j(e) = floor((e + 1)·n_j / B) - floor(e·n_j / B)                                       (1)
 
-batches of it: what does not fill a batch is carried over to the next epoch, not dropped, so no
-example is rarer than another.  The batches of an epoch come in a shuffled order.  All follows from
-(seed, step) in closed form.
+batches of it: a remainder is carried over to the next epoch, not dropped, so no example is rarer
+than another.  The batches of an epoch are shuffled.  Everything is a closed form of (seed, step).
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ Size = tuple[int, int]
 
 
 def buckets(area: int, multiple: int = 64, most_ratio: float = 2.0) -> tuple[Size, ...]:
-    """All sizes (height, width) of multiples that cannot grow either way within an area.
+    """All sizes (height, width) of multiples whose sides cannot grow within an area.
 
     Args:
-        area: height·width at most, in pixels.
-        multiple: of which both sides are.
-        most_ratio: of the longer to the shorter side.
+        area: largest height·width, in pixels.
+        multiple: number that both sides are multiples of.
+        most_ratio: largest ratio of the longer to the shorter side.
 
     Returns:
         Sizes from the widest to the tallest.
@@ -65,7 +64,7 @@ def buckets(area: int, multiple: int = 64, most_ratio: float = 2.0) -> tuple[Siz
 
 
 class Bucket(NamedTuple):
-    """A size (height, width) and the examples, or things, brought to it, int64 [n]."""
+    """A size (height, width) and the examples, or groups of variants, resized to it, int64 [n]."""
 
     size: Size
     members: np.ndarray
@@ -74,13 +73,13 @@ class Bucket(NamedTuple):
 def sorted_out(image_sizes: np.ndarray, sizes: Sequence[Size], batch_size: int) -> list[Bucket]:
     """Each example in the bucket of nearest aspect ratio, by the difference of logarithms.
 
-    A bucket that cannot fill a batch is left out, its examples going to the next nearest; one
+    A bucket that cannot fill a batch is dropped, and its examples go to the next nearest; one
     warning names all of these.
 
     Args:
         image_sizes: (height, width) of each example, [n, 2].
-        sizes: of the buckets; of equal ratios the first is taken.
-        batch_size: fewest examples of a bucket.
+        sizes: sizes of the buckets; of equal ratios the first is taken.
+        batch_size: smallest number of examples of a bucket.
 
     Raises:
         ValueError: if none can fill a batch.
@@ -110,14 +109,14 @@ def sorted_out(image_sizes: np.ndarray, sizes: Sequence[Size], batch_size: int) 
 
 
 def beside(image_sizes: np.ndarray, led: Sequence[Bucket]) -> list[Bucket]:
-    """Examples of one set in the buckets of another, which says whose turn it is.
+    """Examples of one set in the buckets of another set, which determines each step's bucket.
 
-    A bucket of the other set that none of these is nearest to shows those of the bucket nearest to
-    it that has some: pictures that are all square stand beside every shape.
+    A bucket of the other set that is nearest to none of these examples gets those of the nearest
+    bucket that has some: square pictures are combined with every shape.
 
     Args:
         image_sizes: (height, width) of each image, int [n, 2].
-        led: the other set's, of ``sorted_out``.
+        led: the other set's buckets, from ``sorted_out``.
     """
     sizes = [bucket.size for bucket in led]
     nearest = _nearest(image_sizes, sizes)
@@ -127,7 +126,7 @@ def beside(image_sizes: np.ndarray, led: Sequence[Bucket]) -> list[Bucket]:
 
 
 def _nearest(image_sizes: np.ndarray, sizes: Sequence[Size]) -> np.ndarray:
-    """Which of ``sizes`` has the aspect ratio nearest to each image's, int64 [n]."""
+    """Index of the size with the aspect ratio nearest to each image's, int64 [n]."""
     ratios = np.log(image_sizes[:, 0] / image_sizes[:, 1])
     return np.argmin(np.abs(ratios[:, None] - np.log([h / w for h, w in sizes])), 1)
 
@@ -137,13 +136,13 @@ def _text(size: Size) -> str:
 
 
 class Turns(NamedTuple):
-    """Whose turn it is at each step: equation (1).
+    """The bucket of each step: equation (1).
 
     Attributes:
-        counts: n_j, examples of each bucket, at least ``batch_size`` each.
+        counts: n_j, number of examples of each bucket, at least ``batch_size``.
         batch_size: B.
-        seed: of the order.
-        shuffle: the batches of an epoch; else one bucket after the other.
+        seed: seed of the order.
+        shuffle: whether to shuffle an epoch's batches; otherwise one bucket follows the other.
     """
 
     counts: tuple[int, ...]
@@ -152,7 +151,7 @@ class Turns(NamedTuple):
     shuffle: bool
 
     def before(self, epoch: int) -> list[int]:
-        """Batches of each bucket before an epoch."""
+        """Number of batches of each bucket before an epoch."""
         return [epoch * n // self.batch_size for n in self.counts]
 
     def at(self, step: int) -> tuple[int, int]:
@@ -187,19 +186,19 @@ def by_bucket(
     """(step -> this process's part of the batch, batches in the first epoch) of a set of images.
 
     Args:
-        source: of the images.
-        spec: of the batches.
-        leader: the set of ``spec.beside``, whose buckets and turns these are; None for the images'
+        source: the images.
+        spec: the batches.
+        leader: the set ``spec.beside``, whose buckets and order are used; None for the images'
             own.
-        groups: variants of one thing (``balance.groups_of``), of the set whose turns these are: a
-            thing lies in one bucket, with the mean of its variants' aspect ratios, and is shown in
-            a variant drawn anew.  None for each image by itself.
+        groups: variants of one thing (``balance.groups_of``), in the set whose order is used: a
+            thing is in one bucket, by the mean of its variants' aspect ratios, and a variant is
+            drawn each time.  None for single images.
 
     Raises:
         ValueError: as ``sorted_out``.
     """
     led = source if leader is None else leader
-    assert source.sizes is not None and led.sizes is not None  # ``check_against`` sees to images
+    assert source.sizes is not None and led.sizes is not None  # ``check_against`` ensures images
     sizes = led.sizes() if groups is None else _of_things(led.sizes(), groups)
     found = sorted_out(sizes, spec.buckets, spec.batch_size)
     counts = tuple(len(bucket.members) for bucket in found)
@@ -215,14 +214,14 @@ def by_bucket(
         part = (spec.batch_size, spec.process_index, spec.process_count)
         own = order.positions(number, *part)
         which = order.examples(own, counts[j], _seed(spec.seed, j + 1), spec.shuffle, drawn)
-        # Random choices are keyed by the position in the run, which no two batches share.
+        # Random choices are keyed by the position in the run, which is unique to a batch.
         return fetches[j](which, order.positions(step, *part))
 
     return batch_at, sum(turns.before(1))
 
 
 def _fetch(source: Source, spec: DataSpec, bucket: Bucket, groups: Any) -> Any:
-    """A bucket as a set of its own, all of one size: (which of its members, positions) -> batch."""
+    """A bucket as a data set of one size: (indices of its members, positions) -> batch."""
     things = None if groups is None else [groups[i] for i in bucket.members]
     own = bucket.members if things is None else np.concatenate(things)
     n = len(own)
@@ -241,7 +240,7 @@ def _of_things(image_sizes: np.ndarray, groups: Sequence[np.ndarray]) -> np.ndar
 
 
 def _seed(seed: int, stream: int) -> int:
-    """A seed for each of several orders."""
+    """A separate seed for each of several orders."""
     return (seed + (stream + 1) * 2**32) % 2**64
 
 

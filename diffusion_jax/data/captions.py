@@ -1,6 +1,6 @@
-"""Captions as what a frozen text encoder says of them, computed once and kept.
+"""Captions as outputs of a frozen text encoder, computed once and cached.
 
-An encoder costs more than a step of a small network, and says the same each time.
+An encoder costs more than a step of a small network, and its output is the same each time.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Encode = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
 
 
 class Encoded(NamedTuple):
-    """Texts and what their encoder says.
+    """Texts and their encodings.
 
     Attributes:
-        row: text -> its row.
+        row: text -> index of its row.
         arrays: name -> [n, ...].
     """
 
@@ -29,7 +29,7 @@ class Encoded(NamedTuple):
     arrays: dict[str, np.ndarray]
 
     def of(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The rows of some of the texts, name -> [len(texts), ...].
+        """The rows of these texts, name -> [len(texts), ...].
 
         Raises:
             KeyError: for a text that was not encoded.
@@ -38,7 +38,7 @@ class Encoded(NamedTuple):
         return {name: array[rows] for name, array in self.arrays.items()}
 
     def attached(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch with the arrays of its captions in place of "caption"."""
+        """A batch with the encoded captions in place of "caption"."""
         rest = {name: value for name, value in batch.items() if name != "caption"}
         return {**rest, **self.of(batch["caption"])}
 
@@ -46,12 +46,12 @@ class Encoded(NamedTuple):
 def encoded(
     texts: Sequence[str], encode: Encode, name: str, data_dir: str | os.PathLike | None = None
 ) -> Encoded:
-    """What the encoder says of the texts, read from a file beside the data where there is one.
+    """The encodings of texts, read from a cache beside the data where there is one.
 
     Args:
-        texts: any; each is encoded once.
+        texts: any texts; each is encoded once.
         encode: the encoder.
-        name: of the encoder with all that its result depends on; part of the file's name.
+        name: identifies the encoder with everything its result depends on; part of the file name.
         data_dir: folder of prepared sets (see ``catalog.data_root``).
     """
     unique = sorted(set(map(str, texts)))

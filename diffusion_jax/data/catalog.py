@@ -1,10 +1,10 @@
-"""Names of data sets, and where each lies once prepared.
+"""Names of data sets, and the folder of each once prepared.
 
-mnist5k, fashion_mnist, noto_emoji     sets of our own builders
+mnist5k, fashion_mnist, noto_emoji     sets of this package's builders
 image_folder/NAME                      a folder of images, prepared under NAME
 tfds:NAME                              an image set of the TFDS catalogue
-latents/NAME                           codes of a first stage, by scripts/encode_latents.py
-toy2d:NAME                             points in the plane, made on the fly
+latents/NAME                           latents of a first stage, by scripts/encode_latents.py
+toy2d:NAME                             points in the plane, generated on the fly
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def data_root(data_dir: str | os.PathLike | None = None) -> Path:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that no set can have.
+    """Check the name of a data set.
 
     Raises:
-        ValueError: listing the names there are.
+        ValueError: for an unknown name, listing the known ones.
     """
     family, colon, member = name.partition(":")
     folder = (
@@ -58,12 +58,12 @@ def check_name(name: str) -> None:
 
 
 def prepared_path(name: str, data_dir: str | os.PathLike | None = None) -> Path:
-    """Where one of our own sets, or a folder's, lies or would lie."""
+    """The path of a set of this package's builders, prepared or not."""
     return data_root(data_dir) / name / VERSION
 
 
 def open_builder(name: str, data_dir: str | os.PathLike | None = None) -> Any:
-    """A TFDS builder to read a prepared set with; prepares nothing.
+    """A TFDS builder to read a prepared set; prepares nothing.
 
     Raises:
         DataMissing: if it is not prepared.
@@ -87,10 +87,10 @@ def open_builder(name: str, data_dir: str | os.PathLike | None = None) -> Any:
 
 
 def check_format(path: Path, name: str) -> None:
-    """Refuse a set in ``path`` that was written in a format which TensorFlow alone reads.
+    """Check that the set in ``path`` can be read without TensorFlow.
 
     Raises:
-        ValueError: naming the mend.
+        ValueError: if not, with what to do.
     """
     found = json.loads((path / "dataset_info.json").read_text()).get("fileFormat")
     if found != FORMAT:
@@ -102,7 +102,7 @@ def check_format(path: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """While this lasts, TFDS says only what is a warning or worse."""
+    """Within the block TFDS logs warnings and errors only."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.WARNING)
     try:

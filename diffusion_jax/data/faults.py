@@ -1,4 +1,4 @@
-"""Records that cannot be read and sources that stall: named, counted, replaced up to a budget."""
+"""Unreadable records and stalled sources: named, counted, replaced up to a budget."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from diffusion_jax.data.sources import Source
 
 
 class BrokenRecord(ValueError):
-    """A record that cannot be read, beyond the budget."""
+    """An unreadable record beyond the budget."""
 
 
 class DataStalled(TimeoutError):
-    """No batch for too long."""
+    """No batch arrived within the timeout."""
 
 
 class Faults:
-    """The broken records of this process, and how many are allowed.
+    """The broken records of this process, and their allowed number.
 
     Args:
-        budget: distinct records that may be replaced; 0 for none.
+        budget: number of distinct records that may be replaced; 0 for none.
 
     Attributes:
-        broken: index -> what was wrong with it.
+        broken: index -> error.
     """
 
     def __init__(self, budget: int = 0):
@@ -37,10 +37,10 @@ class Faults:
         self._lock = threading.Lock()
 
     def add(self, index: int, error: Exception, where: str) -> None:
-        """Count a record.
+        """Count a broken record.
 
         Raises:
-            BrokenRecord: if it is one too many.
+            BrokenRecord: if the budget is exceeded.
         """
         with self._lock:
             self.broken[index] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
@@ -54,7 +54,7 @@ class Faults:
 
 
 def forgiving(source: Source, faults: Faults) -> Source:
-    """The source with each broken record replaced by the next whole one, the same each time."""
+    """The source with each broken record replaced by the next good one, deterministically."""
     where = f"data set {source.info.name}, split {source.info.split!r}"
     n = source.info.num_examples
 
@@ -93,15 +93,15 @@ _END = object()
 
 
 def watched(iterator: Iterator[Any], seconds: float, name: str) -> Iterator[Any]:
-    """The iterator, drawn from in a thread; an error if it gives nothing for some time.
+    """The iterator, read in a thread; an error if no batch arrives for some time.
 
     Args:
-        iterator: of batches.
-        seconds: to wait for each; 0 for ever.
-        name: of the data, for the error.
+        iterator: batches.
+        seconds: timeout for each; 0 for none.
+        name: name of the data, for the error.
 
     Raises:
-        DataStalled: after that time.
+        DataStalled: after the timeout.
     """
     results: queue.Queue = queue.Queue(1)
     left = threading.Event()
@@ -125,7 +125,7 @@ def watched(iterator: Iterator[Any], seconds: float, name: str) -> Iterator[Any]
             put((_END, error))
 
     def items():
-        # A stalled read cannot be ended; a daemon does not keep the process from ending.
+        # A stalled read cannot be cancelled; a daemon thread lets the process exit.
         threading.Thread(target=draw, daemon=True, name=f"batches of {name}").start()
         try:
             while True:

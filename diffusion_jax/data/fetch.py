@@ -1,4 +1,4 @@
-"""Examples of given indices -> a batch: read, size, crop, flip, scale."""
+"""Batches of given indices: read, resize, crop, flip, scale."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Fetch = Callable[[np.ndarray, np.ndarray], dict[str, Any]]
 
 
 def toy_fetch(source: Source, spec: DataSpec) -> Fetch:
-    """Points as they are."""
+    """Fetch points, unchanged."""
     del spec
 
     def fetch(indices, where):
@@ -30,7 +30,7 @@ def toy_fetch(source: Source, spec: DataSpec) -> Fetch:
 
 
 def image_fetch(source: Source, spec: DataSpec) -> Fetch:
-    """Images as ``spec`` wants them; random choices are keyed by (seed, position)."""
+    """Fetch images as ``spec`` describes; random choices are keyed by (seed, position)."""
     plain = _sized(source.read) if spec.framing else source.read
     read = _cached(plain, fitter(source, spec), source.info.num_examples, spec.cache_bytes)
     size = spec.image_size
@@ -57,14 +57,14 @@ def image_fetch(source: Source, spec: DataSpec) -> Fetch:
 
 
 def _sized(read: Callable[[np.ndarray], list[dict]]) -> Callable[[np.ndarray], list[dict]]:
-    """``read`` with the (height, width) that each image has before it is resized."""
+    """``read``, with each image's (height, width) before it is resized."""
     return lambda indices: [one | {"size": one["image"].shape[:2]} for one in read(indices)]
 
 
 def _framing(
     examples: list[dict], size: tuple[int, int], places: np.ndarray, mirrored: np.ndarray
 ) -> np.ndarray:
-    """``DataSpec.framing`` of resized examples that are cut at ``places``, int32 [b, 4]."""
+    """``DataSpec.framing`` of resized examples that are cropped at ``places``, int32 [b, 4]."""
     rows = []
     for example, place, flipped in zip(examples, places, mirrored, strict=True):
         shape = example["image"].shape
@@ -74,7 +74,7 @@ def _framing(
 
 
 def latent_fetch(source: Source, spec: DataSpec) -> Fetch:
-    """Codes, drawn from their posterior anew each time where its deviation is known."""
+    """Fetch latents, sampled anew from the posterior where its deviation is known."""
     read = _cached(source.read, lambda code: code, source.info.num_examples, spec.cache_bytes)
 
     def fetch(indices, where):
@@ -92,7 +92,7 @@ _HALF = np.float64(0.5)
 
 
 def fitter(source: Source, spec: DataSpec) -> Callable[[np.ndarray], np.ndarray]:
-    """The part of preparing an image that is the same each time: channels and size."""
+    """The deterministic part of preparing an image: channels and size."""
     channels = spec.channels or source.info.shape[-1] or 3
 
     def fit(image):
@@ -105,7 +105,7 @@ def fitter(source: Source, spec: DataSpec) -> Callable[[np.ndarray], np.ndarray]
 def _cached(
     read: Callable[[np.ndarray], list[dict]], fit: Callable, n: int, limit: int
 ) -> Callable[[np.ndarray], list[dict]]:
-    """``read`` then ``fit``, keeping results while they fit into ``limit`` bytes."""
+    """``read`` then ``fit``, caching results up to ``limit`` bytes."""
     kept: list[dict | None] = [None] * n
     used = 0
 
@@ -124,11 +124,11 @@ def _cached(
     return cached_read
 
 
-_OVERHEAD_BYTES = 400  # of a dict and an array, about
+_OVERHEAD_BYTES = 400  # approximate overhead of a dict and an array
 
 
 def stack(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Examples of equal shapes -> one batch, in their order."""
+    """Examples of equal shapes -> one batch, in order."""
     batch: dict[str, Any] = {"image": np.stack([example["image"] for example in examples])}
     if "label" in examples[0]:
         batch["label"] = np.array([example["label"] for example in examples], np.int32)

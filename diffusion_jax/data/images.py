@@ -8,15 +8,15 @@ import numpy as np
 from PIL import Image
 
 CROPS = ("center", "random", "stretch")
-"""What to do with a different aspect ratio.
+"""How to handle a different aspect ratio.
 
-``center`` and ``random`` keep proportions and cut the longer side, in the middle or at a place
-drawn anew each time; ``stretch`` changes proportions and cuts nothing.
+``center`` and ``random`` keep the aspect ratio and crop the longer side, in the middle or at a
+random position; ``stretch`` changes the aspect ratio and crops nothing.
 """
 
 
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """[h, w, 1 | 3] -> [h, w, channels]: luma of colour, repeated grey.
+    """[h, w, 1 | 3] -> [h, w, channels]: the luma of colour, or grey repeated.
 
     Raises:
         ValueError: if ``channels`` is not 1 or 3.
@@ -83,11 +83,11 @@ def cropped(image: np.ndarray, size: tuple[int, int], place: float) -> np.ndarra
 
 
 def corner(shape: tuple[int, ...], size: tuple[int, int], place: float) -> tuple[int, int]:
-    """(top, left) of what ``cropped`` cuts out of an image of a shape (h, w, ...)."""
+    """(top, left) of the crop by ``cropped`` from an image of shape (h, w, ...)."""
     return round(place * (shape[0] - size[0])), round(place * (shape[1] - size[1]))
 
 
 def size_of(encoded: bytes) -> tuple[int, int]:
-    """(height, width) of what ``decode`` gives, from the header alone."""
+    """(height, width) of a decoded image, from its header alone."""
     with Image.open(io.BytesIO(encoded)) as picture:
         return picture.height, picture.width

@@ -1,4 +1,4 @@
-"""Arrays that are computed once and kept in a file beside the data."""
+"""A cache of arrays in files beside the data."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def kept(
     make: Callable[[], Mapping[str, Any]],
     data_dir: str | os.PathLike | None = None,
 ) -> dict[str, np.ndarray]:
-    """The arrays that ``make`` gives, read from their file where there is one.
+    """The arrays of ``make``, read from their file where there is one.
 
     Args:
         kind: folder of the file.
-        told: all that the arrays depend on; its hash is the file's name.
+        told: everything that the arrays depend on; its hash is the file's name.
         make: () -> name -> array.
         data_dir: folder of prepared sets (see ``catalog.data_root``).
     """
@@ -40,7 +40,7 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path) as file:
             return dict(file)
-    except (OSError, ValueError, KeyError, EOFError):  # absent, or not whole: it is made anew
+    except (OSError, ValueError, KeyError, EOFError):  # absent or incomplete: it is computed
         return None
 
 

@@ -1,7 +1,7 @@
 """Sets of latents: the posteriors of a trained first stage, computed once for a set of images.
 
-Each example has ``mean`` and, where it is kept, ``log_var``, both float16 [h, w, z] and not yet
-scaled, and the label or the caption of its image.  The metadata hold the scale.
+Each example has ``mean`` and, if it is stored, ``log_var``, both float16 [h, w, z] before scaling,
+and the label or caption of its image.  The metadata hold the scale.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from diffusion_jax.data.prepare import place
 
 
 class Scaling(NamedTuple):
-    """Latents are scale·(code - shift), numbers or one for each channel; step of the checkpoint."""
+    """Latents are scale·(z - shift), one number or one for each channel; the checkpoint's step."""
 
     scale: Any
     shift: Any
@@ -32,12 +32,12 @@ class Contents(NamedTuple):
 
     Attributes:
         splits: split -> () -> examples, name -> array, str or int.
-        shape: of a code, (h, w, z).
+        shape: shape of a latent, (h, w, z).
         variance: whether examples have ``log_var``.
-        captions: whether they have ``caption``.
-        class_names: of ``label``; () without.
-        source: what it was made from, in words.
-        scaling: of the codes.
+        captions: whether examples have ``caption``.
+        class_names: names of ``label``; () without labels.
+        source: description of images and encoder.
+        scaling: scaling of the latents.
     """
 
     splits: Mapping[str, Callable[[], Iterable[dict[str, Any]]]]
@@ -57,23 +57,23 @@ class LatentsConfig(tfds.core.BuilderConfig):
 
 
 class Latents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Codes of a first stage."""
+    """Latents of a first stage."""
 
     name = "latents"
     VERSION = tfds.core.Version(catalog.VERSION)
 
     def __init__(self, *, config: LatentsConfig, data_dir: str):
         self.contents = config.contents
-        self.BUILDER_CONFIGS = [config]  # else TFDS prints it as unknown
+        self.BUILDER_CONFIGS = [config]  # otherwise TFDS prints it as unknown
         super().__init__(config=config, data_dir=data_dir, file_format=catalog.FORMAT)
 
     def _info(self) -> tfds.core.DatasetInfo:
         held = self.contents
-        code = lambda: tfds.features.Tensor(
+        tensor = lambda: tfds.features.Tensor(
             shape=held.shape, dtype=np.float16, encoding=tfds.features.Encoding.BYTES
         )
-        features: dict[str, Any] = {"mean": code()}
-        features |= {"log_var": code()} if held.variance else {}
+        features: dict[str, Any] = {"mean": tensor()}
+        features |= {"log_var": tensor()} if held.variance else {}
         features |= {"caption": tfds.features.Text()} if held.captions else {}
         if held.class_names:
             features["label"] = tfds.features.ClassLabel(names=list(held.class_names))
@@ -100,10 +100,10 @@ def write_latents(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """Write the set ``latents/NAME``, whole or not at all; return the folder it lies in.
+    """Write the set ``latents/NAME`` atomically; return its folder.
 
     Raises:
-        ValueError: if one lies there already, made from something else.
+        ValueError: if there is one already, from another source.
     """
     config = LatentsConfig(name=name, contents=contents)
     make = lambda scratch: Latents(config=config, data_dir=scratch)

@@ -1,9 +1,9 @@
-"""Which examples a step sees, and their random choices: pure functions of (seed, position).
+"""Order of examples, and their random choices: pure functions of (seed, position).
 
-A run walks one endless sequence of positions 0, 1, 2, ...  Position p lies in epoch p // n and
-holds example permutation(seed, epoch)[p % n].  Step t of a batch of B owns positions t*B ...
-t*B + B - 1, and part k of K is the k-th run of B/K of them.  Nothing is carried from step to step,
-so a run resumes at any step at once, on any number of processes.
+A run visits one endless sequence of positions 0, 1, 2, ...  Position p lies in epoch p // n and
+holds example permutation(seed, epoch)[p % n].  With batches of B, step t has positions t*B ...
+t*B + B - 1, and part k of K is the k-th block of B/K of them.  There is no state between steps, so
+a run resumes at any step at once, on any number of processes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
-    """A fixed shuffle of range(n), int64 [n]; another for each (seed, epoch); read-only."""
+    """A fixed shuffle of range(n), int64 [n]; different for each (seed, epoch); read-only."""
     generator = np.random.Generator(np.random.Philox(key=_words(seed, epoch)))
     found = generator.permutation(n)
     found.setflags(write=False)
@@ -24,7 +24,7 @@ def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 permutation = functools.lru_cache(maxsize=8)(shuffled)
-"""``shuffled``, the last few kept."""
+"""``shuffled``, with the last few results cached."""
 
 
 def _words(seed: int, other: int) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""From a data set to batches for the device: sized, cropped, flipped, scaled, sharded, prefetched.
+"""From a data set to batches for the device: resize, crop, flip, scale, shard, prefetch.
 
 The batch at step t is a pure function of (spec, t); see ``order``.  So the state of the pipeline
-is the step alone, a run resumes anywhere at once, and the parts that K processes make are, one
-after the other, the batch that a single process makes.
+is the step alone, a run resumes anywhere at once, and the concatenated parts of K processes are
+the batch of a single process.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def make_dataset(spec: DataSpec, faults: Faults | None = None) -> grain.MapDatas
     """Batches as a grain data set: ``dataset[t]`` is this process's part of the batch at step t.
 
     A batch is ``{"image": float32 [b, h, w, c] in [-1, 1], "label": int32 [b]}``, ``image`` being
-    float32 [b, 2] for toy2d and scaled codes [b, h, w, z] for latents; unlabelled sets have no
-    ``label``.  With ``spec.buckets`` the size of images is another from batch to batch.
+    float32 [b, 2] for toy2d and scaled latents [b, h, w, z] for latents; unlabelled sets have no
+    ``label``.  With ``spec.buckets`` the size of images differs between batches.
 
     Args:
         spec: see ``DataSpec``.
@@ -38,7 +38,7 @@ def make_dataset(spec: DataSpec, faults: Faults | None = None) -> grain.MapDatas
 
     Raises:
         DataMissing: if the set is not prepared.
-        ValueError: for a spec that cannot be followed, naming its field.
+        ValueError: for an invalid spec, naming its field.
     """
     check(spec)
     source = open_source(spec.name, spec.split, spec.data_dir)
@@ -79,12 +79,12 @@ def _in_order(source: Source, spec: DataSpec) -> tuple[Callable[[int], dict[str,
 
 
 def _groups(source: Source, spec: DataSpec) -> list[np.ndarray] | None:
-    """The set's variants of one thing; None where every example is one."""
+    """Groups of variants of one thing; None without balancing."""
     return groups_of(_captions(source), spec.balance) if spec.balance else None
 
 
 class Batches:
-    """An endless or finite iterator of batches that knows its step; made by ``batches``."""
+    """An endless or finite iterator of batches with its step; see ``batches``."""
 
     def __init__(
         self,
@@ -108,11 +108,11 @@ class Batches:
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """``{"step": t}``: the batch that comes next is the one of step t."""
+        """``{"step": t}``: the next batch is that of step t."""
         return {"step": self._step}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Go to a step, at once; on any number of processes, whatever the number before."""
+        """Go to a step at once, whatever the number of processes before."""
         self._step = int(state["step"])
         rest = self._dataset[self._step :]
         made = iter(rest.to_iter_dataset(self._options))
@@ -120,7 +120,7 @@ class Batches:
 
     @property
     def broken_records(self) -> int:
-        """How many records of the set were replaced so far, in this process."""
+        """Number of records replaced so far, in this process."""
         return len(self._faults.broken)
 
 
@@ -132,18 +132,18 @@ def batches(
     timeout: float = 0.0,
     faults: Faults | None = None,
 ) -> Batches:
-    """Iterate over ``make_dataset``'s batches from a step on, made by threads ahead of their use.
+    """Iterate over ``make_dataset``'s batches from a step on, prefetched by threads.
 
     Args:
         dataset: from ``make_dataset``.
-        start_step: the first batch's step.
-        threads: that make batches in the background.
-        ahead: how many batches to have ready.
-        timeout: seconds to wait for a batch; 0 for ever.
-        faults: the ones given to ``make_dataset``, to be asked for ``broken_records``.
+        start_step: step of the first batch.
+        threads: number of background threads.
+        ahead: number of batches to prefetch.
+        timeout: seconds to wait for a batch; 0 for no limit.
+        faults: the same as for ``make_dataset``, for ``broken_records``.
 
     Raises:
-        DataStalled: when drawn from, after ``timeout``.
+        DataStalled: from the iterator, after ``timeout``.
     """
     return Batches(dataset, start_step, threads, ahead, timeout, faults or Faults())
 
@@ -170,8 +170,7 @@ def load_images(
     check_against(spec, source.info)
     if source.info.kind == "latents":
         raise ValueError(
-            f"data set {name} holds codes, which are no images; name the set that they were "
-            "encoded from"
+            f"data set {name} holds latents, not images; name the set that they were encoded from"
         )
     n = min(limit or source.info.num_examples, source.info.num_examples)
     examples = source.read(np.arange(n))

@@ -1,4 +1,4 @@
-"""Between bytes and numbers: the one pair of formulas that the project uses.
+"""Conversion between bytes and real numbers, the same everywhere in the project.
 
     x = byte / 127.5 - 1,        byte = round(clip((x + 1) * 127.5, 0, 255)).
 

@@ -1,4 +1,4 @@
-"""Write a data set to disk in the form that the pipeline reads: whole, or not at all."""
+"""Write a data set to disk, atomically, in the format that the pipeline reads."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ log = logging.getLogger(__name__)
 
 
 class Options(NamedTuple):
-    """What a set may be made from; each set takes the few that ``PREPARE`` lists for it.
+    """Options of all sets; each uses those that ``PREPARE`` lists for it.
 
     Attributes:
         source_dir: folder with the files of fashion_mnist.
         font: NotoColorEmoji.ttf for noto_emoji.
         folder: images for image_folder.
-        set_name: name of the set made from ``folder``; the folder's own if None.
+        set_name: name of the set from ``folder``; None for the folder's name.
         image_size: (height, width) for image_folder; None keeps each image's size.
         test_fraction: share of ``folder`` that becomes the test split; None for 0.1.
-        skip_unreadable: how many images of ``folder`` may be left out; None for 0.
+        skip_unreadable: number of images of ``folder`` that may be skipped; None for 0.
     """
 
     source_dir: str | None = None
@@ -71,14 +71,14 @@ def prepare(
 ) -> Path:
     """Prepare a set unless it is there already; return the folder it lies in.
 
-    It is written beside its place and moved there when complete, so an interrupted run leaves
-    nothing that could be mistaken for data, and two runs at once both succeed.
+    It is written to a scratch folder and moved when complete, so an interrupted run leaves nothing
+    that could be mistaken for data, and two concurrent runs both succeed.
 
     Raises:
-        ValueError: for an unknown name, an option that the set has no use for, an unreadable
-            image, or a prepared set that was made from something else.
-        FileNotFoundError: if the files that it is made from are absent.
-        ConnectionError: if they can be had from a server only and it does not answer.
+        ValueError: for an unknown name, an option that the set does not use, an unreadable image,
+            or a prepared set from other files or options.
+        FileNotFoundError: if source files are absent.
+        ConnectionError: if they are on a server only and it does not answer.
     """
     family = "tfds" if name.startswith("tfds:") else name
     if family not in PREPARE:
@@ -102,12 +102,12 @@ def place(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """What ``prepare`` does with a builder.
+    """Build a set in a scratch folder and move it into place.
 
     Args:
         make: scratch folder -> the TFDS builder that will write into it.
-        name: of the set, for messages.
-        data_dir, overwrite: as of ``prepare``.
+        name: the set's name, for messages.
+        data_dir, overwrite: as for ``prepare``.
     """
     root = catalog.data_root(data_dir)
     root.mkdir(parents=True, exist_ok=True)
@@ -126,9 +126,9 @@ def place(
 
 
 def _write(builder: Any, name: str, root: Path) -> None:
-    tfds.display_progress_bar(enable=name.startswith("tfds:"))  # our own builders show one
+    tfds.display_progress_bar(enable=name.startswith("tfds:"))  # this package's builders show one
     try:
-        # what TFDS prints names the scratch folder, which is of no use to anyone
+        # TFDS prints the path of the scratch folder, which is of no use
         with (
             by_name.pillow_encodes(),
             catalog.quiet(),
@@ -145,7 +145,7 @@ def _write(builder: Any, name: str, root: Path) -> None:
 
 
 def _check_same(final: Path, name: str, source: str | None) -> None:
-    """Raise unless what lies in ``final`` is readable here and was made from ``source``."""
+    """Raise ValueError unless the set in ``final`` is readable and was prepared from ``source``."""
     catalog.check_format(final, name)
     if source is None:
         return

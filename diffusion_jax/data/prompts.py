@@ -1,8 +1,8 @@
 """Prompts with weights and of any length, as chunks of tokens.
 
 A text encoder with a window of n tokens reads a long prompt in chunks, each between its own begin
-and end token; the states of the chunks then stand one after the other.  Weights are written as in
-the web interfaces that people know: ``a (red:1.3) house``, ``(word)`` for 1.1, ``[word]`` for its
+and end token; the states of the chunks are concatenated.  Weights are written as in the
+common web interfaces: ``a (red:1.3) house``, ``(word)`` for 1.1, ``[word]`` for its
 inverse; a backslash before a bracket makes it plain text.
 """
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-STEP = 1.1  # what one pair of plain brackets multiplies a weight by
+STEP = 1.1  # factor of one pair of plain brackets
 
 _PIECE = re.compile(
     r"\\[\\()\[\]]|[()\[\]]|:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)|[^\\()\[\]:]+|.", re.S
@@ -22,13 +22,13 @@ _PIECE = re.compile(
 
 
 class Window(NamedTuple):
-    """What a text encoder reads at once.
+    """The window of a text encoder.
 
     Attributes:
         length: tokens of a chunk, begin and end included.
         begin: id of the first token.
         end: id after the last word.
-        pad: id that fills up the rest.
+        pad: id of padding.
     """
 
     length: int
@@ -42,7 +42,7 @@ class Tokens(NamedTuple):
 
     Attributes:
         ids: int32 [b, chunks, length].
-        weights: float32 [b, chunks, length], 1 where nothing was said.
+        weights: float32 [b, chunks, length], 1 where none was given.
     """
 
     ids: np.ndarray
@@ -100,16 +100,17 @@ def tokens(
     window: Window,
     chunks: int | None = None,
 ) -> Tokens:
-    """Prompts as chunks, all of the same number.
+    """Prompts as chunks, the same number for all.
 
     Args:
         prompts: b texts, weights in them.
-        ids_of: text -> ids of its words alone, neither begun, ended nor cut.
-        window: of the encoder.
-        chunks: how many; what does not fit is left out.  None for as many as the longest needs.
+        ids_of: text -> ids of its words alone, without begin, end or truncation.
+        window: the encoder's window.
+        chunks: number of chunks; what does not fit is cut off.  None for as many as the longest
+            prompt needs.
 
     Raises:
-        ValueError: for a window that holds no word.
+        ValueError: for a window without room for a word.
     """
     room = window.length - 2
     if room < 1:

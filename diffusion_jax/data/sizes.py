@@ -1,4 +1,4 @@
-"""Heights and widths of all images of a set, from their headers, measured once and kept."""
+"""Heights and widths of all images of a set, from their headers, measured once and cached."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _AT_ONCE = 64  # encoded images in memory
 
 
 def stamp(folder: str | os.PathLike) -> str:
-    """Text that changes when the files of a prepared set do: names, sizes, times."""
+    """Text that identifies the files of a prepared set by names, sizes and times."""
     files = sorted(path for path in Path(folder).iterdir() if path.is_file())
     stats = [(path.name, path.stat()) for path in files]
     return " ".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
@@ -35,9 +35,9 @@ def image_sizes(
 
     Args:
         records: n records, read by ``__getitems__``.
-        key: of the encoded image.
+        key: key of the encoded image.
         shape: (height, width) of all images; None where they differ.
-        told: what tells this set and split from any other.
+        told: identifies this set and split.
         data_dir: folder of prepared sets.
 
     Raises:
@@ -60,7 +60,7 @@ def _measured(records: Any, key: str) -> np.ndarray:
     whole = np.flatnonzero(found[:, 0])
     if not len(whole):
         raise ValueError(f"the size of none of {n} images can be read; prepare the data set anew.")
-    # A broken record is replaced by the next whole one (see ``faults``), so it has its size.
+    # A broken record is replaced by the next good one (see ``faults``), and has its size.
     following = whole[np.searchsorted(whole, np.arange(n)) % len(whole)]
     return found[following]
 
@@ -68,5 +68,5 @@ def _measured(records: Any, key: str) -> np.ndarray:
 def _size(encoded: bytes) -> tuple[int, int]:
     try:
         return images.size_of(encoded)
-    except Exception:  # a decoder may raise anything; whoever reads the image counts the fault
+    except Exception:  # a decoder may raise anything; the fault is counted when the image is read
         return (0, 0)

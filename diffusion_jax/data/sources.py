@@ -1,4 +1,4 @@
-"""Random access to the examples of any data set, and what is known about it."""
+"""Random access to the examples of any data set, and its metadata."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ log = logging.getLogger(__name__)
 
 
 class Info(NamedTuple):
-    """What a split of a data set is.
+    """Metadata of a split of a data set.
 
     Attributes:
-        name: of the data set.
-        split: of the data set, possibly a slice such as ``train[:1000]``.
-        num_examples: in the split.
-        shape: of an image, (h, w, c) with None where images differ; (2,) for toy2d.
+        name: name of the data set.
+        split: a split, possibly a slice such as ``train[:1000]``.
+        num_examples: number of examples in the split.
+        shape: shape of an image, (h, w, c) with None where images differ; (2,) for toy2d.
         num_classes: number of labels, or None if unlabelled.
-        class_names: their names, () if unlabelled.
+        class_names: names of the labels, () if unlabelled.
         captions: whether each image has one.
-        kind: "image", "points", or "latents", whose examples are codes.
+        kind: "image", "points", or "latents", whose examples are latents.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Source(NamedTuple):
     """A split, ready to read.
 
     Attributes:
-        info: what it is.
+        info: its metadata.
         read: indices int64 [n] -> n examples, each with ``image`` (uint8 [h, w, c]; float32 [2] for
-            toy2d; float32 [h, w, z], the scaled mean, for latents, beside the ``deviation`` if that
+            toy2d; float32 [h, w, z], the scaled mean, for latents, and the ``deviation`` if that
             is known) and, where the set has them, ``label`` (int) and ``caption`` (str).
-        sizes: () -> (height, width) of every image, int32 [num_examples, 2], measured once and kept
-            beside the data; None of sets that have no images.
+        sizes: () -> (height, width) of every image, int32 [num_examples, 2], measured once and
+            cached beside the data; None for sets without images.
     """
 
     info: Info
@@ -105,7 +105,7 @@ def _records(builder: Any, name: str, split: str, decoders: Any = None) -> Any:
 
 
 def info(name: str, split: str = "train", data_dir: str | os.PathLike | None = None) -> Info:
-    """What a split of a data set is; raises as ``open_source`` does."""
+    """Metadata of a split of a data set; raises as ``open_source`` does."""
     return open_source(name, split, data_dir).info
 
 

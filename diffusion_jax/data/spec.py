@@ -1,4 +1,4 @@
-"""What to make batches of, and the sentences for what cannot be."""
+"""Description of batches, and its validation."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from diffusion_jax.data.sources import Info
 
 
 class DataSpec(NamedTuple):
-    """What to train or evaluate on.
+    """Description of batches for training or evaluation.
 
     Attributes:
-        name: of the data set (see ``catalog``).
-        split: of it, possibly a slice: ``train``, ``test[:500]``.
+        name: name of the data set (see ``catalog``).
+        split: its split, possibly a slice: ``train``, ``test[:500]``.
         batch_size: over all processes together.
-        image_size: (height, width) to bring images to; None if all have one size already; of
-            latents, this and the channels are not looked at.
-        channels: 1 or 3; None for the set's own.
+        image_size: (height, width) to bring images to; None if all have one size already; for
+            latents, this and the channels are ignored.
+        channels: 1 or 3; None for those of the set.
         flip: mirror each image left to right with probability 1/2, anew each epoch.
         crop: ``center``, ``random`` or ``stretch`` (see ``images.CROPS``).
         balance: regular expression of words by which captions of one thing's variants differ: a
-            thing is shown once an epoch, in a variant drawn anew; "" shows every example.
-        buckets: sizes (height, width), in place of ``image_size``: each batch is of images of about
-            one aspect ratio, brought to one of these (see ``buckets``); () for one size.
-        beside: name of another set, with ``buckets``: the batch of a step is of the bucket that the
-            other set's is of, so that the two go together, and ``balance`` is of the other set;
-            "" for the set's own turns.
-        framing: put ``framing``, int32 [b, 4], into batches: the height and width that an image had
-            in the set, and the top and left of what was cut out of it after resizing.
-        seed: of the order and of the random choices.
-        shuffle: another order in each epoch; else the set's own.
-        repeat: go on for ever; else stop after one epoch.
-        drop_remainder: without ``repeat``, leave out a last batch that is not full.
+            thing occurs once in an epoch, in a random variant; "" for no balancing.
+        buckets: sizes (height, width), in place of ``image_size``: each batch has images of about
+            one aspect ratio, resized to one of these (see ``buckets``); () for one size.
+        beside: name of another set, with ``buckets``: each step's batch has the same bucket as the
+            other set's, so that the two can be combined, and ``balance`` refers to the other set;
+            "" for an order of its own.
+        framing: put ``framing``, int32 [b, 4], into batches: the height and width of an image in
+            the set, and the top and left of its crop after resizing.
+        seed: seed of the order and of random choices.
+        shuffle: whether to shuffle each epoch; otherwise in the set's order.
+        repeat: whether to repeat for ever; otherwise stop after one epoch.
+        drop_remainder: without ``repeat``, drop a last batch that is not full.
         captions: put ``caption``, an object array of str [b], into batches; take it out before
             they go to a device.
         data_dir: folder of prepared sets (see ``catalog.data_root``).
-        process_index: which part of each batch to make.
-        process_count: of how many.
+        process_index: index of this process's part of each batch.
+        process_count: number of parts.
         cache_bytes: memory for images decoded and resized; what fits is decoded only once.
     """
 
@@ -65,7 +65,7 @@ class DataSpec(NamedTuple):
 
 
 def check(spec: DataSpec) -> None:
-    """Raise ValueError for what is wrong with a spec by itself."""
+    """Raise ValueError for a spec that is invalid by itself."""
     if spec.batch_size < 1 or spec.batch_size % spec.process_count:
         raise ValueError(
             f"batch_size is {spec.batch_size}; choose a positive multiple of the number of "
@@ -104,13 +104,13 @@ def _check_buckets(spec: DataSpec) -> None:
 
 
 def check_against(spec: DataSpec, info: Info) -> None:
-    """Raise ValueError for what is wrong with a spec for this data set."""
+    """Raise ValueError for a spec that is invalid for this data set."""
     shape, n = info.shape, info.num_examples
     if info.kind == "latents" and (spec.flip or spec.crop == "random"):
         field, off = ("flip", "False") if spec.flip else ("crop", "'center'")
         raise ValueError(
-            f"{field} is {getattr(spec, field)!r}, but {spec.name} holds codes, and the code of a "
-            f"changed image is not the changed code; set data.{field} = {off}."
+            f"{field} is {getattr(spec, field)!r}, but {spec.name} holds latents, and the latent "
+            f"of a changed image is not the changed latent; set data.{field} = {off}."
         )
     if spec.buckets and info.kind != "image":
         held = "codes of one size" if info.kind == "latents" else "points"

@@ -1,9 +1,9 @@
-"""Texts -> token ids, by the files of a checkpoint's own tokenizer folder.
+"""Tokenizers, from the files of a checkpoint's tokenizer folder.
 
 A folder holds one of tokenizer.json; vocab.json and merges.txt (CLIP's byte-level pairs);
 spiece.model (T5's unigrams); vocab.txt (BERT's word pieces).  tokenizer_config.json,
-special_tokens_map.json and added_tokens.json say which tokens are special, and how long a text may
-be.  Ids, padding and truncation are transformers'.
+special_tokens_map.json and added_tokens.json name the special tokens and the longest text.
+Ids, padding and truncation are those of transformers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Tokens(NamedTuple):
 
     Attributes:
         ids: int32 [b, length].
-        mask: int32 [b, length], 1 for tokens of the text and its frame, 0 for padding.
+        mask: int32 [b, length], 1 for tokens of the text, begin and end, 0 for padding.
     """
 
     ids: Int[np.ndarray, "b length"]
@@ -43,10 +43,10 @@ class Tokenizer(NamedTuple):
 
     Attributes:
         encoder: the library's tokenizer, which neither truncates nor pads.
-        prefix: ids that start each text.
-        suffix: ids that end each text.
-        pad: the id after the end.
-        length: of the ids of a text, if a call gives none; None if the files name no limit.
+        prefix: ids before each text.
+        suffix: ids after each text.
+        pad: the padding id.
+        length: default number of ids of a text; None if the files name no limit.
     """
 
     encoder: tokenizers.Tokenizer
@@ -56,27 +56,27 @@ class Tokenizer(NamedTuple):
     length: int | None
 
     def __call__(self, texts: Sequence[str], length: int | None = None) -> Tokens:
-        """Ids of each text, framed, cut and padded to length.
+        """Ids of each text, with prefix and suffix, truncated and padded to length.
 
         Args:
             texts: any Unicode; a text that is too long keeps its start.
-            length: of the result; None for the tokenizer's own.
+            length: length of the result; None for the tokenizer's default.
 
         Raises:
-            ValueError: if there is no length, or the frame of a text does not fit in it.
+            ValueError: if there is no length, or prefix and suffix do not fit in it.
             TypeError: if texts is one str.
         """
         return self.framed(self.raw(texts), length)
 
     def raw(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text without frame, cut or padding, such as chunks are made of."""
+        """Ids of each text without prefix, suffix, truncation or padding, as for chunks."""
         if isinstance(texts, str):
             raise TypeError(f"texts is one str, {texts[:20]!r}: give a list of them.")
         encoded = self.encoder.encode_batch(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
     def framed(self, ids: Sequence[Sequence[int]], length: int | None = None) -> Tokens:
-        """prefix + ids + suffix of each, cut and padded to length; errors as of a call."""
+        """prefix + ids + suffix of each, truncated and padded to length; raises as a call does."""
         length = self.length if length is None else length
         if length is None:
             raise ValueError("length is None, and the tokenizer's files name none: give one.")
@@ -135,7 +135,7 @@ def _finished(encoder: tokenizers.Tokenizer, settings: Settings) -> Tokenizer:
     encoder.add_tokens(_new(special, encoder))
     pad = settings.get("pad_token")
     pad_id: Any = encoder.token_to_id(_content(pad)) if pad else padding.get("pad_id")
-    # What the library puts around a text that is one ordinary token or more.
+    # What the library adds around a text of one ordinary token or more.
     framed = encoder.encode("a")
     inside = [i for i, special in enumerate(framed.special_tokens_mask) if not special]
     limit = int(settings.get("model_max_length") or _NO_LIMIT)
@@ -149,7 +149,7 @@ def _finished(encoder: tokenizers.Tokenizer, settings: Settings) -> Tokenizer:
 
 
 def _new(tokens: list[tokenizers.AddedToken], encoder: tokenizers.Tokenizer) -> list:
-    """Those not added yet, each once: the first form of a token counts."""
+    """Tokens not added yet, each once: the first form of a token counts."""
     known = {token.content for token in encoder.get_added_tokens_decoder().values()}
     first = {token.content: token for token in reversed(tokens)}
     return [t for t in tokens if first[t.content] is t and t.content not in known]
@@ -226,7 +226,7 @@ def _t5(folder: Path, settings: Settings) -> tokenizers.Tokenizer:
     proto = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
     proto.ParseFromString((folder / "spiece.model").read_bytes())
     extra = [f"<extra_id_{i}>" for i in range(settings.get("extra_ids", 100))]
-    # Types 3 and 4 are control symbols and those that the trainer was told of.
+    # Types 3 and 4 are control symbols and user-defined ones.
     marked = [piece.piece for piece in proto.pieces if piece.type in (3, 4)]
     given = settings.get("additional_special_tokens") or []
     settings["additional_special_tokens"] = [*given, *marked, *extra]
@@ -243,7 +243,7 @@ def _t5(folder: Path, settings: Settings) -> tokenizers.Tokenizer:
 
 
 def _bert(folder: Path, settings: Settings) -> tokenizers.Tokenizer:
-    """The longest known piece, from the left (Devlin et al. 2019)."""
+    """Greedy longest piece from the left (Devlin et al. 2019)."""
     for name, content in _BERT_TOKENS.items():
         settings[name] = settings.get(name) or content
     cls, sep, unk = (_content(settings[f"{name}_token"]) for name in ("cls", "sep", "unk"))
@@ -283,7 +283,7 @@ _BERT_TOKENS = {
 }
 _NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
-# The files that each kind needs, the first of which tells it, in order of preference.
+# The files that each kind needs; the first identifies it; in order of preference.
 _FILES: dict[str, tuple[str, ...]] = {
     "json": ("tokenizer.json",),
     "clip": ("vocab.json", "merges.txt"),

@@ -1,9 +1,9 @@
 """Point sets in the plane, as data: seconds to learn, and easy to see.
 
-``toy2d:ring`` and its sisters go through the same functions as image sets: a batch has ``image``
-float32 [b, 2], roughly in [-1, 1], and ``label`` int32 [b], the component that a point is from.
-Example i is a pure function of (split, i), so nothing lies on disk.  ``ring`` and ``grid`` are
-Gaussian mixtures with equal weights, of which ``means`` and ``DEVIATION`` tell the exact density.
+``toy2d:ring`` and the other sets use the same functions as image sets: a batch has ``image``
+float32 [b, 2], roughly in [-1, 1], and ``label`` int32 [b], the component of a point.  Example i is
+a pure function of (split, i), so nothing is on disk.  ``ring`` and ``grid`` are
+Gaussian mixtures with equal weights, with the exact density given by ``means`` and ``DEVIATION``.
 """
 
 from __future__ import annotations

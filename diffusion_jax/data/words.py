@@ -1,4 +1,4 @@
-"""New words of a tokenizer, such as textual inversion teaches."""
+"""New words for a tokenizer, as learned by textual inversion."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from diffusion_jax.data.tokenizers import Tokenizer
 
 
 def with_word(tokenizer: Tokenizer, word: str, count: int = 1) -> Tokenizer:
-    """The tokenizer with ``names(word, count)`` as tokens of their own, after all others.
+    """The tokenizer with ``names(word, count)`` as new tokens, after all others.
 
     Args:
-        tokenizer: left as it is.
+        tokenizer: not modified.
         word: such as "<my-cat>", found anywhere in a text.
-        count: tokens that it stands for.
+        count: number of tokens of the word.
 
     Raises:
         ValueError: if there is such a token already.
@@ -32,7 +32,7 @@ def with_word(tokenizer: Tokenizer, word: str, count: int = 1) -> Tokenizer:
 
 
 def ids_of(tokenizer: Tokenizer, word: str, count: int = 1) -> list[int]:
-    """The ids of those of a word's tokens that there are."""
+    """The ids of a word's tokens that exist."""
     found = [tokenizer.encoder.token_to_id(name) for name in names(word, count)]
     return [i for i in found if i is not None]
 
@@ -43,7 +43,7 @@ def names(word: str, count: int) -> list[str]:
 
 
 def spelled(text: str, words: Iterable[tuple[str, int]]) -> str:
-    """A text with all the tokens of each (word, count) in the word's place."""
+    """A text with each (word, count) replaced by all its tokens."""
     for word, count in words:
         text = text.replace(word, " ".join(names(word, count)))
     return text

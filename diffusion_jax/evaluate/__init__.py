@@ -1,1 +1,1 @@
-"""How good samples are: features, distances, coverage, class accuracy, each with its spread."""
+"""Sample quality: features, distances, coverage, class accuracy, each with its spread."""

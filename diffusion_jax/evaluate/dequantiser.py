@@ -1,8 +1,8 @@
-"""A variational dequantiser fitted to each image it measures.
+"""A variational dequantiser, fitted to each image.
 
-The bound of ``core.dequantise`` holds for any q(u | x), so q may be found for each x by gradient
-descent on the bound itself: a mean and a deviation for each pixel, without a network and without
-training data.  The noise of the fit is not that of the measurement, which stays a bound.
+The bound of ``core.dequantise`` holds for any q(u | x), so q can be fitted to each x by gradient
+descent on the bound itself: a mean and a standard deviation for each pixel, without a network or
+training data.  Fit and measurement use independent noise, so the result stays a bound.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from jaxtyping import Array
 
 from diffusion_jax.core import dequantise
 
-_LOG_STD = 0.5  # of the logit at the start: almost uniform (a logistic's is 1.8, u's log 0.6)
+_LOG_STD = 0.5  # initial, of the logit: almost uniform (a logistic's is 1.8, u's log 0.6)
 
 
-def fitted(
+def fit(
     key: Array,
     x: Array,
     bits: Callable[[Array, Array], Array],
@@ -28,23 +28,23 @@ def fitted(
     rate: float = 0.05,
     bins: int = 256,
 ) -> dequantise.Dequantiser:
-    """Adam on ``dequantise.objective`` over the means and deviations of a ``logistic_normal``.
+    """Adam on ``dequantise.objective`` for the means and deviations of a ``logistic_normal``.
 
     Args:
-        key: draws the fit's noise.
+        key: for the fit's noise.
         x: 8-bit data in [-1, 1], [b, ...].
         bits: (key, x̃) -> an upper bound of -log2 p(x̃)/D, [b], differentiable in x̃.
-        steps: of Adam, each one evaluation and gradient of ``bits``; 0 stays at the start.
-        rate: Adam's.
+        steps: Adam steps, each one evaluation and gradient of ``bits``; 0 keeps the initial q.
+        rate: learning rate.
         bins: values in [-1, 1].
     """
     start = {"mean": jnp.zeros_like(x), "log_std": jnp.full_like(x, _LOG_STD)}
     tx = optax.adam(rate)
 
     def loss(q, key):
-        of = dequantise.logistic_normal(q["mean"], q["log_std"], bins)
-        # A sum over images: each has parameters of its own.
-        return dequantise.objective(key, of, x, bits).sum() * x[0].size
+        dequantiser = dequantise.logistic_normal(q["mean"], q["log_std"], bins)
+        # A sum over images, which have separate parameters.
+        return dequantise.objective(key, dequantiser, x, bits).sum() * x[0].size
 
     def step(state, key):
         q, moments = state

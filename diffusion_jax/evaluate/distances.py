@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.spatial.distance import cdist
 
-_ROWS = 2048  # of a pairwise table held at once: 50,000 against 50,000 would be 20 GB
+_ROWS = 2048  # rows of a pairwise table in memory: 50,000 x 50,000 would be 20 GB
 
 
 def frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
@@ -20,7 +20,7 @@ def frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
     complex arithmetic.  Biased upwards for small n: compare at equal n.
 
     Raises:
-        ValueError: for fewer than 2 vectors, or other dimensions.
+        ValueError: for fewer than 2 vectors, or different dimensions.
     """
     real, fake = _checked(real, fake)
     mean = real.mean(0) - fake.mean(0)
@@ -41,7 +41,7 @@ def gaussian_distance(mean: np.ndarray, cov_a: np.ndarray, cov_b: np.ndarray) ->
 def kernel_distance(real: np.ndarray, fake: np.ndarray) -> float:
     """KID: the unbiased squared MMD of the kernel (x·y/d + 1)³ (Bińkowski et al. 2018, eq. 4).
 
-    It is unbiased at any n, and negative about half of the time for equal distributions.
+    It is unbiased for any n, and negative about half of the time for equal distributions.
     """
     real, fake = _checked(real, fake)
     kernel = lambda dot: (dot / real.shape[1] + 1) ** 3
@@ -55,14 +55,14 @@ def kernel_distance(real: np.ndarray, fake: np.ndarray) -> float:
 def precision_recall_density_coverage(
     real: np.ndarray, fake: np.ndarray, k: int = 5
 ) -> dict[str, np.ndarray]:
-    """Four figures by balls that reach from each vector to its k-th neighbour in its own set.
+    """Four figures from balls around each vector up to its k-th neighbour in its own set.
 
-    precision: of fakes in some real ball; recall: of reals in some fake ball (Kynkäänniemi et al.
-    2019, eq. 2).  density: real balls around a fake, over k, which may exceed 1; coverage: of real
-    balls that hold a fake (Naeem et al. 2020, eqs. 3 and 4).
+    precision: share of fakes in some real ball; recall: share of reals in some fake ball
+    (Kynkäänniemi et al. 2019, eq. 2).  density: number of real balls around a fake over k, which
+    may exceed 1; coverage: share of real balls that contain a fake (Naeem et al. 2020, eqs. 3, 4).
 
     Returns:
-        name -> what each vector contributes, [n]; the figure is its mean.
+        name -> each vector's contribution, [n]; the figure is its mean.
 
     Raises:
         ValueError: if a set has no k-th neighbour.
@@ -72,9 +72,9 @@ def precision_recall_density_coverage(
         raise ValueError(f"k = {k} neighbours need more than {k} vectors in either set")
     radius, fake_radius = _radius(real, k), _radius(fake, k)
     density, recall, nearest = np.zeros(len(fake)), [], []
-    for rows, own in zip(_blocks(real), _blocks(radius), strict=True):
+    for rows, radii in zip(_blocks(real), _blocks(radius), strict=True):
         across = cdist(rows, fake)
-        density += (across <= own[:, None]).sum(0)
+        density += (across <= radii[:, None]).sum(0)
         recall.append(np.any(across <= fake_radius, axis=1))
         nearest.append(across.min(1))
     return {
@@ -106,8 +106,8 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, directions: int = 32) -> fl
     """Sliced Wasserstein-1 distance of two sets of points in the plane (Bonneel et al. 2015).
 
     Args:
-        a, b: [n, 2], of one n.
-        directions: evenly spread over half a turn.
+        a, b: [n, 2], with the same n.
+        directions: number of directions, evenly spaced over half a turn.
     """
     angle = np.arange(directions) * np.pi / directions
     along = np.stack([np.cos(angle), np.sin(angle)])

@@ -1,4 +1,4 @@
-"""Images -> feature vectors, and the cache of those of a data set."""
+"""Feature vectors of images, and their cache for data sets."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from diffusion_jax.files import whole
 
 
 class FeatureNet(NamedTuple):
-    """A network that images are compared through.
+    """A network whose features are compared.
 
     Attributes:
-        name: says all that matters to a figure: network, layer, input size.
-        distance: what the Fréchet distance on these features is called; "FID" only of Inception.
+        name: everything that a figure depends on: network, layer, input size.
+        distance: name of the Fréchet distance on these features; "FID" for Inception only.
         apply: images [n, h, w, c], 0 to 255 -> {"frechet": [n, d], "kernel": [n, d2]}.
     """
 
@@ -33,11 +33,11 @@ class FeatureNet(NamedTuple):
 
 
 Features = dict[str, np.ndarray]
-"""{"frechet": [n, d], "kernel": [n, d2]}: what each kind of distance looks at."""
+"""{"frechet": [n, d], "kernel": [n, d2]}: the features of each kind of distance."""
 
 
 def extract(net: FeatureNet, images: np.ndarray, batch_size: int = 100) -> Features:
-    """Features of uint8 [n, h, w, c], in batches of one size (the last is padded): one compile."""
+    """Features of uint8 [n, h, w, c], in batches of one size (the last padded): compiled once."""
     apply = jax.jit(net.apply)
     parts = []
     for start in tqdm(range(0, len(images), batch_size), desc="features", leave=False):
@@ -49,13 +49,13 @@ def extract(net: FeatureNet, images: np.ndarray, batch_size: int = 100) -> Featu
 
 
 def cached(net: FeatureNet, images: np.ndarray, folder: str | os.PathLike, label: str) -> Features:
-    """``extract``, or what it gave before for these very images and this network.
+    """``extract``, or its cached result for the same images and network.
 
     Args:
         net: the network.
         images: uint8 [n, h, w, c].
-        folder: of the cache.
-        label: of the images, for the file's name; what identifies them is their content.
+        folder: folder of the cache.
+        label: part of the file's name; images are identified by their content.
     """
     digest = hashlib.sha256(net.name.encode() + str(images.shape).encode() + images.tobytes())
     path = Path(folder) / f"{label}-{digest.hexdigest()[:16]}.npz"
@@ -64,7 +64,7 @@ def cached(net: FeatureNet, images: np.ndarray, folder: str | os.PathLike, label
             with np.load(path) as stored:
                 return {name: stored[name] for name in stored.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            warnings.warn(f"{path} is damaged ({error}); it is made anew", stacklevel=2)
+            warnings.warn(f"{path} is damaged ({error}); it is computed again", stacklevel=2)
     features = extract(net, images)
     with whole(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **features)

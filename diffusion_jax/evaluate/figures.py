@@ -1,4 +1,4 @@
-"""A figure: a number that says how sure it is, and of how many samples it speaks."""
+"""A figure: a measured number with its uncertainty and its number of samples."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Figure(NamedTuple):
 
     Attributes:
         value: the number.
-        spread: its standard deviation over bootstrap resamples, or its standard error.
-        n: samples it was measured on.
+        spread: standard deviation over bootstrap resamples, or standard error.
+        n: number of samples.
     """
 
     value: float
@@ -25,13 +25,13 @@ class Figure(NamedTuple):
 def bootstrap(
     statistic: Callable[..., float], *samples: np.ndarray, resamples: int = 20, seed: int = 0
 ) -> float:
-    """Standard deviation of a statistic when each sample is drawn anew with replacement.
+    """Standard deviation of a statistic over resamples with replacement.
 
     Args:
-        statistic: of arrays shaped as ``samples``.
+        statistic: function of arrays shaped as ``samples``.
         samples: [n, ...] each, resampled independently along the first axis (Efron 1979).
-        resamples: how many times.
-        seed: of the draws.
+        resamples: number of resamples.
+        seed: seed of the draws.
     """
     rng = np.random.default_rng(seed)
     draw = lambda sample: sample[rng.integers(0, len(sample), len(sample))]
@@ -57,7 +57,7 @@ def mean_of(x: np.ndarray) -> Figure:
 
 
 def table(figures: Mapping[str, Figure]) -> str:
-    """Lines of name, value ± spread and n, aligned."""
+    """One line for each figure: name, value ± spread and n, aligned."""
     width = max(len(name) for name in figures)
     return "\n".join(
         f"{name:<{width}}  {f.value:10.4g} ± {f.spread:<8.2g}  n = {f.n}"

@@ -1,4 +1,4 @@
-"""The judge: a classifier trained on real images that reads the class of samples."""
+"""The judge: a classifier trained on real images, for the class accuracy of samples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Logits = Callable[..., Array]
 
 
 class Judge(NamedTuple):
-    """A trained classifier, and its accuracy on images that it was not trained on."""
+    """A trained classifier, and its accuracy on held-out images."""
 
     logits: Logits
     params: Params
@@ -41,16 +41,16 @@ def train_judge(
     learning_rate: float = 2e-3,
     seed: int = 0,
 ) -> Judge:
-    """AdamW on cross-entropy, with small random shifts, turns and scales of the images.
+    """AdamW on cross-entropy, with small random shifts, rotations and scales of the images.
 
     Args:
         init: key -> parameters.
         logits: the classifier.
         train, test: (images uint8 [n, h, w, c], labels int32 [n]).
         epochs: passes over the training images.
-        batch_size: images a step.
+        batch_size: images in a step.
         learning_rate: peak of a warm-up and cosine decay.
-        seed: of everything random.
+        seed: seed of all random draws.
     """
     images, labels = (jnp.asarray(x) for x in train)
     size = min(batch_size, len(images))
@@ -59,11 +59,11 @@ def train_judge(
     tx = optax.adamw(rate, weight_decay=1e-2)
 
     def loss(params, x, y, key):
-        of_move, of_net = jax.random.split(key)
-        out = logits(params, moved(of_move, scaled(x)), of_net)
+        move_key, net_key = jax.random.split(key)
+        out = logits(params, augment(move_key, to_unit_range(x)), net_key)
         return optax.softmax_cross_entropy_with_integer_labels(out, y).mean()
 
-    # One call a step: XLA:CPU takes ten times as long over convolutions inside a scan.
+    # One call for each step: XLA:CPU takes ten times as long for convolutions inside a scan.
     @jax.jit
     def step(state, index, key):
         params, opt_state = state
@@ -71,18 +71,18 @@ def train_judge(
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    of_init, *of_epochs = jax.random.split(jax.random.key(seed), epochs + 1)
-    params = init(of_init)
+    init_key, *epoch_keys = jax.random.split(jax.random.key(seed), epochs + 1)
+    params = init(init_key)
     state = (params, tx.init(params))
-    for key in tqdm(of_epochs, desc="training the judge", unit="epoch", leave=False):
-        of_order, of_steps = jax.random.split(key)
-        order = jax.random.permutation(of_order, len(images))[: per_epoch * size]
+    for key in tqdm(epoch_keys, desc="training the judge", unit="epoch", leave=False):
+        order_key, steps_key = jax.random.split(key)
+        order = jax.random.permutation(order_key, len(images))[: per_epoch * size]
         steps = zip(
-            order.reshape(per_epoch, size), jax.random.split(of_steps, per_epoch), strict=True
+            order.reshape(per_epoch, size), jax.random.split(steps_key, per_epoch), strict=True
         )
         for index, step_key in steps:
             state = step(state, index, step_key)
-        jax.block_until_ready(state)  # so that the bar shows what is done, not what is queued
+        jax.block_until_ready(state)  # so that the bar counts finished steps, not queued ones
     return Judge(logits, state[0], accuracy(logits, state[0], *test))
 
 
@@ -93,7 +93,7 @@ def cached_judge(
     test: tuple[np.ndarray, np.ndarray],
     path: Path,
 ) -> Judge:
-    """The judge whose parameters lie at ``path``; trained and put there if they do not."""
+    """The judge with the parameters at ``path``; trained and saved there if there are none."""
     shapes = jax.eval_shape(init, jax.random.key(0))
     if path.exists():
         try:
@@ -101,7 +101,7 @@ def cached_judge(
                 leaves = [stored[f"{i}"] for i in range(len(stored.files))]
             params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
             if [x.shape for x in leaves] != [x.shape for x in jax.tree.leaves(shapes)]:
-                raise ValueError("its arrays have other shapes than this classifier's")
+                raise ValueError("its arrays have different shapes from this classifier's")
             return Judge(logits, params, accuracy(logits, params, *test))
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
             warnings.warn(f"{path} is damaged ({error}); the judge is trained anew", stacklevel=2)
@@ -112,7 +112,7 @@ def cached_judge(
 
 
 def accuracy(logits: Logits, params: Params, images: np.ndarray, labels: np.ndarray) -> Figure:
-    """Share of images whose most likely class is their label.
+    """Share of images whose most probable class is their label.
 
     Args:
         logits: the classifier.
@@ -120,23 +120,23 @@ def accuracy(logits: Logits, params: Params, images: np.ndarray, labels: np.ndar
         images: uint8 [n, h, w, c].
         labels: int32 [n].
     """
-    read = jax.jit(lambda params, x: jnp.argmax(logits(params, scaled(x), None), -1))
+    read = jax.jit(lambda params, x: jnp.argmax(logits(params, to_unit_range(x), None), -1))
     parts = np.array_split(images, max(1, len(images) // 500))
     classes = np.concatenate([np.asarray(read(params, part)) for part in parts])
     return proportion(classes == labels)
 
 
-def scaled(images: Array) -> Float[Array, "n h w c"]:
+def to_unit_range(images: Array) -> Float[Array, "n h w c"]:
     """0..255 -> [-1, 1]."""
     return jnp.asarray(images, jnp.float32) / 127.5 - 1
 
 
-def moved(key: Array, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    """Each image turned by about 6°, scaled by about 8 % and shifted by up to 2 pixels."""
+def augment(key: Array, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    """Each image rotated by about 6°, scaled by about 8 % and shifted by up to 2 pixels."""
     n, h, w, _ = x.shape
-    of_matrix, of_shift = jax.random.split(key)
-    matrix = jnp.eye(2) + 0.08 * jax.random.normal(of_matrix, (n, 2, 2))
-    shift = jax.random.uniform(of_shift, (n, 2), minval=-2, maxval=2)
+    matrix_key, shift_key = jax.random.split(key)
+    matrix = jnp.eye(2) + 0.08 * jax.random.normal(matrix_key, (n, 2, 2))
+    shift = jax.random.uniform(shift_key, (n, 2), minval=-2, maxval=2)
     centre = jnp.array([(h - 1) / 2, (w - 1) / 2])
     grid = jnp.stack(jnp.meshgrid(jnp.arange(h), jnp.arange(w), indexing="ij"), -1) - centre
     where = jnp.einsum("nij,hwj->nhwi", matrix, grid) + centre + shift[:, None, None]

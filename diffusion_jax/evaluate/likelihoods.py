@@ -1,8 +1,8 @@
-"""Estimates of a model's likelihood, each by its name and settings: what evaluation chooses from.
+"""Estimates of a model's likelihood, by the names that a config chooses from.
 
-An ``Estimate`` is (key, Subject, x0 [b, ...]) -> terms, bits per dimension: "total" [b], and what
-it is the sum of, each [b] or [n, b].  Of 8-bit images bits are those of lossless code; of points in
-the plane they are of a density, in the units of the points, and may be negative.
+An ``Estimate`` is (key, Subject, x0 [b, ...]) -> terms in bits per dimension: "total" [b], and the
+summands, each [b] or [n, b].  For 8-bit images they are bits of a lossless code; for points in the
+plane those of a density, in the units of the points, which may be negative.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Terms = dict[str, Array]
 
 
 class Subject(NamedTuple):
-    """What is measured.
+    """The model and data that are measured.
 
     Attributes:
-        denoise: the model with its condition.
-        process: the model's.
+        denoise: the model, conditioned.
+        process: the model's process.
         variance: log variance of its ancestral steps.
-        learned: whether the process was trained for the variance of the bound.
-        discrete: whether data are 8-bit values, and not points of a density.
+        learned: whether the schedule was trained to minimise the variance of the bound.
+        discrete: whether data are 8-bit values, not real numbers with a density.
     """
 
     denoise: Denoise
@@ -50,11 +50,11 @@ class Subject(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """One row of the table.
+    """An entry of ``LIKELIHOODS``.
 
     Attributes:
-        title: what it is, for the report.
-        terms: (key, Subject, x0 [b, ...]) -> Terms; jit it.
+        title: its name in reports.
+        terms: (key, Subject, x0 [b, ...]) -> Terms; to be jitted.
     """
 
     title: str
@@ -62,14 +62,16 @@ class Estimate(NamedTuple):
 
 
 def variational_bound(n: int = 0, steps: int = 1000) -> Estimate:
-    """The discrete bound over all T levels, or an unbiased estimate of it by n of its steps.
+    """The discrete bound over all T levels, or an unbiased estimate from n of its steps.
 
     Args:
-        n: steps drawn per image, the costly ones most often; 0 for all.
+        n: steps drawn for each image, those with large terms more often; 0 for all steps.
         steps: T of a continuous schedule.
     """
     if n < 0 or steps < 1:
-        raise ValueError(_of(f"variational_bound(n={n}, steps={steps})", "n >= 0 and steps >= 1"))
+        raise ValueError(
+            _refusal(f"variational_bound(n={n}, steps={steps})", "n >= 0 and steps >= 1")
+        )
 
     def terms(key, subject, x0):
         levels = grids.trailing(subject.process, subject.process.schedule.steps or steps)
@@ -92,52 +94,55 @@ def continuous_bound(
     """The bound in continuous time (Kingma et al. 2021), or in T steps of it.
 
     Args:
-        n: network calls for each example.
-        decoder: of ``core.continuous_bound.DECODERS``; "" is "discretised", "gaussian" of points.
-        times: of its ``TIMES``.
-        clock: of its ``CLOCKS``; "" is "schedule" for a learned schedule, else "log_snr".
+        n: network evaluations for each example.
+        decoder: of ``core.continuous_bound.DECODERS``; "" is "discretised", or "gaussian" for
+            points.
+        times: one of its ``TIMES``.
+        clock: one of its ``CLOCKS``; "" is "schedule" for a learned schedule, else "log_snr".
         steps: T; 0 for infinity.
-        high: λ of the cleanest level, where the decoder takes over; 0 for what the process spans.
+        high: λ of the cleanest level, where the decoder takes over; 0 for the end of the process.
     """
     spec = f"continuous_bound(n={n}, decoder={decoder!r}, times={times!r}, clock={clock!r}"
     if n < 1 or steps < 0 or not high >= 0:
-        raise ValueError(_of(f"{spec}, steps={steps}, high={high})", "n >= 1, steps and high >= 0"))
+        raise ValueError(
+            _refusal(f"{spec}, steps={steps}, high={high})", "n >= 1, steps and high >= 0")
+        )
     _check_known(f"{spec})", "decoder", decoder, {"", *continuous.DECODERS})
     _check_known(f"{spec})", "times", times, continuous.TIMES)
     _check_known(f"{spec})", "clock", clock, {"", *continuous.CLOCKS})
 
     def terms(key, subject, x0):
         decode = continuous.DECODERS[decoder or ("discretised" if subject.discrete else "gaussian")]
-        of_clock = continuous.CLOCKS[clock or ("schedule" if subject.learned else "log_snr")]
-        tick = partial(of_clock, high=high or math.inf)
-        given = (key, subject.denoise, x0, subject.process)
+        make_clock = continuous.CLOCKS[clock or ("schedule" if subject.learned else "log_snr")]
+        tick = partial(make_clock, high=high or math.inf)
+        args = (key, subject.denoise, x0, subject.process)
         if steps:
-            return continuous.stepwise_bound(*given, steps, n, decode(), tick)
-        return continuous.continuous_bound(*given, n, decode(), continuous.TIMES[times], tick)
+            return continuous.stepwise_bound(*args, steps, n, decode(), tick)
+        return continuous.continuous_bound(*args, n, decode(), continuous.TIMES[times], tick)
 
-    return Estimate("continuous bound", lambda *given: terms(*given)._asdict())
+    return Estimate("continuous bound", lambda *args: terms(*args)._asdict())
 
 
 def importance_weighted(k: int = 8, steps: int = 100, variance: str = "") -> Estimate:
     """The importance-weighted bound over k noisings of ``steps`` levels (Burda et al. 2016).
 
     Args:
-        k: noisings for each example: k·steps network calls.
+        k: noisings of each example: k·steps network evaluations.
         steps: levels, equally spaced in λ.
-        variance: of an ancestral step; "" is the model's own where it is learned, else
-            "fixed_large", whose weights have the smaller spread.
+        variance: that of an ancestral step; "" is the model's if it is learned, else
+            "fixed_large", which gives importance weights of less variance.
     """
     known = {"": None, **VARIANCES}
     if k < 1 or steps < 1:
-        raise ValueError(_of(f"importance_weighted(k={k}, steps={steps})", "both at least 1"))
+        raise ValueError(_refusal(f"importance_weighted(k={k}, steps={steps})", "both at least 1"))
     _check_known(f"importance_weighted(variance={variance!r})", "variance", variance, known)
 
     def terms(key, subject, x0):
         levels = _levels(subject.process, steps)
-        own = subject.variance if subject.variance is learned_range else fixed_large
-        of_step = known[variance] or own
+        default = subject.variance if subject.variance is learned_range else fixed_large
+        step_variance = known[variance] or default
         return importance_bound.importance_weighted_bound(
-            key, subject.denoise, x0, levels, k, of_step, _step_decoder(subject)
+            key, subject.denoise, x0, levels, k, step_variance, _step_decoder(subject)
         )
 
     return Estimate("importance-weighted bound", lambda *given: terms(*given)._asdict())
@@ -153,24 +158,24 @@ def flow(
     fit: int = 50,
     law: str = "rademacher",
 ) -> Estimate:
-    """The probability-flow ODE by fixed steps, equal in λ (Song et al. 2021).
+    """The probability-flow ODE with fixed steps, equal in λ (Song et al. 2021).
 
     Args:
         dequantisation: "uniform", "truncated_normal" or "variational" for images; "" is "uniform"
             for images and none for points.
-        steps: of the solver.
-        probes: of Hutchinson's estimate; 0 for the exact trace.
+        steps: number of solver steps.
+        probes: number of probes of Hutchinson's estimator; 0 for the exact trace.
         method: "rk4" or "heun".
-        k: draws within a bin, weighed together.
-        high: λ where the flow starts; 0 for what the process spans, or with "truncated_normal"
+        k: importance-weighted draws within a bin.
+        high: λ where the flow starts; 0 for the end of the process, or with "truncated_normal"
             for where a bin is three standard deviations (13.3 for 8-bit data), if that is less.
         fit: steps of fitting a "variational" dequantiser to each batch.
-        law: of the probes.
+        law: distribution of the probes.
     """
     spec = f"flow(steps={steps}, probes={probes}, method={method!r}, k={k}, fit={fit})"
     if steps < 1 or method not in flow_likelihood.FIXED:
         methods = " or ".join(flow_likelihood.FIXED)
-        raise ValueError(_of(spec, f"steps >= 1 and method {methods}"))
+        raise ValueError(_refusal(spec, f"steps >= 1 and method {methods}"))
     trace = _trace(spec, probes, law)
 
     def solve(key, subject, x, levels):
@@ -194,7 +199,7 @@ def flow_adaptive(
     fit: int = 50,
     law: str = "rademacher",
 ) -> Estimate:
-    """As ``flow``, with as many steps as the tolerance asks for.
+    """As ``flow``, with steps chosen by an error tolerance.
 
     Args:
         rtol, atol: relative and absolute tolerance, > 0.
@@ -204,7 +209,7 @@ def flow_adaptive(
     spec = f"flow_adaptive(rtol={rtol}, atol={atol}, probes={probes}, method={method!r}, k={k})"
     if not (rtol > 0 and atol > 0) or method not in flow_likelihood.ADAPTIVE:
         methods = ", ".join(flow_likelihood.ADAPTIVE)
-        raise ValueError(_of(spec, f"rtol > 0, atol > 0 and a method of {methods}"))
+        raise ValueError(_refusal(spec, f"rtol > 0, atol > 0 and a method of {methods}"))
     trace = _trace(spec, probes, law)
 
     def solve(key, subject, x, levels):
@@ -220,35 +225,35 @@ def _dequantised(
 ) -> Callable[[Array, Subject, Array], Terms]:
     _check_known(f"{spec} with dequantisation={name!r}", "it", name, {"", *DEQUANTISERS})
     if k < 1 or fit < 0:
-        raise ValueError(_of(spec, "k >= 1 and fit >= 0"))
+        raise ValueError(_refusal(spec, "k >= 1 and fit >= 0"))
 
     def terms(key, subject, x0):
         if not subject.discrete:
             if name or k > 1:
                 raise ValueError(
-                    f"config.evaluate.likelihood: dequantisation={name!r}, k={k} is of 8-bit "
-                    "images; points in the plane have a density: leave both away"
+                    f"config.evaluate.likelihood: dequantisation={name!r}, k={k} is for 8-bit "
+                    "images; points in the plane have a density: omit both"
                 )
             return solve(key, subject, x0, _levels(subject.process, n, high))._asdict()
         cut = _THREE_DEVIATIONS if name == "truncated_normal" and not high else high
         levels = _levels(subject.process, n, cut)
-        of_fit, of_bound = jax.random.split(key)
-        q = DEQUANTISERS[name or "uniform"](of_fit, subject, x0, levels, fit)
+        fit_key, bound_key = jax.random.split(key)
+        q = DEQUANTISERS[name or "uniform"](fit_key, subject, x0, levels, fit)
         bits = lambda key, x: solve(key, subject, x, levels).total
-        return dequantise.bound(of_bound, q, x0, bits, k)._asdict()
+        return dequantise.bound(bound_key, q, x0, bits, k)._asdict()
 
     return terms
 
 
 def _variational(key, subject, x0, levels, steps) -> dequantise.Dequantiser:
-    """Fitted to the batch by the bound in continuous time, one draw a step."""
+    """Fitted to the batch by the bound in continuous time, with one draw for each step."""
 
     def bits(key, x):
         return continuous.continuous_bound(
             key, subject.denoise, x, subject.process, 1, continuous.gaussian_direct()
         ).total
 
-    return dequantiser.fitted(key, x0, bits, steps)
+    return dequantiser.fit(key, x0, bits, steps)
 
 
 def _levels(process: Process, n: int, high: float = 0.0) -> NoiseLevel:
@@ -260,7 +265,7 @@ def _levels(process: Process, n: int, high: float = 0.0) -> NoiseLevel:
 def _trace(spec: str, probes: int, law: str) -> flow_likelihood.Trace:
     if probes < 0 or law not in flow_likelihood.PROBES:
         laws = " or ".join(flow_likelihood.PROBES)
-        raise ValueError(_of(f"{spec} with law={law!r}", f"probes >= 0 and law {laws}"))
+        raise ValueError(_refusal(f"{spec} with law={law!r}", f"probes >= 0 and law {laws}"))
     return flow_likelihood.hutchinson(probes, law) if probes else flow_likelihood.exact()
 
 
@@ -271,10 +276,10 @@ def _step_decoder(subject: Subject) -> likelihood.Decoder:
 def _check_known(spec: str, name: str, value: str, known: Collection[str]) -> None:
     if value not in known:
         listed = ", ".join(repr(each) for each in sorted(known))
-        raise ValueError(_of(spec, f"{name} to be one of {listed}"))
+        raise ValueError(_refusal(spec, f"{name} to be one of {listed}"))
 
 
-def _of(spec: str, wanted: str) -> str:
+def _refusal(spec: str, wanted: str) -> str:
     return f"config.evaluate.likelihood = {spec} needs {wanted}"
 
 

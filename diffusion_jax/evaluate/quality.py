@@ -1,4 +1,4 @@
-"""All figures of a set of samples beside the data."""
+"""All figures of a set of samples compared with the data."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def quality(net: FeatureNet, real: Features, fake: Features, seed: int = 0) -> d
     """Distances and shares, each with its bootstrap spread.
 
     Args:
-        net: what made the features; its name stands in the figures' names.
+        net: the network of the features; its name is part of the figures' names.
         real: features of the data.
         fake: features of the samples.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
         name -> Figure; its n is that of the smaller set.
@@ -32,7 +32,7 @@ def quality(net: FeatureNet, real: Features, fake: Features, seed: int = 0) -> d
         figures[f"{name} ({net.name})"] = Figure(function(a, b), spread, n)
     each = distances.precision_recall_density_coverage(real["frechet"], fake["frechet"])
     for name, values in each.items():
-        # Drawing vectors anew would put them into each other's balls; the balls stay.
+        # Resampled vectors would fall into each other's balls, so the balls are kept.
         spread = bootstrap(np.mean, values, resamples=100, seed=seed)
         figures[name] = Figure(float(values.mean()), spread, len(values))
     return figures

@@ -1,4 +1,4 @@
-"""How near reconstructions are to their originals, image by image."""
+"""Distances of reconstructions from their originals, for each image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _RANGE = 255.0
 
 
 def psnr(a: Float[Array, "n h w c"], b: Float[Array, "n h w c"]) -> Float[Array, " n"]:
-    """10·log10(255² / mean squared error) in dB, of values 0 to 255; infinite for equal images."""
+    """10·log10(255² / mean squared error) in dB, for values 0 to 255; infinite for equal images."""
     error = jnp.square(jnp.asarray(a, jnp.float32) - jnp.asarray(b, jnp.float32)).mean((1, 2, 3))
     return 10 * (jnp.log10(_RANGE**2) - jnp.log10(error))
 
@@ -19,13 +19,13 @@ def psnr(a: Float[Array, "n h w c"], b: Float[Array, "n h w c"]) -> Float[Array,
 def ssim(
     a: Float[Array, "n h w c"], b: Float[Array, "n h w c"], size: int = 11, sigma: float = 1.5
 ) -> Float[Array, " n"]:
-    """Structural similarity (Wang et al. 2004, eq. 13), of values 0 to 255, in [-1, 1].
+    """Structural similarity (Wang et al. 2004, eq. 13), for values 0 to 255, in [-1, 1].
 
-    Over a Gaussian window where it lies wholly inside; the mean over places and channels.
+    Gaussian windows that lie wholly inside; averaged over positions and channels.
 
     Args:
         a, b: images with sides of at least ``size``.
-        size: of the window, odd.
+        size: side of the window, odd.
         sigma: its standard deviation.
 
     Raises:
@@ -33,7 +33,7 @@ def ssim(
     """
     if min(a.shape[1:3]) < size:
         raise ValueError(f"ssim needs images of at least {size} pixels, got {a.shape[1:3]}")
-    # About the middle of the range, where float32 has room for differences of squares.
+    # Centred on the range, where float32 is precise enough for differences of squares.
     x, y = (jnp.asarray(image, jnp.float32) / _RANGE - 0.5 for image in (a, b))
     mean = lambda image: _windowed(image, size, sigma)
     mx, my = mean(x), mean(y)

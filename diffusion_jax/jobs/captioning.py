@@ -18,7 +18,7 @@ from diffusion_jax.data.catalog import LATENTS
 from diffusion_jax.evaluate.contrast import CaptionJudge, adherence, diversity, retrieval
 from diffusion_jax.evaluate.features import cached, extract
 from diffusion_jax.evaluate.figures import Figure
-from diffusion_jax.evaluate.judge import moved, scaled
+from diffusion_jax.evaluate.judge import augment, to_unit_range
 from diffusion_jax.jobs.drawing import Drawer
 from diffusion_jax.jobs.run_samples import draw_samples, drawer_of
 from diffusion_jax.jobs.sets import cache_folder, images_of
@@ -91,7 +91,7 @@ def judge_of(config: Config) -> Judged:
     known = captions_of(config, config.data.split, None)
     folder, label = cache_folder(config), config.data.name.removeprefix(LATENTS).replace("/", "-")
     keys = jax.random.split(jax.random.key(config.seed), VIEWS - 1)
-    move = jax.jit(lambda key, x: to_uint8(moved(key, scaled(x))))
+    move = jax.jit(lambda key, x: to_uint8(augment(key, to_unit_range(x))))
     views = [known.images, *(np.asarray(move(key, known.images)) for key in keys)]
     features = [cached(net, view, folder, f"{label}-view")["frechet"] for view in views]
     judge = evaluation.caption_judge(np.stack(features), known.features, config.seed)

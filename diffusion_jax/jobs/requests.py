@@ -46,21 +46,21 @@ def requests_of(settings: Config, generator: Generator) -> list[Request]:
     for field in ("n", "batch_size"):
         if wanted[field] is not None and wanted[field] < 0:
             raise ValueError(f"config.{field} = {wanted[field]} must be at least 1")
-    prompts, labels = wanted["prompts"] or (), wanted["labels"] or ()
+    one = (settings.prompt,) if settings.prompt else ()
+    prompts = settings.prompts or one or wanted["prompts"] or ()
+    labels = wanted["labels"] or ()
     for field, value in (("prompts", prompts), ("labels", labels)):
         if isinstance(value, str):
             raise ValueError(f"config.{field} = {value!r} must be a list, such as ({value!r},)")
-    if settings.prompt:
-        prompts = (settings.prompt,)
     labels = tuple(labels) or (() if prompts else tuple(range(generator.classes)))
     size = size_of(wanted["image_size"] or (), generator.geometry)
     first = _seed(wanted["seed"] or 0)
-    one = lambda i, prompt, label: Request(
+    request = lambda i, prompt, label: Request(
         prompt, wanted["negative_prompt"] or "", label, first + i, size
     )
     count = wanted["n"] or max(len(prompts), len(labels), 1)
     turn = lambda values, i, default: values[i % len(values)] if values else default
-    return [one(i, turn(prompts, i, ""), turn(labels, i, None)) for i in range(count)]
+    return [request(i, turn(prompts, i, ""), turn(labels, i, None)) for i in range(count)]
 
 
 def batch_size(settings: Config, generator: Generator) -> int:

@@ -50,7 +50,8 @@ def save_strip(drawer: Drawer, path: Path, weights: Weights | None = None) -> No
     # On the variance exploding path x_t leaves [-1, 1]: show it on the variance preserving scale.
     visible = lambda x: x / jnp.sqrt(levels.alpha**2 + levels.sigma**2)[:, None, None, None]
     decode = jitted(drawer.settings, model.codec.decode)
-    shown = lambda x: np.asarray(to_uint8(decode(weights.frozen, x)))
+    key = jax.random.key(0)
+    shown = lambda x: np.asarray(to_uint8(decode(weights.frozen, x, key)))
     rows = [  # data to noise, then noise to data
         ("forward\nx_t", shown(visible(noised))[::-1], times[columns][::-1]),
         ("reverse\nx_t", shown(visible(xs[columns, 0])), times[columns]),

@@ -1,4 +1,8 @@
-"""Attention blocks."""
+"""Attention blocks.
+
+Every attention of every denoiser runs through the module ``Attend``, which has no parameters: there
+``attention_seam`` finds the queries, keys and values of each by the path of its module.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +123,28 @@ def _attend(
         Dense(width, dtype, use_bias=use_bias, name=name)(z).reshape(*z.shape[:2], *shape)
         for name, z in (("query", x), ("key", context), ("value", context))
     )
-    return attend(query, key, value, attention, mask, identity)
+    return Attend(attention, name="attend")(query, key, value, mask, identity)
+
+
+class Attend(nn.Module):
+    """``attend`` as a module without parameters, so that it has a path (see ``attention_seam``).
+
+    Attributes:
+        attention: name in ``attention_memory.ATTENTIONS``.
+    """
+
+    attention: str = "full"
+
+    def __call__(
+        self,
+        query: Float[Array, "b m heads dim"],
+        key: Float[Array, "b n heads dim"],
+        value: Float[Array, "b n heads dim"],
+        mask: Bool[Array, "b n"] | None = None,
+        identity: Float[Array, " b"] | None = None,
+    ) -> Float[Array, "b m c"]:
+        """As ``attend``."""
+        return attend(query, key, value, self.attention, mask, identity)
 
 
 def attend(

@@ -1,4 +1,4 @@
-"""Attention whose memory grows with the tokens and not with their square, and the table of all.
+"""Attention with memory linear in the number of tokens, and the table of all kinds.
 
 ``chunked`` is exact: the softmax over a row is built chunk by chunk of the keys (Milakov &
 Gimelshein 2018, "Online normalizer calculation for softmax"; Rabe & Staats 2021, "Self-attention
@@ -30,18 +30,18 @@ def chunked(
     queries: int = 512,
     keys: int = 1024,
 ) -> Float[Array, "b m heads dim"]:
-    """What ``primitives.attention`` returns, from blocks of queries·keys logits at a time.
+    """The result of ``primitives.attention``, computed in blocks of queries·keys logits.
 
-    The backward pass computes each block again, so it stays linear in the tokens too; it costs two
-    forward passes more than the full form's.
+    The backward pass recomputes each block, so its memory is linear in the tokens too; it costs
+    two forward passes more than that of the full form.
 
     Args:
         q: [b, m, heads, dim] queries.
         k: [b, n, heads, dim] keys.
         v: [b, n, heads, dim] values.
-        mask: [b, n], False for keys to leave out; None keeps all.
-        queries: most of them in a block.
-        keys: most of them in a block.
+        mask: [b, n], False for keys to ignore; None keeps all.
+        queries: largest number of queries in a block.
+        keys: largest number of keys in a block.
 
     Returns:
         [b, m, heads, dim] in q's dtype; logits, weights' sums and accumulators are float32.
@@ -65,7 +65,7 @@ def chunked(
 
 
 def by_size(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-    """``chunked`` where a head has many logits, which then also cost time; ``full`` elsewhere."""
+    """``chunked`` for many logits per head, where they cost time too; ``full`` elsewhere."""
     few = q.shape[1] * k.shape[1] <= _FEW
     return (full if few else chunked)(q, k, v, mask)
 
@@ -73,10 +73,10 @@ def by_size(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
 def flash(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     """cuDNN's attention for half precision on a GPU without a mask; ``chunked`` everywhere else.
 
-    cuDNN's has no forward mode: ``jax.jvp`` on a GPU needs "chunked" or "full".
+    cuDNN's form has no forward mode: ``jax.jvp`` on a GPU needs "chunked" or "full".
     """
     half = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
-    # Tracing cuDNN's form asks for the library, so that it must not happen where there is none.
+    # Tracing cuDNN's form loads the library, so it must not happen where there is none.
     if jax.default_backend() != "gpu" or not half or mask is not None:
         return chunked(q, k, v, mask)
     fused = partial(jax.nn.dot_product_attention, implementation="cudnn")

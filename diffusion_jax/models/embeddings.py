@@ -1,4 +1,8 @@
-"""Features of a scalar time, and the vector that conditions every block."""
+"""Features of a scalar time, and the vector that conditions every block.
+
+Time is [b], one for each example; what is written here takes [b, n] too, one for each token, and
+then gives a vector for each.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +19,22 @@ from diffusion_jax.models.layers import Dense
 from diffusion_jax.models.primitives import silu
 
 GUIDANCE = "guidance_scale"
-"""The key of cond by which a network is told its guidance."""
+"""The key of cond with the guidance scale that a network is conditioned on."""
 
 
 def sinusoidal(
-    time: Float[Array, " b"],
+    time: Float[Array, "b *n"],
     dim: int,
     max_period: float = 10000.0,
     cos_first: bool = True,
     shift: float = 0.0,
-) -> Float[Array, "b dim"]:
+) -> Float[Array, "b *n dim"]:
     """Cosines and sines of time at geometric frequencies (Vaswani et al. 2017, section 3.5).
 
     Frequency i of n = dim // 2 is max_period^(-i / (n - shift)): from 1 to about 1 / max_period.
 
     Args:
-        time: [b], any range; computed in float32.
+        time: [b, ...], any range; computed in float32.
         dim: number of features; an odd dim gets a last feature of 0.
         max_period: 2π times this is the longest period.
         cos_first: cosines, then sines, as in ADM; False for DDPM's order.
@@ -47,19 +51,21 @@ def sinusoidal(
     period = np.float32(-np.log(max_period))
     exponents = period * np.arange(half, dtype=np.float32) / np.float32(half - shift)
     frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
-    angles = time.astype(jnp.float32)[:, None] * frequencies
+    angles = time.astype(jnp.float32)[..., None] * frequencies
     parts = (jnp.cos(angles), jnp.sin(angles)) if cos_first else (jnp.sin(angles), jnp.cos(angles))
-    return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, dim % 2)))
+    return _padded(jnp.concatenate(parts, axis=-1), dim % 2)
 
 
-def fourier(time: Float[Array, " b"], dim: int, bandwidth: float = 16.0) -> Float[Array, "b dim"]:
+def fourier(
+    time: Float[Array, "b *n"], dim: int, bandwidth: float = 16.0
+) -> Float[Array, "b *n dim"]:
     """Fourier features with Gaussian frequencies (Tancik et al. 2020), for time inputs of order 1.
 
     The frequencies are the dim // 2 midpoint quantiles of N(0, bandwidth²) instead of a random
-    draw: the same spectrum, reproducible, and nothing to store with the weights.
+    draw: the same spectrum, reproducible, with nothing to store beside the weights.
 
     Args:
-        time: [b]; computed in float32.
+        time: [b, ...]; computed in float32.
         dim: number of features, at least 2; an odd dim gets a last feature of 0.
         bandwidth: standard deviation of the frequencies, in cycles per unit of time.
 
@@ -71,22 +77,27 @@ def fourier(time: Float[Array, " b"], dim: int, bandwidth: float = 16.0) -> Floa
         raise ValueError(f"dim={dim} is too small for Fourier features: use at least 2.")
     quantiles = (jnp.arange(half, dtype=jnp.float32) + 0.5) / half
     frequencies = 2 * jnp.pi * bandwidth * jax.scipy.special.ndtri(quantiles)
-    angles = time.astype(jnp.float32)[:, None] * frequencies
+    angles = time.astype(jnp.float32)[..., None] * frequencies
     features = jnp.sqrt(2.0) * jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-    return jnp.pad(features, ((0, 0), (0, dim % 2)))
+    return _padded(features, dim % 2)
+
+
+def _padded(features: Array, count: int) -> Array:
+    """With so many zeros after the last feature."""
+    return jnp.pad(features, ((0, 0),) * (features.ndim - 1) + ((0, count),))
 
 
 class ConditionEmbedding(nn.Module):
-    """Time and labels -> one vector per example, in float32 throughout.
+    """Time and labels -> one vector per example, or per token, in float32 throughout.
 
     Attributes:
         dim: width of the vector.
         feature_dim: number of time features.
-        features: (time [b], feature_dim) -> [b, feature_dim].
+        features: (time [b, ...], feature_dim) -> [b, ..., feature_dim].
         num_classes: labels are 0 ... num_classes - 1, and num_classes is the null class; 0 for a
             network without labels.
-        scalars: keys of cond that hold more numbers to be told, such as "end" and
-            "guidance_scale"; nothing is heard of them at initialisation.
+        scalars: keys of cond with further scalar conditions, such as "end" and "guidance_scale";
+            at initialisation they have no effect.
         guidance_features: 0, or the number of features of cond["guidance_scale"] whose linear map
             is added to time's, as in latent consistency models (Luo et al. 2023, section 4.2).
     """
@@ -99,17 +110,19 @@ class ConditionEmbedding(nn.Module):
     guidance_features: int = 0
 
     @nn.compact
-    def __call__(self, time: Float[Array, " b"], cond: Mapping[str, Any]) -> Float[Array, "b dim"]:
+    def __call__(
+        self, time: Float[Array, "b *n"], cond: Mapping[str, Any]
+    ) -> Float[Array, "b *n dim"]:
         """The embedding; examples without a label get the null class.
 
         Args:
-            time: [b].
+            time: [b], or [b, n] for a vector of each of n tokens.
             cond: {"label": int [b]} or {}, and float [b] for each of ``scalars``, and for
                 "guidance_scale" with ``guidance_features``.
 
         Raises:
-            ValueError: if cond has a key that this network has no use for, or lacks a scalar, or
-                for labels that are not integers.
+            ValueError: if cond has a key that this network does not use, or lacks a scalar, or for
+                labels that are not integers.
         """
         known = ({"label"} if self.num_classes else set()) | set(self.scalars)
         known |= {GUIDANCE} if self.guidance_features else set()
@@ -120,27 +133,32 @@ class ConditionEmbedding(nn.Module):
             )
         h = self.features(time.astype(jnp.float32), self.feature_dim)
         if self.guidance_features:
-            # Of w = scale - 1, in thousandths, sines first: the authors' code.
+            # Features of w = scale - 1, in thousandths, sines first, as in the authors' code.
             w = 1000 * (cond[GUIDANCE].astype(jnp.float32) - 1)
             told = sinusoidal(w, self.guidance_features, cos_first=False, shift=1.0)
-            h = h + Dense(self.feature_dim, use_bias=False, name="guidance")(told)
+            h = h + _for_all(Dense(self.feature_dim, use_bias=False, name="guidance")(told), h)
         h = silu(Dense(self.dim, name="time_0")(h))
         h = Dense(self.dim, name="time_1")(h)
         for name in self.scalars:
             if name not in cond:
                 raise ValueError(
-                    f"cond lacks {name!r}, which this network (scalars={self.scalars}) is told: "
+                    f"cond lacks {name!r}, which this network (scalars={self.scalars}) needs: "
                     "sample it with the recipe's own sampler, or give the number, float [b]."
                 )
-            h = h + ScalarEmbedding(self.dim, self.feature_dim, name=name)(cond[name])
+            h = h + _for_all(ScalarEmbedding(self.dim, self.feature_dim, name=name)(cond[name]), h)
         if not self.num_classes:
             return h
-        label = cond.get("label", jnp.full(time.shape, self.num_classes))
-        return h + LabelEmbedding(self.num_classes, self.dim, name="label")(label)
+        label = cond.get("label", jnp.full(time.shape[:1], self.num_classes))
+        return h + _for_all(LabelEmbedding(self.num_classes, self.dim, name="label")(label), h)
+
+
+def _for_all(vector: Float[Array, "b dim"], h: Float[Array, "b *n dim"]) -> Array:
+    """An example's vector for each of its tokens, in a shape that broadcasts with h."""
+    return jnp.reshape(vector, (vector.shape[0], *(1,) * (h.ndim - 2), vector.shape[-1]))
 
 
 class ScalarEmbedding(nn.Module):
-    """A number -> a vector that is 0 at initialisation, so a trained network may gain an input."""
+    """A number -> a vector, 0 at initialisation: a trained network can get another input."""
 
     dim: int
     feature_dim: int
@@ -160,7 +178,7 @@ class LabelEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, label: Array) -> Float[Array, "b dim"]:
-        """[b] integers -> [b, dim] float32; labels above the null class read as the null class."""
+        """[b] integers -> [b, dim] float32; labels above the null class count as the null class."""
         if not jnp.issubdtype(label.dtype, jnp.integer):
             raise ValueError(
                 f"label has dtype {label.dtype}: pass integers, 0 to {self.num_classes}."

@@ -26,12 +26,12 @@ class Style:
     """What all blocks of a network share.
 
     Attributes:
-        dtype: of the computation.
+        dtype: dtype of the computation.
         conditioning: name in ``CONDITIONINGS``.
         dropout: rate before each block's last convolution; 0 outside training.
         groups: most groups of a group norm.
         group_channels: fewest channels in a group.
-        eps: of the norms.
+        eps: epsilon of the norms.
         head_dim: channels of an attention head; None for one head.
         skip_scale: factor on each residual sum.
         downsample_padding: pixels before and after each axis of a strided convolution.
@@ -84,7 +84,7 @@ class PatchEmbedding(nn.Module):
     Attributes:
         features: channels of a token.
         patch: side of the square.
-        dtype: of the computation.
+        dtype: dtype of the computation.
         use_bias: whether the map has a bias.
     """
 

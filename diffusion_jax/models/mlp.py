@@ -12,15 +12,16 @@ from jaxtyping import Array, Float
 from diffusion_jax.models.embeddings import ConditionEmbedding, sinusoidal
 from diffusion_jax.models.layers import Dense
 from diffusion_jax.models.primitives import silu
+from diffusion_jax.models.unet.plan import check_time
 
 
 class MLP(nn.Module):
     """[b, d], [b], cond -> [b, out_channels]: blocks h + W·silu(norm(h)·(1 + s) + shift).
 
     Attributes:
-        width: of the hidden layer.
+        width: width of the hidden layer.
         depth: number of residual blocks.
-        out_channels: of the output.
+        out_channels: number of channels of the output.
         num_classes: 0 for no labels; else the label num_classes is the null class.
         scalars: see ``embeddings.ConditionEmbedding``.
     """
@@ -40,8 +41,13 @@ class MLP(nn.Module):
         *,
         train: bool = False,
     ) -> Float[Array, "b out"]:
-        """Run it; ``train`` changes nothing, as there is no dropout.  Zero at initialisation."""
+        """Run it; ``train`` changes nothing, as there is no dropout.  Zero at initialisation.
+
+        Raises:
+            ValueError: for another time than one for each example, or an unknown cond key.
+        """
         del train
+        check_time(type(self).__name__, time.shape)
         features = partial(sinusoidal, max_period=1e4)
         embed = ConditionEmbedding(
             self.width, 64, features, self.num_classes, tuple(self.scalars), name="embed"

@@ -1,7 +1,7 @@
-"""Which parameters a tensor axis splits: pairs of layers, one by outputs, the next by inputs.
+"""Tensor parallelism: pairs of layers, the first split by outputs, the second by inputs.
 
 So between the two each device holds its own channels, or heads, and one sum over devices follows
-the second (Shoeybi et al. 2019, section 3).  Plain data: ``train.sharding`` makes places of it.
+the second (Shoeybi et al. 2019, section 3).  Plain data, which ``train.sharding`` applies.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ Partition = tuple[tuple[str, tuple[str | None, ...]], ...]
 
 _T = "tensor"
 
-# Blocks that ``scan_blocks`` stacked have one more axis in front.
+# Blocks stacked by ``scan_blocks`` have one more leading axis.
 _UNET: Partition = (
     (r"/block_\d+/attention/(query|key|value)/kernel$|mid/attention/(query|key|value)/kernel$",
      (None, _T)),
@@ -34,7 +34,7 @@ _TEXT_UNET: Partition = (
     (r"/res(_\d)?/conv_1/kernel$", (None, None, _T, None)),
 )
 
-# With the discriminator that it may be trained with.
+# Including the discriminator of its training.
 _AUTOENCODER: Partition = (
     (r"/attention/(query|key|value)/kernel$", (None, _T)),
     (r"/attention/out/kernel$", (_T, None)),
@@ -44,7 +44,7 @@ _AUTOENCODER: Partition = (
     (r"discriminator/conv_[13579]/kernel$", (None, None, _T, None)),
 )
 
-# Of all networks that are made of ``models.text.blocks``.
+# All networks with ``models.text.blocks``.
 _TRANSFORMER: Partition = (
     (r"(^|/)layer_\d+/attention/(query|key|value)/kernel$", (None, _T)),
     (r"(^|/)layer_\d+/attention/out/kernel$", (_T, None)),
@@ -52,7 +52,7 @@ _TRANSFORMER: Partition = (
     (r"(^|/)layer_\d+/mlp/out/kernel$", (_T, None)),
 )
 
-# Of image and text, each with its own layers, and of the image's second attention.
+# Image and text, each with its own layers, and the image's second attention.
 _MMDIT: Partition = (
     (r"/(image|context|second)_qkv/(query|key|value)/kernel$", (None, _T)),
     (r"/(image|context|second)_out/kernel$", (_T, None)),

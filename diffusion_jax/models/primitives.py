@@ -1,4 +1,4 @@
-"""The network's building blocks as pure functions: arrays in, arrays out, no parameters kept.
+"""The network's building blocks as pure functions: arrays in, arrays out, no parameters.
 
 Every function is plain JAX, so reverse mode, forward mode (``jax.jvp``) and their compositions
 work through all of them.  Attention has one form for CPUs and one for accelerators, the same maths
@@ -253,19 +253,19 @@ def _apply_affine(x: Array, gain: Array, offset: Array) -> Array:
 
 
 def by_batch(x: Array) -> Array:
-    """x with its examples over the data and fsdp axes of the mesh that JAX was told of, if any.
+    """x with its examples sharded over the data and fsdp axes of JAX's current mesh, if any.
 
-    Said after each layer: else the partitioner may follow a parameter's split into the activations,
-    and move these about in place of gathering the parameter.  Nothing is said of other dimensions.
+    Used after each layer: otherwise the partitioner may propagate a parameter's sharding to the
+    activations and move these instead of gathering the parameter.  Other dimensions are free.
     """
     axes = _batch_axes(x.shape[0])
     return _constrained(x, axes) if axes else x
 
 
 def by_sequence(x: Array) -> Array:
-    """x [b, tokens, ...], tokens over the mesh's sequence axis, examples as ``by_batch`` has them.
+    """x [b, tokens, ...], tokens over the mesh's sequence axis, examples as in ``by_batch``.
 
-    As it is where the mesh has no such axis, or the axis does not divide the tokens.
+    Unchanged where the mesh has no such axis, or the axis does not divide the tokens.
     """
     parts = _parts("sequence")
     split = parts > 1 and x.shape[1] % parts == 0
@@ -283,13 +283,13 @@ def _parts(*axes: str) -> int:
 
 
 def _batch_axes(examples: int) -> tuple[str, ...]:
-    """Over which axes so many examples go; none if these do not divide them."""
+    """The axes that so many examples are sharded over; none if these do not divide them."""
     axes = tuple(axis for axis in ("data", "fsdp") if _parts(axis) > 1)
     return () if examples % _parts(*axes) else axes
 
 
 def _constrained(x: Array, *leading: Any) -> Array:
-    """Nothing is said of the dimensions after ``leading``."""
+    """Dimensions after ``leading`` are unconstrained."""
     rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - len(leading))
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*leading, *rest))
 

@@ -1,1 +1,1 @@
-"""What a compiled program costs, and what a chip could do: pure functions, nothing of ours."""
+"""Costs of compiled programs and limits of chips: pure functions, independent of models."""

@@ -1,4 +1,4 @@
-"""What one accelerator chip can do at most, as its maker publishes it."""
+"""Peak figures of accelerator chips, as their makers publish them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class Chip(NamedTuple):
     """Figures of one chip.
 
     Attributes:
-        name: in a topology's name, such as "v5e" of "v5e:4x4".
-        kind: how ``device_kind`` begins.
+        name: its part of a topology's name, such as "v5e" in "v5e:4x4".
+        kind: prefix of ``device_kind``.
         memory: bytes of HBM.
-        flops: FLOP/s at most, dense bfloat16 with float32 sums.
+        flops: peak FLOP/s, dense bfloat16 with float32 sums.
         bandwidth: bytes/s between HBM and the chip.
-        links: bytes/s that it can send to other chips over all of its links together.
+        links: bytes/s that it can send to other chips over all its links together.
     """
 
     name: str
@@ -57,7 +57,7 @@ def named(name: str) -> Chip:
 
 
 def of_kind(device_kind: str) -> Chip | None:
-    """The chip that a device says it is; None for one without an entry, as a CPU."""
-    # The longest first, for "TPU v5" begins "TPU v5 lite" too.
+    """The chip of a device; None for one without an entry, such as a CPU."""
+    # The longest first, as "TPU v5" is a prefix of "TPU v5 lite".
     fits = [chip for chip in CHIPS if device_kind.startswith(chip.kind)]
     return max(fits, key=lambda chip: len(chip.kind), default=None)

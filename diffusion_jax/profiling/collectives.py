@@ -22,12 +22,12 @@ class Collective(NamedTuple):
     """One operation between devices.
 
     Attributes:
-        kind: of ``KINDS``.
-        bytes: of the array that its group exchanges: of a gather the result, of a scatter the
-            operand.
-        group: devices that take part together.
-        times: it runs in one call of the program.
-        known: False if it lies in a loop of unknown length, which then counts once.
+        kind: one of ``KINDS``.
+        bytes: size of the array that its group exchanges: the result of a gather, the operand of
+            a scatter.
+        group: number of devices that take part together.
+        times: number of runs in one call of the program.
+        known: False if it is in a loop of unknown length, which then counts once.
     """
 
     kind: str
@@ -38,7 +38,7 @@ class Collective(NamedTuple):
 
     @property
     def wire(self) -> float:
-        """Bytes that each device sends, all times together, by the best ring algorithm."""
+        """Bytes that each device sends in all runs, by the best ring algorithm."""
         n = self.group
         share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}
         return self.times * self.bytes * share.get(self.kind, (n - 1) / n)
@@ -48,11 +48,11 @@ def parse(text: str, devices: int) -> list[Collective]:
     """The collectives of an optimised program.
 
     A start and its done count once, and so do the copies that TPU's compiler makes of one
-    operation to run it in pieces beside others: they name one chain.
+    operation to overlap pieces of it with others: they name one chain.
 
     Args:
         text: ``compiled.as_text()``.
-        devices: of the program.
+        devices: the program's number of devices.
     """
     found, _ = computations(text)
     times, once = frequencies(text), {}
@@ -78,7 +78,7 @@ def _collective(found: re.Match[str], line: str, computation: str, devices: int)
         # (operands, results, and for a permute two counters)
         arrays = arrays[:-2] if kind == "collective-permute" and len(arrays) > 2 else arrays
         arrays = arrays[len(arrays) // 2 :]
-    # TPU's compiler writes a scatter as a reduction inside a fusion of this name.
+    # TPU's compiler writes a scatter as a reduction inside a fusion with this name.
     if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
         return Collective("reduce-scatter", sum(arrays), group)
     whole = group if kind == "reduce-scatter" else 1
@@ -86,7 +86,7 @@ def _collective(found: re.Match[str], line: str, computation: str, devices: int)
 
 
 def _group(line: str, devices: int) -> int:
-    """How many devices take part together."""
+    """The number of devices that take part together."""
     if listed := _LISTED.search(line):
         return len(listed[1].split(","))
     if iota := _IOTA.search(line):
@@ -99,7 +99,7 @@ def _group(line: str, devices: int) -> int:
 
 
 class Total(NamedTuple):
-    """All collectives of a kind: how many run, their bytes, what a device sends, all known?"""
+    """All collectives of a kind: runs, bytes, bytes that a device sends, whether all are known."""
 
     count: int
     bytes: int
@@ -108,7 +108,7 @@ class Total(NamedTuple):
 
 
 def totals(collectives: Sequence[Collective]) -> dict[str, Total]:
-    """Kind -> sums over those that one call of the program runs, in the order of ``KINDS``."""
+    """Kind -> sums over one call of the program, in the order of ``KINDS``."""
     found = {}
     for kind in KINDS:
         of_kind = [c for c in collectives if c.kind == kind and c.group > 1]

@@ -1,4 +1,4 @@
-"""What one call of a compiled program costs a device."""
+"""Costs of one call of a compiled program on each device."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Memory(NamedTuple):
 
     Attributes:
         arguments, outputs: of the call.
-        aliased: of the outputs, that reuse the memory of arguments.
-        temporaries: between, those in the chip's own fast memory included.
-        peak: at the worst moment, by the compiler's plan; 0 where it does not say.
+        aliased: part of the outputs that reuses the memory of arguments.
+        temporaries: intermediate values, those in the chip's fast memory included.
+        peak: the maximum at any time, by the compiler's plan; 0 where it is not reported.
     """
 
     arguments: int
@@ -38,20 +38,21 @@ class Memory(NamedTuple):
 
     @property
     def most(self) -> int:
-        """The peak, or where that is unknown all of it together."""
+        """The peak, or where that is unknown the sum of all parts."""
         return self.peak or self.arguments + self.outputs - self.aliased + self.temporaries
 
 
 class Costs(NamedTuple):
-    """Of one call, for each device but where said.
+    """Costs of one call, for each device unless noted.
 
     Attributes:
         memory: see there.
-        flops: of matrix products and convolutions over all devices, loops in full.
-        executed: by XLA's count, elementwise ones and what every device repeats included.
-        bytes_accessed: by XLA's count: read and written by each operation.
+        flops: FLOPs of matrix products and convolutions over all devices, with all iterations.
+        executed: FLOPs by XLA's count, including elementwise ones and work that every device
+            repeats.
+        bytes_accessed: bytes that operations read and write, by XLA's count.
         collectives: kind -> total.
-        devices: how many.
+        devices: number of devices.
     """
 
     memory: Memory
@@ -68,16 +69,16 @@ class Costs(NamedTuple):
 
 
 def costs(compiled: Any, flops: Flops, devices: int) -> Costs:
-    """Read them from a compiled program.
+    """The costs of a compiled program.
 
-    XLA counts the body of a loop once, so its numbers are scaled by what that leaves out of the
-    traced program.  Loops that XLA itself makes, to gather a parameter in pieces while it is used,
-    stay counted once: its numbers are at least, not exactly.
+    XLA counts the body of a loop once, so its numbers are scaled by the share of the traced
+    program that this omits.  Loops that XLA itself adds, to gather a parameter in pieces while it
+    is used, stay counted once: the numbers are lower bounds.
 
     Args:
         compiled: from ``jitted.lower(...).compile()``.
-        flops: of the traced program (see ``flops.count``).
-        devices: that it is compiled for.
+        flops: count of the traced program (see ``flops.count``).
+        devices: number of devices that it is compiled for.
     """
     said = compiled.cost_analysis() or {}
     loops = flops.total / flops.once if flops.once else 1.0
@@ -93,7 +94,7 @@ def costs(compiled: Any, flops: Flops, devices: int) -> Costs:
 
 
 def memory(compiled: Any) -> Memory:
-    """The compiler's plan of memory."""
+    """The compiler's memory plan."""
     plan = compiled.memory_analysis()
     return Memory(
         plan.argument_size_in_bytes,
@@ -105,12 +106,12 @@ def memory(compiled: Any) -> Memory:
 
 
 def bounds(costs: Costs, chip: Chip) -> Roofline:
-    """The least time that this chip needs for the call."""
+    """The minimum time of the call on this chip."""
     return roofline(chip, costs.executed, costs.bytes_accessed, costs.sent)
 
 
 def bytes_of(arguments: Any) -> int:
-    """Bytes on each device of ShapeDtypeStructs with shardings: known before any compilation."""
+    """Bytes on each device of ShapeDtypeStructs with shardings, known without compiling."""
     local = lambda a: math.prod(a.sharding.shard_shape(a.shape)) * _itemsize(a.dtype)
     return sum(local(leaf) for leaf in jax.tree.leaves(arguments))
 
@@ -121,7 +122,7 @@ def _itemsize(dtype: Any) -> int:
 
 
 def out_of_memory(error: Exception) -> tuple[float, float] | None:
-    """(bytes needed, bytes there) of the compiler's refusal; None for another error.
+    """(bytes needed, bytes available) from an out-of-memory error; None for another error.
 
     Both are NaN where the message gives no numbers.
     """

@@ -1,6 +1,6 @@
-"""FLOPs of matrix products and convolutions, counted in what JAX traced.
+"""FLOPs of matrix products and convolutions, counted in traced JAX programs.
 
-XLA's own count takes the body of a loop once; here a scan counts as often as it runs.  Products
+XLA's own count takes the body of a loop once; here all iterations of a scan count.  Products
 with the zeros of padding and of dilation do not count, nor does anything elementwise.
 """
 
@@ -18,9 +18,9 @@ class Flops(NamedTuple):
     """A count, over all devices.
 
     Attributes:
-        total: with each scan counted as often as it runs.
+        total: with all iterations of each scan.
         once: with every loop's body counted once.
-        endless: while loops whose length is unknown; they count once.
+        endless: number of while loops of unknown length; they count once.
     """
 
     total: float = 0.0
@@ -74,7 +74,7 @@ def _cond(equation: Any) -> Flops:
 
 
 def _of_parts(equation: Any) -> Flops:
-    """A call, a rematerialised block, a custom derivative: whatever holds traced code."""
+    """A call, a rematerialised block, a custom derivative: anything that contains jaxprs."""
     parts = [count(part) for part in _jaxprs(equation.params.values())]
     return Flops(*(sum(column) for column in zip(*parts, strict=True))) if parts else Flops()
 

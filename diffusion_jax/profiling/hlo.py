@@ -1,4 +1,4 @@
-"""The text of a compiled program: its computations, and how often each runs."""
+"""Parser of a compiled program's text: its computations, and how often each runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONSTANT = re.compile(r"= [su](?:8|16|32|64)\[\]\S* constant\((\d+)\)")
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 
-# Bits an element; what is not listed says so itself, as bf16 and s32 do.
+# Bits of an element; other types have theirs in the name, as bf16 and s32 do.
 _BITS = {"pred": 8, "token": 0}
 
 
@@ -43,7 +43,7 @@ def computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def frequencies(text: str) -> Callable[[str], Times]:
-    """Computation's name -> how often one run of the program runs it."""
+    """Computation's name -> number of its runs in one run of the program."""
     found, entry = computations(text)
     callers: dict[str, list[tuple[str, int | None]]] = {}
     for name, lines in found.items():
@@ -77,7 +77,7 @@ def _calls(line: str, found: dict[str, list[str]]) -> list[tuple[str, int | None
 
 
 def _trips(line: str, condition: list[str], found: dict[str, list[str]]) -> int | None:
-    """Of a while loop: what XLA says, or the bound of a count from 0, as ``lax.scan`` makes it."""
+    """Trips of a while loop: XLA's number, or the bound of a count from 0, as in ``lax.scan``."""
     said = _TRIPS.search(line)
     if said:
         return int(said[1])

@@ -1,4 +1,4 @@
-"""What a program costs, in words."""
+"""Reports of a program's costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMITS = {
     "network": "the links bound the time: give each chip more examples, or lower config.mesh.fsdp",
 }
 MEND = "config.model.unet.remat = 'full' or a larger config.train.accumulate"
-# FLOPs executed over those of a fair share: elementwise ones alone do not make as much.
+# Executed FLOPs over a fair share: elementwise operations alone do not reach it.
 REPEATED = 1.5
 
 
@@ -24,9 +24,9 @@ def lines(costs: Costs, chip: Chip, useful: float) -> list[str]:
     """A report of one program on one kind of chip.
 
     Args:
-        costs: of one call.
-        chip: of each device.
-        useful: FLOPs over all devices that MFU counts: nothing computed twice to save memory.
+        costs: costs of one call.
+        chip: chip of each device.
+        useful: FLOPs over all devices that MFU counts, without rematerialisation.
     """
     limits, each = bounds(costs, chip), costs.flops / costs.devices
     return [
@@ -57,7 +57,7 @@ def communication(costs: Costs) -> list[str]:
 
 
 def row(costs: Costs, chip: Chip, useful: float) -> dict[str, str]:
-    """The same as cells of a table."""
+    """The report as cells of a table."""
     limits, memory = bounds(costs, chip), costs.memory
     short = {"all-reduce": "AR", "all-gather": "AG", "reduce-scatter": "RS", "all-to-all": "A2A"}
     kinds = {short.get(kind, "CP"): total.count for kind, total in costs.collectives.items()}
@@ -75,7 +75,7 @@ def row(costs: Costs, chip: Chip, useful: float) -> dict[str, str]:
 
 
 def advice(costs: Costs, chip: Chip, train: bool) -> str:
-    """One sentence: that it fits, what bounds it, and what to change."""
+    """One sentence: whether it fits, what bounds it, and what to change."""
     bound, used = bounds(costs, chip).bound, costs.memory.most / chip.memory
     repeats, room = costs.executed * costs.devices / costs.flops, ""
     if used > 0.9:
@@ -94,12 +94,12 @@ def advice(costs: Costs, chip: Chip, train: bool) -> str:
 
 
 def refusal(needed: float, there: float, arguments: int, train: bool) -> str:
-    """One sentence for a program that the compiler refuses, with what to change.
+    """One sentence for a program that does not fit in memory, with what to change.
 
     Args:
-        needed, there: bytes of HBM, NaN if unknown.
-        arguments: of them, before anything is computed.
-        train: or sample.
+        needed, there: bytes of HBM needed and available, NaN if unknown.
+        arguments: bytes of the arguments alone.
+        train: whether the program is a training step, not a sampler.
     """
     sized = "" if math.isnan(needed) else f": {needed / GIB:.1f} GiB of {there / GIB:.1f}"
     if not train:
@@ -112,7 +112,7 @@ def refusal(needed: float, there: float, arguments: int, train: bool) -> str:
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows as a Markdown table, of the columns of the longest; a lack is a dash."""
+    """Rows as a Markdown table with the columns of the longest; a missing cell is a dash."""
     heads = list(max(rows, key=len))
     wide = {head: max(len(head), *(len(row.get(head, "-")) for row in rows)) for head in heads}
     line = lambda cells: "| " + " | ".join(cells) + " |"

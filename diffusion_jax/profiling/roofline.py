@@ -1,4 +1,4 @@
-"""The least time that a chip needs for a program (Williams, Waterman & Patterson 2009)."""
+"""The minimum time of a program on a chip (Williams, Waterman & Patterson 2009)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from diffusion_jax.profiling.chips import Chip
 
 
 class Roofline(NamedTuple):
-    """Seconds that a chip needs for each part if it did nothing else; they may overlap.
+    """Seconds that a chip needs for each part alone; parts may overlap.
 
     Attributes:
         compute: its FLOPs at the chip's peak.
         memory: its bytes at the bandwidth of HBM.
-        network: what it sends at the bandwidth of its links.
+        network: the bytes it sends at the bandwidth of its links.
     """
 
     compute: float
@@ -22,7 +22,7 @@ class Roofline(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """No run is faster."""
+        """The lower bound of a run's time."""
         return max(self)
 
     @property
@@ -32,7 +32,7 @@ class Roofline(NamedTuple):
 
 
 def roofline(chip: Chip, flops: float, bytes_accessed: float, bytes_sent: float) -> Roofline:
-    """Of what one chip does in one call of a program."""
+    """The roofline of one chip's work in one call of a program."""
     return Roofline(flops / chip.flops, bytes_accessed / chip.bandwidth, bytes_sent / chip.links)
 
 
@@ -40,9 +40,9 @@ def mfu(flops: float, seconds: float, chip: Chip, devices: int = 1) -> float:
     """Model FLOPs utilisation: the share of the chips' peak that useful FLOPs take.
 
     Args:
-        flops: of the model over all devices, nothing that is computed twice to save memory.
-        seconds: that the devices took.
-        chip: of each.
-        devices: how many.
+        flops: FLOPs of the model over all devices, without rematerialisation.
+        seconds: time of the devices.
+        chip: chip of each device.
+        devices: number of devices.
     """
     return flops / (seconds * chip.flops * devices)

@@ -1,4 +1,4 @@
-"""The devices of a TPU slice that is not there, to compile for."""
+"""Devices of a TPU slice that is not present, to compile for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from diffusion_jax.profiling.chips import CHIPS, Chip, named
 
-# Neither look for TPUs nor for the machines of a pod, and let several compilers run side by side.
+# Look neither for TPUs nor for the hosts of a pod, and let several compilers run at once.
 ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -20,17 +20,17 @@ ALONE = {
 
 
 def slice_of(name: str) -> tuple[Chip, list[Any]]:
-    """The kind of chip, and the devices, one a chip, of "v5e:4x4".
+    """The kind of chip, and the devices, one for each chip, of a name such as "v5e:4x4".
 
     Raises:
-        ValueError: for a name that is none, or if libtpu is missing.
+        ValueError: for an unknown name, or if libtpu is missing.
     """
     parts = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     tpus = [chip.name for chip in CHIPS if chip.kind.startswith("TPU")]
     if not parts or parts[1] not in tpus:
         raise ValueError(
-            f"--topology={name} is none; write a chip, of {', '.join(tpus)}, and the sides of the "
-            "slice, as v5e:4x4 or v5p:2x2x2"
+            f"--topology={name} is unknown; write a chip, of {', '.join(tpus)}, and the sides of "
+            "the slice, as v5e:4x4 or v5p:2x2x2"
         )
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(

@@ -1,11 +1,11 @@
-"""Training the first stage of latent diffusion: an autoencoder, and a player who tells its work.
+"""Training the first stage of latent diffusion: an autoencoder against a discriminator.
 
     L_G = pixel + perceptual + bottleneck + w·λ·generator(D(x̂)),   x̂ = decode(encode(x))   (1)
     L_D = ½·discriminator(D(x), D(x̂))                                                      (2)
 
 Rombach et al. 2022, eq. 25; Esser et al. 2021, eqs. 5 to 7.  A step takes one gradient of one
-scalar, so that is L_G with D's parameters held fast, plus L_D with x̂ held fast: neither player's
-gradient has anything of the other's loss.
+scalar: L_G without gradient in D's parameters, plus L_D without gradient in x̂, so that neither
+network's gradient contains the other's loss.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from diffusion_jax.core.losses import mean_per_example
 from diffusion_jax.core.types import Context, Params, Recipe, Report
 from diffusion_jax.recipes.bottleneck import Bottleneck
 
-_MOST = 1e4  # of the adaptive weight, as Esser et al.'s code clips it
-_fixed = jax.lax.stop_gradient
+_MAX_WEIGHT = 1e4  # largest adaptive weight, as in Esser et al.'s code
+_stop_gradient = jax.lax.stop_gradient
 
 PixelLoss = Callable[[Array, Array], Array]
 """(reconstruction, pixels), [b, h, w, c] each -> [b]."""
 
 
 class Coder(NamedTuple):
-    """The autoencoder as functions.
+    """An autoencoder as functions.
 
     Attributes:
         init: (key, pixels) -> params.
-        encode: (params, pixels) -> what the bottleneck takes.
+        encode: (params, pixels) -> the bottleneck's input, such as a posterior.
         decode: (params, z) -> pixels.
         last: path, in params, of the decoder's last kernel.
     """
@@ -46,12 +46,12 @@ class Coder(NamedTuple):
 
 
 class Perceptual(NamedTuple):
-    """A distance through a network that is not trained.
+    """A distance between the features of a frozen network.
 
     Attributes:
         features: (``frozen["perceptual"]``, pixels in [-1, 1]) -> arrays [b, h, w, c].
         heads: (``frozen["perceptual"]``) -> a weight [c] for the channels of each array, or [].
-        weight: of the distance in the loss.
+        weight: the distance's weight in the loss.
     """
 
     features: Callable[[Params, Array], Sequence[Array]]
@@ -59,27 +59,27 @@ class Perceptual(NamedTuple):
     weight: float = 1.0
 
 
-class Game(NamedTuple):
-    """The two losses of a discriminator's logits of real and reconstructed patches, [...] -> []."""
+class AdversarialLosses(NamedTuple):
+    """The losses of discriminator and generator, given logits of real and generated patches."""
 
     discriminator: Callable[[Array, Array], Array]
     generator: Callable[[Array], Array]
 
 
 class Adversary(NamedTuple):
-    """The second player.
+    """A discriminator and its losses.
 
     Attributes:
         init: (key, pixels) -> params.
-        logits: (params, pixels) -> [b, h, w, 1], large for what looks real.
-        game: of ``GAMES``.
+        logits: (params, pixels) -> [b, h, w, 1], large where pixels look real.
+        game: one of ``GAMES``.
         weight: w of (1).
-        start: step from which on it plays.
+        start: first step in which it is trained and its loss used.
     """
 
     init: Callable[[Array, Array], Params]
     logits: Callable[[Params, Array], Array]
-    game: Game
+    game: AdversarialLosses
     weight: float = 1.0
     start: int = 0
 
@@ -94,9 +94,9 @@ def autoencoder(
     """The recipe of KL and VQ autoencoders.
 
     Args:
-        coder: what is trained.
-        pixel: of ``PIXEL_LOSSES``.
-        bottleneck: of ``bottleneck.BOTTLENECKS``.
+        coder: the autoencoder.
+        pixel: one of ``PIXEL_LOSSES``.
+        bottleneck: one of ``bottleneck.BOTTLENECKS``.
         perceptual: None for none; its parameters are ``frozen["perceptual"]``.
         adversary: None for none.
 
@@ -105,27 +105,32 @@ def autoencoder(
     """
 
     def init(key, batch):
-        of_coder, of_other = jax.random.split(key)
-        params = {"autoencoder": coder.init(of_coder, batch["image"])}
+        coder_key, other_key = jax.random.split(key)
+        params = {"autoencoder": coder.init(coder_key, batch["image"])}
         if adversary is not None:
-            params["discriminator"] = adversary.init(of_other, batch["image"])
+            params["discriminator"] = adversary.init(other_key, batch["image"])
         return params
 
     def loss(params: Params, context: Context, batch: dict[str, Array], key: Array):
-        x, own = batch["image"], params["autoencoder"]
-        code = coder.encode(own, x)
-        held = bottleneck.apply(own, code, x[0].size, context.carry, key)
-        made = coder.decode(own, held.z)
-        compare = _reconstruction(pixel, perceptual, context.frozen, x)
-        (value, metrics), grad = jax.value_and_grad(compare, has_aux=True)(_fixed(made))
-        metrics = {**metrics, **held.metrics}
+        x, coder_params = batch["image"], params["autoencoder"]
+        encoded = coder.encode(coder_params, x)
+        latent = bottleneck.apply(coder_params, encoded, x[0].size, context.carry, key)
+        reconstruction = coder.decode(coder_params, latent.z)
+        reconstruction_loss = _reconstruction(pixel, perceptual, context.frozen, x)
+        gradient = jax.value_and_grad(reconstruction_loss, has_aux=True)
+        (value, metrics), grad = gradient(_stop_gradient(reconstruction))
+        metrics = {**metrics, **latent.metrics}
         if adversary is None:
-            return _linear(made, value, grad) + held.loss, Report(metrics, held.carry)
-        of_kernel = _last_pullback(coder, own, held.z)
-        played = _play(adversary, params["discriminator"], x, made, grad, of_kernel, context.step)
-        metrics |= played.metrics
-        whole = _linear(made, value + played.value, grad + played.grad)
-        return whole + held.loss + played.own, Report(metrics, held.carry)
+            loss = _with_gradient(reconstruction, value, grad) + latent.loss
+            return loss, Report(metrics, latent.carry)
+        kernel_gradient = _last_kernel_gradient(coder, coder_params, latent.z)
+        adversarial = _adversarial_terms(
+            adversary, params["discriminator"], x, reconstruction, grad, kernel_gradient,
+            context.step,
+        )  # fmt: skip
+        metrics |= adversarial.metrics
+        loss = _with_gradient(reconstruction, value + adversarial.value, grad + adversarial.grad)
+        return loss + latent.loss + adversarial.discriminator, Report(metrics, latent.carry)
 
     def settle(params: Params, carry: Any) -> Params:
         return {**params, "autoencoder": bottleneck.settle(params["autoencoder"], carry)}
@@ -133,28 +138,38 @@ def autoencoder(
     return Recipe(init, loss, bottleneck.carry, settle)
 
 
-class _Played(NamedTuple):
+class _AdversarialTerms(NamedTuple):
     value: Array  # the generator's part of (1)
     grad: Array  # of it with respect to x̂
-    own: Array  # (2)
+    discriminator: Array  # (2)
     metrics: dict[str, Array]
 
 
-def _play(adversary, params, x, made, grad, of_kernel, step) -> _Played:
-    """Both players' parts; before the start all is 0."""
+def _adversarial_terms(
+    adversary, params, x, reconstruction, grad, kernel_gradient, step
+) -> _AdversarialTerms:
+    """The adversarial terms of both losses; 0 before the start."""
 
-    def game():
-        fool = lambda y: adversary.game.generator(adversary.logits(_fixed(params), y))
-        fooled, towards = jax.value_and_grad(fool)(_fixed(made))
-        ratio = adaptive_weight(of_kernel(grad), of_kernel(towards))
+    def compute():
+        generator_loss = lambda y: adversary.game.generator(
+            adversary.logits(_stop_gradient(params), y)
+        )
+        generator, generator_grad = jax.value_and_grad(generator_loss)(
+            _stop_gradient(reconstruction)
+        )
+        ratio = adaptive_weight(kernel_gradient(grad), kernel_gradient(generator_grad))
         weight = adversary.weight * ratio
-        of_real, of_made = (adversary.logits(params, y) for y in (x, _fixed(made)))
-        own = 0.5 * adversary.game.discriminator(of_real, of_made)
-        metrics = {"adaptive_weight": ratio, "generator": fooled, "discriminator": own}
-        metrics |= {"logit_real": of_real.mean(), "logit_made": of_made.mean()}
-        return _Played(weight * fooled, weight * towards, own, metrics)
+        real_logits, reconstruction_logits = (
+            adversary.logits(params, y) for y in (x, _stop_gradient(reconstruction))
+        )
+        discriminator = 0.5 * adversary.game.discriminator(real_logits, reconstruction_logits)
+        metrics = {"adaptive_weight": ratio, "generator": generator, "discriminator": discriminator}
+        metrics |= {"logit_real": real_logits.mean(), "logit_made": reconstruction_logits.mean()}
+        return _AdversarialTerms(
+            weight * generator, weight * generator_grad, discriminator, metrics
+        )
 
-    return when(step >= adversary.start, game)
+    return when(step >= adversary.start, compute)
 
 
 def adaptive_weight(reconstruction: Array, generator: Array) -> Float[Array, ""]:
@@ -163,7 +178,7 @@ def adaptive_weight(reconstruction: Array, generator: Array) -> Float[Array, ""]
     Esser et al. 2021, eq. 7.
     """
     norm = lambda g: jnp.sqrt(jnp.sum(jnp.square(g)))
-    return jnp.clip(norm(reconstruction) / (norm(generator) + 1e-6), 0.0, _MOST)
+    return jnp.clip(norm(reconstruction) / (norm(generator) + 1e-6), 0.0, _MAX_WEIGHT)
 
 
 def feature_distance(
@@ -186,29 +201,37 @@ def _reconstruction(pixel: PixelLoss, perceptual: Perceptual | None, frozen: Par
     """reconstruction -> (pixel + perceptual loss, metrics)."""
     if perceptual is None:
 
-        def plain(made):
-            value = pixel(made, x).mean()
+        def pixel_only(reconstruction):
+            value = pixel(reconstruction, x).mean()
             return value, {"pixel": value}
 
-        return plain
+        return pixel_only
     params = frozen["perceptual"]
-    wanted, heads = _fixed(perceptual.features(params, x)), perceptual.heads(params)
+    target_features, heads = (
+        _stop_gradient(perceptual.features(params, x)),
+        perceptual.heads(params),
+    )
 
-    def both(made):
-        near = pixel(made, x).mean()
-        far = feature_distance(perceptual.features(params, made), wanted, heads).mean()
-        return near + perceptual.weight * far, {"pixel": near, "perceptual": far}
+    def with_perceptual(reconstruction):
+        pixel_loss = pixel(reconstruction, x).mean()
+        perceptual_loss = feature_distance(
+            perceptual.features(params, reconstruction), target_features, heads
+        ).mean()
+        return pixel_loss + perceptual.weight * perceptual_loss, {
+            "pixel": pixel_loss,
+            "perceptual": perceptual_loss,
+        }
 
-    return both
+    return with_perceptual
 
 
-def _last_pullback(coder: Coder, params: Params, z: Array) -> Callable[[Array], Array]:
+def _last_kernel_gradient(coder: Coder, params: Params, z: Array) -> Callable[[Array], Array]:
     """Gradient with respect to the reconstruction -> that with respect to the last kernel."""
-    params, z = _fixed(params), _fixed(z)
+    params, z = _stop_gradient(params), _stop_gradient(z)
     kernel = params
     for name in coder.last:
         kernel = kernel[name]
-    # The same forward pass as the loss's, which the compiler makes one of.
+    # The compiler merges this forward pass with the loss's.
     pull = jax.vjp(lambda kernel: coder.decode(_replaced(params, coder.last, kernel), z), kernel)[1]
     return lambda grad: pull(grad)[0]
 
@@ -218,13 +241,13 @@ def _replaced(params: Params, path: Sequence[str], leaf: Array) -> Params:
     return {**params, first: _replaced(params[first], rest, leaf) if rest else leaf}
 
 
-def _linear(x: Array, value: Array, grad: Array) -> Array:
-    """``value``, with the first derivative ``grad`` in x: what it is made of is passed only once.
+def _with_gradient(x: Array, value: Array, grad: Array) -> Array:
+    """``value``, with the first derivative ``grad`` in x, and nothing else to differentiate.
 
-    The adaptive weight needs the gradients of its losses; so the step need not take them again.
+    The adaptive weight needs the gradients of the losses; so the step need not take them again.
     """
-    inner = jnp.sum(_fixed(grad) * x)
-    return _fixed(value) + inner - _fixed(inner)
+    inner = jnp.sum(_stop_gradient(grad) * x)
+    return _stop_gradient(value) + inner - _stop_gradient(inner)
 
 
 def _l1(made: Array, x: Array) -> Array:
@@ -237,14 +260,14 @@ def _l2(made: Array, x: Array) -> Array:
 
 PIXEL_LOSSES: dict[str, Callable[[], PixelLoss]] = {"l1": lambda: _l1, "l2": lambda: _l2}
 
-GAMES: dict[str, Game] = {
+GAMES: dict[str, AdversarialLosses] = {
     # Lim & Ye 2017, eqs. 3 and 4.
-    "hinge": Game(
+    "hinge": AdversarialLosses(
         lambda real, made: jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + made).mean(),
         lambda made: -made.mean(),
     ),
     # Goodfellow et al. 2014, section 3: the generator maximises log D.
-    "non_saturating": Game(
+    "non_saturating": AdversarialLosses(
         lambda real, made: jax.nn.softplus(-real).mean() + jax.nn.softplus(made).mean(),
         lambda made: jax.nn.softplus(-made).mean(),
     ),

@@ -1,7 +1,7 @@
-"""What holds a code in shape while an autoencoder is trained: a KL term, or a codebook.
+"""Bottlenecks that regularise the latents of an autoencoder: a KL term, or a codebook.
 
-Each is (code, ...) -> the z that is decoded, a summand of the loss, and the recipe's carry.  A
-codebook follows its codes by gradients (``vq``) or is their moving average (``vq_ema``).
+Each is (encoder output, ...) -> the latent z, a loss term, and the recipe's carry.  A codebook is
+trained by gradients (``vq``) or is a moving average of encoder outputs (``vq_ema``).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.core.types import Params
 
-_HOLD = 200  # steps, on average, that a dead entry goes to one place before it gets another
+_ANCHOR_STEPS = 200  # mean number of steps for which a dead entry keeps its anchor
 
 
-class Held(NamedTuple):
-    """A code as it is decoded: z [b, h, w, d], a loss [], metrics, and the next carry."""
+class BottleneckOutput(NamedTuple):
+    """The latent z [b, h, w, d] that is decoded, a loss [], metrics, and the next carry."""
 
     z: Array
     loss: Array
@@ -28,25 +28,26 @@ class Held(NamedTuple):
 
 
 class Bottleneck(NamedTuple):
-    """What holds codes in shape.
+    """A regulariser of latents.
 
     Attributes:
-        apply: (autoencoder's params, its code, values of an example, carry, key) -> Held.
+        apply: (autoencoder's params, its encoder's output, number of values of an image, carry,
+            key) -> BottleneckOutput.
         carry: () -> the carry before the first step.
-        settle: (autoencoder's params, carry) -> its params, those set that follow from the carry.
+        settle: (autoencoder's params, carry) -> its params, with those that the carry determines.
     """
 
-    apply: Callable[[Params, Any, int, Any, Array], Held]
+    apply: Callable[[Params, Any, int, Any, Array], BottleneckOutput]
     carry: Callable[[], Any] = lambda: ()
     settle: Callable[[Params, Any], Params] = lambda params, carry: params
 
 
 class Usage(NamedTuple):
-    """Of a codebook's entries.
+    """How often the entries of a codebook are used.
 
     Attributes:
         share: [k], moving average of the share of positions that an entry is chosen for.
-        anchor: [k, d], an encoder's output for each entry: where it goes when it is dead.
+        anchor: [k, d], an encoder output for each entry, towards which it moves when it is dead.
     """
 
     share: Array
@@ -54,11 +55,11 @@ class Usage(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Moving averages over the codes of each entry of a codebook.
+    """Moving averages over the encoder outputs that choose each entry of a codebook.
 
     Attributes:
         count: [k], N of (1): how many positions of a batch an entry is chosen for.
-        total: [k, d], m of (1): the sum of an encoder's outputs there.
+        total: [k, d], m of (1): the sum of the encoder's outputs there.
     """
 
     count: Array
@@ -66,15 +67,15 @@ class Sums(NamedTuple):
 
 
 def kl(weight: float = 1e-6) -> Bottleneck:
-    """A draw from the posterior, and weight·KL to N(0, I) in nats per value of the image.
+    """A sample of the posterior, and weight·KL to N(0, I) in nats per value of the image.
 
-    So the weight is that of Rombach et al. 2022, whose reconstruction and KL are both sums.
+    The weight is therefore that of Rombach et al. 2022, whose reconstruction and KL are both sums.
     """
 
-    def apply(params, code, values, carry, key):
-        nats = code.kl().mean()
-        metrics = {"kl_nats": nats, "code_std": code.mean.std()}
-        return Held(code.sample(key), weight * nats / values, metrics, carry)
+    def apply(params, encoded, values, carry, key):
+        nats = encoded.kl().mean()
+        metrics = {"kl_nats": nats, "code_std": encoded.mean.std()}
+        return BottleneckOutput(encoded.sample(key), weight * nats / values, metrics, carry)
 
     return Bottleneck(apply)
 
@@ -91,41 +92,41 @@ def vq(
     """‖sg(before) - entry‖² + beta·‖before - sg(entry)‖² (van den Oord et al. 2017, eq. 3).
 
     An entry that is chosen less than ``dead`` times as often as the average is dead.  As parameters
-    change by gradients alone, it is not moved but drawn, by a squared distance, to one output of
-    the encoder, which stays the same until the entry lives, or for 200 steps on average.  That is
+    change by gradients alone, it is not reset but pulled, by a squared distance, towards one output
+    of the encoder, the same until the entry is alive again, or for 200 steps on average.  That is
     in the spirit of Zheng & Vedaldi 2023, section 3.2.
 
     Args:
         entries, width: shape of the codebook, ``params["codebook"]``.
-        beta: commitment.
-        weight: of all of it.
-        revive: weight of what draws dead entries, 0 for none.
-        decay: of the moving average of the shares.
+        beta: weight of the commitment.
+        weight: weight of the whole loss.
+        revive: weight of the pull on dead entries, 0 for none.
+        decay: decay of the moving average of the shares.
         dead: see above, in [0, 1).
     """
     if not 0 <= dead < 1 or not 0 <= decay < 1:
         raise ValueError(f"vq(decay={decay}, dead={dead}) needs both in [0, 1)")
 
-    def apply(params, code, values, carry, key):
-        fixed = jax.lax.stop_gradient
-        codebook = jnp.square(code.entries - fixed(code.before)).mean()
-        commitment = jnp.square(code.before - fixed(code.entries)).mean()
-        share = shares(code.indices, entries)
+    def apply(params, encoded, values, carry, key):
+        stop_gradient = jax.lax.stop_gradient
+        codebook = jnp.square(encoded.entries - stop_gradient(encoded.before)).mean()
+        commitment = jnp.square(encoded.before - stop_gradient(encoded.entries)).mean()
+        share = shares(encoded.indices, entries)
         usage = decay * carry.share + (1 - decay) * share
         is_dead = usage < dead / entries
-        anchor = _anchors(key, fixed(code.before), carry.anchor, is_dead)
-        apart = jnp.square(params["codebook"] - anchor).mean(-1)
-        revival = jnp.mean(jnp.where(is_dead, apart, 0.0))
+        anchor = _anchors(key, stop_gradient(encoded.before), carry.anchor, is_dead)
+        squared_distance = jnp.square(params["codebook"] - anchor).mean(-1)
+        revival = jnp.mean(jnp.where(is_dead, squared_distance, 0.0))
         metrics = {
             "codebook": codebook,
             "perplexity": perplexity(share),
             "dead_entries": is_dead.sum().astype(jnp.float32),
         }
         loss = weight * (codebook + beta * commitment) + revive * revival
-        return Held(code.z, loss, metrics, Usage(usage, anchor))
+        return BottleneckOutput(encoded.z, loss, metrics, Usage(usage, anchor))
 
-    start = lambda: Usage(jnp.full(entries, 1 / entries), jnp.zeros((entries, width)))
-    return Bottleneck(apply, start)
+    init_usage = lambda: Usage(jnp.full(entries, 1 / entries), jnp.zeros((entries, width)))
+    return Bottleneck(apply, init_usage)
 
 
 def vq_ema(
@@ -137,7 +138,7 @@ def vq_ema(
     dead: float = 0.1,
     smoothing: float = 1e-5,
 ) -> Bottleneck:
-    """A codebook of moving averages: only the commitment is left in the loss.
+    """A codebook of moving averages: the loss is the commitment alone.
 
         N <- decay·N + (1 - decay)·n,   m <- decay·m + (1 - decay)·Σ before,   entry = m/N   (1)
 
@@ -146,14 +147,14 @@ def vq_ema(
     appendix A.1; Razavi et al. 2019, section 2.1 and its code).  N and m start from 0, so the first
     entries are means of the first batch.
 
-    An entry that is chosen less than ``dead`` times as often as the average goes to a random output
-    of the encoder (Dhariwal et al. 2020, section 3.1), with the average count: so it has
-    log(dead)/log(decay) steps until it can be dead again.  One never chosen stays where it was.
+    An entry that is chosen less than ``dead`` times as often as the average is reset to a random
+    output of the encoder (Dhariwal et al. 2020, section 3.1), with the average count: so it has
+    log(dead)/log(decay) steps until it can be dead again.  One never chosen keeps its value.
 
     Args:
-        entries, width, beta, weight, dead: as of ``vq``; dead = 0 revives none.
-        decay: of N and m, once for each micro-batch of a step.
-        smoothing: of the counts, > 0.
+        entries, width, beta, weight, dead: as for ``vq``; dead = 0 resets none.
+        decay: decay of N and m, applied once for each micro-batch of a step.
+        smoothing: smoothing of the counts, > 0.
     """
     if not 0 <= dead < 1 or not 0 <= decay < 1 or not smoothing > 0:
         raise ValueError(
@@ -161,30 +162,30 @@ def vq_ema(
             "[0, 1) and smoothing > 0"
         )
 
-    def apply(params, code, values, carry, key):
-        before = jax.lax.stop_gradient(code.before)
-        commitment = jnp.square(code.before - jax.lax.stop_gradient(code.entries)).mean()
-        new = _summed(before, code.indices, entries)
+    def apply(params, encoded, values, carry, key):
+        before = jax.lax.stop_gradient(encoded.before)
+        commitment = jnp.square(encoded.before - jax.lax.stop_gradient(encoded.entries)).mean()
+        new = _batch_sums(before, encoded.indices, entries)
         sums = jax.tree.map(lambda old, now: decay * old + (1 - decay) * now, carry, new)
         mean = sums.count.mean()
         is_dead = sums.count < dead * mean
-        fresh = mean * _outputs(key, before, entries)
+        fresh = mean * _random_outputs(key, before, entries)
         metrics = {
             "commitment": commitment,
-            "perplexity": perplexity(new.count / code.indices.size),
+            "perplexity": perplexity(new.count / encoded.indices.size),
             "dead_entries": is_dead.sum().astype(jnp.float32),
         }
         revived = Sums(
             jnp.where(is_dead, mean, sums.count),
             jnp.where(is_dead[:, None], fresh, sums.total),
         )
-        return Held(code.z, weight * beta * commitment, metrics, revived)
+        return BottleneckOutput(encoded.z, weight * beta * commitment, metrics, revived)
 
     def settle(params, carry):
-        whole = carry.count.sum()
-        smooth = whole * (carry.count + smoothing) / (whole + entries * smoothing)
+        total_count = carry.count.sum()
+        smoothed = total_count * (carry.count + smoothing) / (total_count + entries * smoothing)
         chosen = (carry.count > 0)[:, None]
-        mean = carry.total / jnp.where(chosen, smooth[:, None], 1.0)
+        mean = carry.total / jnp.where(chosen, smoothed[:, None], 1.0)
         return {**params, "codebook": jnp.where(chosen, mean, params["codebook"])}
 
     return Bottleneck(apply, lambda: Sums(jnp.zeros(entries), jnp.zeros((entries, width))), settle)
@@ -196,25 +197,27 @@ def shares(indices: Int[Array, "..."], entries: int) -> Float[Array, " k"]:
 
 
 def perplexity(share: Float[Array, " k"]) -> Float[Array, ""]:
-    """e^entropy: how many entries, chosen equally often, would be as varied."""
+    """e^entropy: the number of equally used entries with the same entropy."""
     return jnp.exp(-jnp.sum(share * jnp.log(jnp.maximum(share, 1e-20))))
 
 
-def _summed(before: Float[Array, "b h w d"], indices: Int[Array, "b h w"], entries: int) -> Sums:
+def _batch_sums(
+    before: Float[Array, "b h w d"], indices: Int[Array, "b h w"], entries: int
+) -> Sums:
     flat, rows = indices.reshape(-1), before.reshape(-1, before.shape[-1])
     total = jnp.zeros((entries, rows.shape[-1])).at[flat].add(rows)
     return Sums(jnp.zeros(entries).at[flat].add(1.0), total)
 
 
-def _outputs(key: Array, before: Array, n: int) -> Array:
+def _random_outputs(key: Array, before: Array, n: int) -> Array:
     outputs = before.reshape(-1, before.shape[-1])
     return outputs[jax.random.randint(key, (n,), 0, len(outputs))]
 
 
 def _anchors(key: Array, before: Array, old: Array, dead: Array) -> Array:
-    of_place, of_time = jax.random.split(key)
-    fresh = _outputs(of_place, before, len(dead))
-    renew = ~dead | jax.random.bernoulli(of_time, 1 / _HOLD, dead.shape)
+    place_key, time_key = jax.random.split(key)
+    fresh = _random_outputs(place_key, before, len(dead))
+    renew = ~dead | jax.random.bernoulli(time_key, 1 / _ANCHOR_STEPS, dead.shape)
     return jnp.where(renew[:, None], fresh, old)
 
 

@@ -1,6 +1,6 @@
-"""Training a diffusion model: draw x0, a level and noise; regress what the network should say.
+"""Training a diffusion model: draw x0, a level and noise; regress the network on its target.
 
-The loss is a sum of *terms*.  Each looks at one noised batch and gives a loss per example, so an
+The loss is a sum of *terms*.  Each takes one noised batch and gives a loss per example, so an
 objective of the literature is a list: ``regression`` alone is DDPM, EDM, v-prediction or flow
 matching by its weight, target and process; ``regression`` + ``variational`` is improved DDPM's
 hybrid loss; ``uncertain_regression`` is EDM2's.
@@ -30,11 +30,11 @@ from diffusion_jax.core.types import (
     Report,
 )
 from diffusion_jax.core.weighting import Weight, log_uncertainty, with_uncertainty
-from diffusion_jax.recipes.inputs import encode, encode_and_drop
+from diffusion_jax.recipes.inputs import Dropout, encode, encode_and_drop
 
 
 class Noised(NamedTuple):
-    """One noised batch and what the network said of it: x0, eps, x, out [b, ...]; level [b]."""
+    """One noised batch and the network's output: x0, eps, x, out [b, ...]; level [b]."""
 
     x0: Array
     eps: Array
@@ -44,7 +44,7 @@ class Noised(NamedTuple):
 
 
 class Term(NamedTuple):
-    """One summand of the loss.
+    """One term of the loss.
 
     Attributes:
         loss: (term's params, Model, Noised) -> [b].
@@ -70,7 +70,7 @@ def uncertain_regression(weight: Weight, frequencies: int = 32) -> Term:
 
     Args:
         weight: w.
-        frequencies: number of Fourier features of λ/4 that u is a linear map of.
+        frequencies: number of Fourier features of λ/4, of which u is a linear map.
     """
     plain = regression(weight)
 
@@ -89,7 +89,7 @@ def variational(scale: float = 0.001, steps: int = 0) -> Term:
 
     Args:
         scale: λ.
-        steps: T; 0 means that of the process's table.
+        steps: T; 0 means the length of the process's table.
     """
 
     def loss(params, model, noised):
@@ -100,11 +100,11 @@ def variational(scale: float = 0.001, steps: int = 0) -> Term:
                 "such as variational(steps=1000)"
             )
         now = noised.level
-        before = now.t - 1 / total
+        previous_t = now.t - 1 / total
         # t is a multiple of 1/T up to rounding; half a step separates "the first" from the rest.
-        first = before < 0.5 / total
-        earlier = model.process.at(jnp.maximum(before, 0.5 / total))
-        nxt = jax.tree.map(lambda a, b: jnp.where(first, a, b), clean(now), earlier)
+        first = previous_t < 0.5 / total
+        previous_level = model.process.at(jnp.maximum(previous_t, 0.5 / total))
+        nxt = jax.tree.map(lambda a, b: jnp.where(first, a, b), clean(now), previous_level)
         full = predict(model.target, noised.out, noised.x, now)
         fixed_mean = Prediction(*jax.lax.stop_gradient((full.x0, full.eps)), full.aux)
         term = losses.variational_term(noised.x0, noised.x, fixed_mean, now, nxt, learned_range)
@@ -118,18 +118,19 @@ def diffusion(
     init_net: Callable[[Array, Array, Any], Params],
     proposal: Proposal,
     terms: Sequence[Term],
-    condition_dropout: float = 0.0,
+    condition_dropout: Dropout = 0.0,
     noise_offset: float = 0.0,
 ) -> Recipe:
     """The recipe of every diffusion and flow-matching model.
 
     Args:
-        model: what is trained; its ``net`` reads ``params["net"]``.
+        model: the model to train; its ``net`` reads ``params["net"]``.
         init_net: (key, x [b, ...], cond) -> the network's parameters.
         proposal: how levels are drawn; its state is the recipe's carry.
-        terms: summands of the loss.
-        condition_dropout: share of examples whose condition is emptied, for guidance.
-        noise_offset: standard deviation of a shift of each channel's noise, the same at all places,
+        terms: terms of the loss.
+        condition_dropout: share of examples that get the null condition, for guidance; or which
+            slots of it are emptied, how often.
+        noise_offset: standard deviation of a shift of each channel's noise, equal at all positions,
             which teaches an eps-predicting model to change an image's mean (Guttenberg 2023).
 
     Returns:
@@ -137,31 +138,31 @@ def diffusion(
     """
 
     def init(key, batch):
-        of_net, of_codec, *of_terms = jax.random.split(key, 2 + len(terms))
-        x0, cond = encode(model, {}, batch, of_codec)
-        own = [term.init(k) for term, k in zip(terms, of_terms, strict=True)]
-        return {"net": init_net(of_net, x0, cond), "terms": own}
+        net_key, codec_key, *term_keys = jax.random.split(key, 2 + len(terms))
+        x0, cond = encode(model, {}, batch, codec_key)
+        term_params = [term.init(k) for term, k in zip(terms, term_keys, strict=True)]
+        return {"net": init_net(net_key, x0, cond), "terms": term_params}
 
     def loss(params: Params, context: Context, batch: dict[str, Array], key: Array):
-        of_codec, of_drop, of_level, of_noise, of_net = jax.random.split(key, 5)
+        codec_key, drop_key, level_key, noise_key, net_key = jax.random.split(key, 5)
         x0, cond = encode_and_drop(
-            model, context.frozen, batch, condition_dropout, of_codec, of_drop
+            model, context.frozen, batch, condition_dropout, codec_key, drop_key
         )
-        level, importance = proposal.draw(of_level, x0.shape[0], model.process, context.carry)
-        eps = jax.random.normal(of_noise, x0.shape, x0.dtype)
+        level, importance = proposal.draw(level_key, x0.shape[0], model.process, context.carry)
+        eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
         if noise_offset:
             per_channel = (x0.shape[0], *(1,) * (x0.ndim - 2), x0.shape[-1])
-            of_shift = jax.random.fold_in(of_noise, 1)
-            eps = eps + noise_offset * jax.random.normal(of_shift, per_channel, x0.dtype)
+            shift_key = jax.random.fold_in(noise_key, 1)
+            eps = eps + noise_offset * jax.random.normal(shift_key, per_channel, x0.dtype)
         x = corrupt(x0, eps, level)
-        out = network_output(model, params, x, level, cond, of_net)
+        out = network_output(model, params, x, level, cond, net_key)
         noised = Noised(x0, eps, x, level, out)
-        each = sum(
+        per_example = sum(
             (term.loss(p, model, noised) for term, p in zip(terms, params["terms"], strict=True)),
             jnp.zeros(x0.shape[0]),
         )
-        carry = proposal.update(context.carry, level, jax.lax.stop_gradient(each))
-        return jnp.mean(importance * each), Report({}, carry)
+        carry = proposal.update(context.carry, level, jax.lax.stop_gradient(per_example))
+        return jnp.mean(importance * per_example), Report({}, carry)
 
     return Recipe(init, loss, proposal.init)
 

@@ -43,7 +43,7 @@ def init(key: Array, params: Params, rank: int, targets: str = ATTENTION) -> Fac
     """Factors that change nothing yet: down ~ N(0, 1/m) over its m inputs, up 0; float32.
 
     Args:
-        key: of down.
+        key: key of down.
         params: the weights, or their shapes.
         rank: r, at least 1; above the smaller side of a kernel it adds nothing.
         targets: regex searched in the paths of params.
@@ -67,12 +67,12 @@ def init(key: Array, params: Params, rank: int, targets: str = ATTENTION) -> Fac
             "dense layer or convolution; end the pattern with 'kernel$'"
         )
     keys = jax.random.split(key, len(chosen))
-    made = {}
+    factors = {}
     for k, (path, (*inputs, n)) in zip(keys, sorted(chosen.items()), strict=True):
         fan_in = math.prod(inputs)
         down = jax.random.normal(k, (*inputs, rank), jnp.float32) / fan_in**0.5
-        made[path] = {"down": down, "up": jnp.zeros((rank, n), jnp.float32)}
-    return made
+        factors[path] = {"down": down, "up": jnp.zeros((rank, n), jnp.float32)}
+    return factors
 
 
 def merged(params: Params, factors: Factors, scale: Any = 1.0, alpha: Alpha = None) -> Params:
@@ -105,22 +105,22 @@ def merged_all(params: Params, adapters: Sequence[Adapter]) -> Params:
         if path not in known:
             raise ValueError(f"the LoRA adapts {path!r}, which the network has not")
 
-    def one(path, weight):
+    def merge_one(path, weight):
         name = path_name(path)
         changes = [(a, a.factors[name]) for a in adapters if name in a.factors]
         if not changes:
             return weight
         total = weight.astype(np.float32)
-        for adapter, pair in changes:
-            change = _product(pair)
+        for adapter, factors in changes:
+            change = _product(factors)
             if change.shape != weight.shape:
                 raise ValueError(
                     f"the LoRA of {name!r} has the shape {change.shape}, the weight {weight.shape}"
                 )
-            total = total + adapter.scale * _ratio(adapter.alpha, name, pair) * change
+            total = total + adapter.scale * _ratio(adapter.alpha, name, factors) * change
         return total.astype(weight.dtype)
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree_util.tree_map_with_path(merge_one, params)
 
 
 def adapted(
@@ -143,9 +143,9 @@ def adapted(
     def loss(params, context, batch, key):
         base = jax.lax.stop_gradient(context.frozen["base"])
         base = _widened(base, params["lora"])
-        whole = lambda own: merged(base, own["lora"], 1.0, alpha)
-        ema = context.ema if context.ema is None else whole(context.ema)
-        return recipe.loss(whole(params), context._replace(ema=ema), batch, key)
+        merge_all = lambda own: merged(base, own["lora"], 1.0, alpha)
+        ema = context.ema if context.ema is None else merge_all(context.ema)
+        return recipe.loss(merge_all(params), context._replace(ema=ema), batch, key)
 
     return Recipe(start, loss, recipe.carry)
 
@@ -166,14 +166,14 @@ def path_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _product(pair: Mapping[str, Any]) -> Any:
-    down, up = (pair[side].astype(np.float32) for side in ("down", "up"))
+def _product(factors: Mapping[str, Any]) -> Any:
+    down, up = (factors[side].astype(np.float32) for side in ("down", "up"))
     if isinstance(down, np.ndarray):  # of a file: its weights wait on the host too
         return np.matmul(down, up)
     return jnp.matmul(down, up, precision=jax.lax.Precision.HIGHEST)
 
 
-def _ratio(alpha: Alpha, path: str, pair: Mapping[str, Any]) -> float:
-    rank = pair["up"].shape[0]
-    own = alpha.get(path) if isinstance(alpha, Mapping) else alpha
-    return 1.0 if own is None else own / rank
+def _ratio(alpha: Alpha, path: str, factors: Mapping[str, Any]) -> float:
+    rank = factors["up"].shape[0]
+    kernel_alpha = alpha.get(path) if isinstance(alpha, Mapping) else alpha
+    return 1.0 if kernel_alpha is None else kernel_alpha / rank

@@ -43,9 +43,9 @@ def textual_inversion(recipe: Recipe, start: Sequence[Float[Any, "k d"]]) -> Rec
 def with_vectors(frozen: Params, vectors: Sequence[Float[Array, "k d"]]) -> Params:
     """The frozen parameters with vectors in the last k rows of each text encoder's token table."""
     texts = []
-    for text, own in zip(frozen["text"], vectors, strict=True):
+    for text, new in zip(frozen["text"], vectors, strict=True):
         table = jnp.asarray(text["token"]["embedding"])
-        table = table.at[table.shape[0] - own.shape[0] :].set(own.astype(table.dtype))
+        table = table.at[table.shape[0] - new.shape[0] :].set(new.astype(table.dtype))
         texts.append({**text, "token": {**text["token"], "embedding": table}})
     return {**frozen, "text": tuple(texts)}
 
@@ -53,5 +53,5 @@ def with_vectors(frozen: Params, vectors: Sequence[Float[Array, "k d"]]) -> Para
 def extended(text: Params, row: int, count: int = 1) -> Params:
     """A text encoder's parameters with ``count`` more tokens, each a copy of a row of the table."""
     table = jnp.asarray(text["token"]["embedding"])
-    more = jnp.repeat(table[row][None], count, 0)
-    return {**text, "token": {**text["token"], "embedding": jnp.concatenate([table, more])}}
+    copies = jnp.repeat(table[row][None], count, 0)
+    return {**text, "token": {**text["token"], "embedding": jnp.concatenate([table, copies])}}

@@ -30,7 +30,7 @@ from diffusion_jax.core.types import (
     Recipe,
     Report,
 )
-from diffusion_jax.recipes.inputs import encode, encode_and_drop
+from diffusion_jax.recipes.inputs import Dropout, encode, encode_and_drop
 
 
 def variational(
@@ -40,39 +40,40 @@ def variational(
     process_of: Callable[[Params], Process],
     proposal: Proposal,
     decoder: Decoder,
-    condition_dropout: float = 0.0,
+    condition_dropout: Dropout = 0.0,
 ) -> Recipe:
     """The recipe of a model whose process has parameters.
 
     Args:
-        model: what is trained, with any process.
+        model: the model to train, with any process.
         init_net: (key, x [b, ...], cond) -> the network's parameters.
-        init_schedule: () -> the schedule's.
+        init_schedule: () -> the schedule's parameters.
         process_of: the schedule's parameters -> Process.
         proposal: how t is drawn, uniformly in (0, 1); without importance weights.
-        decoder: of the cleanest level; one without a network, as it must move the ends alone.
-        condition_dropout: share of examples whose condition is emptied, for guidance.
+        decoder: decoder at the cleanest level, without a network: it must move the ends alone.
+        condition_dropout: share of examples that get the null condition, for guidance; or which
+            slots of it are emptied, how often.
 
     Returns:
         A Recipe over params {"net": ..., "schedule": ...}; its loss is in nats per dimension.
     """
 
     def init(key, batch):
-        of_net, of_codec = jax.random.split(key)
+        net_key, codec_key = jax.random.split(key)
         return {
-            "net": init_net(of_net, *encode(model, {}, batch, of_codec)),
+            "net": init_net(net_key, *encode(model, {}, batch, codec_key)),
             "schedule": init_schedule(),
         }
 
     def loss(params: Params, context: Context, batch: dict[str, Array], key: Array):
-        of_codec, of_drop, of_level, of_terms = jax.random.split(key, 4)
+        codec_key, drop_key, level_key, terms_key = jax.random.split(key, 4)
         x0, cond = encode_and_drop(
-            model, context.frozen, batch, condition_dropout, of_codec, of_drop
+            model, context.frozen, batch, condition_dropout, codec_key, drop_key
         )
         process = process_of(params["schedule"])
-        drawn, _ = proposal.draw(of_level, x0.shape[0], process, context.carry)
+        drawn, _ = proposal.draw(level_key, x0.shape[0], process, context.carry)
         t = jax.lax.stop_gradient(drawn.t)
-        terms = bound_terms(of_terms, model, params, process_of, x0, cond, t, decoder)
+        terms = bound_terms(terms_key, model, params, process_of, x0, cond, t, decoder)
         mean = {f"bits_{name}": jnp.mean(term) / math.log(2) for name, term in terms.items()}
         low, high = (process.at(time).log_snr for time in (1.0, 0.0))
         carry = proposal.update(context.carry, drawn, jax.lax.stop_gradient(terms["steps"]))
@@ -93,21 +94,21 @@ def bound_terms(
     decoder: Decoder,
 ) -> dict[str, Array]:
     """Prior, steps and decoder, nats per dimension [b], with the gradients of the recipe."""
-    of_noise, of_net, of_decoder = jax.random.split(key, 3)
-    eps = jax.random.normal(of_noise, x0.shape, x0.dtype)
-    for_bound, for_variance = (process_of(part) for part in split(params["schedule"]))
+    noise_key, net_key, decoder_key = jax.random.split(key, 3)
+    eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
+    bound_process, variance_process = (process_of(part) for part in split(params["schedule"]))
 
     def steps(net: Params, rows: tuple[Array, Array]) -> Array:
         log_snr, rate = rows
-        level = NoiseLevel(t, log_snr, *for_bound.path(log_snr))
-        denoise = condition(denoiser(model, {"net": net}, of_net), cond)
+        level = NoiseLevel(t, log_snr, *bound_process.path(log_snr))
+        denoise = condition(denoiser(model, {"net": net}, net_key), cond)
         return diffusion_term(denoise, x0, eps, level, rate)
 
-    each = with_variance_gradient(steps)(
-        params["net"], rows_at(for_bound, t), rows_at(for_variance, t)
+    diffusion_loss = with_variance_gradient(steps)(
+        params["net"], rows_at(bound_process, t), rows_at(variance_process, t)
     )
-    prior, last = ends_of_bound(of_decoder, no_network, x0, for_bound, decoder)
-    return {"prior": prior, "steps": each, "decoder": last}
+    prior, decoder_loss = ends_of_bound(decoder_key, no_network, x0, bound_process, decoder)
+    return {"prior": prior, "steps": diffusion_loss, "decoder": decoder_loss}
 
 
 def rows_at(process: Process, t: Array) -> tuple[Array, Array]:
@@ -117,5 +118,5 @@ def rows_at(process: Process, t: Array) -> tuple[Array, Array]:
 
 
 def no_network(x: Array, level: NoiseLevel) -> Prediction:
-    """Stands where a decoder must not ask the network."""
+    """In place of the network where a decoder must not use it."""
     raise ValueError("the decoder of a learned schedule must not need the network's prediction")

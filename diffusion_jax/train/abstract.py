@@ -1,4 +1,4 @@
-"""The training step as the loop jits it, and what it is called with, as shapes on a mesh."""
+"""The jitted training step of the loop, and the shapes of its arguments on a mesh."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def abstract_step(
     seed: int = 0,
     learning_rate: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, tuple[Any, Any, Any]]:
-    """What ``loop.train`` calls for each dispatch, and its arguments; computes nothing.
+    """The step that ``loop.train`` dispatches, and its arguments; computes nothing.
 
     Args:
-        recipe, tx, ema, plan, rules, split, offload, seed, learning_rate: as ``loop.train`` takes
-            them.
+        recipe, tx, ema, plan, rules, split, offload, seed, learning_rate: as in
+            ``loop.train``.
         batch: shapes of one batch over all devices, name -> [b, ...].
-        mesh: its devices need not be there: a topology's will do.
+        mesh: its devices need not exist here: a topology's will do.
 
     Returns:
         The jitted step, to ``trace`` or ``lower``, and (state, frozen, batch) of

@@ -1,9 +1,9 @@
-"""Checkpoints that are whole, verified and recent.
+"""Checkpoints: written atomically, verified by checksums, restored from the newest good one.
 
 ``<workdir>/checkpoints/<step>/`` holds three trees, each loadable alone: ``params``, ``ema`` and
 ``state`` (step, optimiser, carry).  Its metadata holds the config, the position of the data, and
-for each leaf its shape, dtype and checksum.  Orbax itself restores a flipped byte without a word
-and does not fall back from a damaged step to an earlier one; both are done here and in ``loading``.
+for each leaf its shape, dtype and checksum.  Orbax itself restores a flipped byte silently and
+does not fall back from a damaged step to an earlier one; both are done here and in ``loading``.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Checkpoints:
 
     Args:
         workdir: the run's folder.
-        keep: how many of the newest to keep, >= 1.
-        keep_every: keep those of every so many steps for good; 0 for none.
+        keep: number of newest checkpoints to keep, >= 1.
+        keep_every: interval in steps of checkpoints that are never deleted; 0 for none.
     """
 
     def __init__(self, workdir: str | os.PathLike, keep: int = 3, keep_every: int = 0):
@@ -60,7 +60,7 @@ class Checkpoints:
         if self._keep_every:
             kept.append(_keep.EveryNSteps(self._keep_every))
         policy: Any = _keep.AnyPreservationPolicy(kept)
-        with quiet():  # it looks into every checkpoint, and prints a damaged one whole
+        with quiet():  # it reads every checkpoint, and logs a damaged one at length
             return ocp.training.Checkpointer(
                 str(self._directory),
                 preservation_policy=policy,
@@ -74,22 +74,22 @@ class Checkpoints:
         try:
             self._orbax.close()
         except Exception as failure:
-            if not any(error):  # else the error on its way says enough
+            if not any(error):  # otherwise the error being raised is enough
                 raise NotSaved(self._sentence(failure)) from None
 
     def save(self, state: TrainState, config: Mapping[str, Any]) -> None:
-        """Write a state in the background; one that is already saved is left as it is.
+        """Write a state in the background, unless its step is saved already.
 
-        Returns once the arrays are copied to the host, so the state may be donated next.  A save
-        that fails leaves those before it whole and is a warning, as the next may do better.
+        Returns once the arrays are copied to the host, so the state may be donated next.  A
+        failed save leaves earlier checkpoints intact and is a warning, as the next may succeed.
 
         Args:
-            state: of any sharding.
+            state: state of any sharding.
             config: the resolved config, of JSON's types.
 
         Raises:
-            NotSaved: for the third failure in a row; with several processes, which could not agree
-                on a warning, for the first.
+            NotSaved: for the third failure in a row; with several processes, which cannot agree on
+                a warning, for the first.
         """
         step = int(state.step)
         if step <= self._newest:
@@ -105,7 +105,7 @@ class Checkpoints:
             self._failed(error, last=False)
 
     def wait(self) -> None:
-        """Until all that was saved is on the disk.
+        """Wait until everything that was saved is on disk.
 
         Raises:
             NotSaved: if the last save failed.
@@ -121,7 +121,7 @@ class Checkpoints:
             self._failed(error, last)
 
     def _failed(self, error: Exception, last: bool) -> None:
-        """Start over with Orbax, which keeps a failure, and warn or raise."""
+        """Restart Orbax, which remembers a failure, and warn or raise."""
         sentence = self._sentence(error)
         with quiet():
             with suppress(Exception):
@@ -146,17 +146,17 @@ class Checkpoints:
         )
 
     def restore(self, abstract: TrainState) -> TrainState | None:
-        """The newest checkpoint that is whole; None if there is none at all.
+        """The newest undamaged checkpoint; None if there is none at all.
 
-        One that cannot be read, or whose checksums are wrong, is passed over with a warning, and
-        moved to ``<workdir>/damaged`` once an older one proved good.
+        One that cannot be read, or whose checksums are wrong, is skipped with a warning, and moved
+        to ``<workdir>/damaged`` once an older one was restored.
 
         Args:
-            abstract: shapes, dtypes and shardings to restore to; the devices may be others than
-                those that saved.
+            abstract: shapes, dtypes and shardings to restore to; the devices may differ from those
+                that saved it.
 
         Raises:
-            ValueError: for a checkpoint of other parameters, naming the first that differs; or if
+            ValueError: for a checkpoint of different parameters, naming the first difference; or if
                 no checkpoint can be read.
         """
         found = steps(self._directory.parent)[::-1]
@@ -195,20 +195,20 @@ def restore_params(workdir: str | os.PathLike, which: str = "ema", step: int | N
 def restore_params_at(
     workdir: str | os.PathLike, which: str = "ema", step: int | None = None
 ) -> tuple[Any, int]:
-    """Parameters alone, for sampling: no optimiser, recipe or mesh is needed, nor any write.
+    """Parameters alone, for sampling: needs no optimiser, recipe or mesh, and writes nothing.
 
     Args:
-        workdir: the run's folder; it may be in training.
+        workdir: the run's folder; the run may be in training.
         which: "ema" or "params".
-        step: of the checkpoint; None for the newest that is whole.
+        step: the checkpoint's step; None for the newest undamaged one.
 
     Returns:
-        Nested dicts and lists of numpy arrays (a tuple comes back as a list), and the step that
-        they are of, which need not be the newest.  For "ema", the state of the average, which for
-        the averages of one profile is the parameters.
+        Nested dicts and lists of numpy arrays (a tuple comes back as a list), and their
+        step, which need not be the newest.  For "ema", the state of the average, which for averages
+        of a single profile is the parameters.
 
     Raises:
-        ValueError: if there is no such checkpoint, or none that is whole.
+        ValueError: if there is no such checkpoint, or none that is undamaged.
     """
     if which not in ("ema", "params"):
         raise ValueError(f"config.sampler.params = {which!r}; known are ema, params")
@@ -248,7 +248,7 @@ def _described(items: Mapping[str, Any]) -> dict[str, list]:
 
 
 def _set_aside(path: Path) -> None:
-    """Move a damaged step out of Orbax's sight, which else takes it for the newest."""
+    """Move a damaged step away from Orbax, which otherwise takes it for the newest."""
     if jax.process_index() == 0:
         parent = path.parent.parent / DAMAGED
         parent.mkdir(exist_ok=True)
@@ -259,5 +259,5 @@ def _set_aside(path: Path) -> None:
 
 
 def _true_like(step: Array) -> Array:
-    """True, on the devices where ``step`` is."""
+    """True, on the devices of ``step``."""
     return jax.jit(lambda: jnp.ones((), bool), out_shardings=step.sharding)()

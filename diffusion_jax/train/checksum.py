@@ -1,10 +1,10 @@
-"""Checksums of arrays that no sharding changes.
+"""Checksums of arrays that do not depend on their sharding.
 
     c = Σ_i word_i · (2i + 1)  mod 2^32
 
-over an array's bits as 32-bit words (narrower elements count one each), i being the index in the
-whole array.  An odd factor is invertible mod 2^32, so a change of one word always changes c; and
-the sum may be taken over parts, each process those it holds.
+over an array's bits as 32-bit words (one for each narrower element), i being the index in the whole
+array.  An odd factor is invertible mod 2^32, so a change of one word always changes c; and
+the sum can be taken over parts, each process summing its own.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What was sealed; a record that was never sealed is taken as it is.
+    """The record without its checksum; one that has none is returned as it is.
 
     Raises:
-        ValueError: if it is not what was sealed.
+        ValueError: if the checksum is wrong.
     """
     content = {name: value for name, value in record.items() if name != "checksum"}
     if "checksum" in record and record["checksum"] != _of_record(content):
@@ -51,14 +51,14 @@ def _of_record(record: Mapping[str, Any]) -> int:
 
 
 def _of_leaf(leaf: Any) -> np.uint32:
-    """Of this process's parts, each part counted by one process only."""
+    """The checksum of this process's parts, each part counted by one process only."""
     if isinstance(leaf, jax.Array):
         if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         mine = [s for s in leaf.addressable_shards if s.replica_id == 0]
         parts = [_of_part(np.asarray(s.data), s.index, leaf.shape) for s in mine]
         return np.sum(parts, dtype=np.uint32)
-    # Host arrays are whole on every process; the first one counts them.
+    # Every process has all of a host array; the first one counts it.
     return _of_part(leaf, (), leaf.shape) if jax.process_index() == 0 else np.uint32(0)
 
 
@@ -66,7 +66,7 @@ def _of_part(part: np.ndarray, where: tuple[slice, ...], shape: tuple[int, ...])
     words = _words(part)
     starts = [s.start or 0 for s in where] + [0] * (words.ndim - len(where))
     whole = (*shape, *words.shape[len(shape) :])
-    # Wrap-around is meant here and below.
+    # Overflow wraps around on purpose, here and below.
     index = np.zeros((1,) * words.ndim, np.uint32)
     for axis, (start, size) in enumerate(zip(starts, words.shape, strict=True)):
         stride = np.prod(whole[axis + 1 :], dtype=np.uint32)
@@ -76,7 +76,7 @@ def _of_part(part: np.ndarray, where: tuple[slice, ...], shape: tuple[int, ...])
 
 
 def _words(x: np.ndarray) -> np.ndarray:
-    """The bits of x as uint32, of x's shape, with one more axis for elements of 8 bytes or more."""
+    """The bits of x as uint32, of x's shape, with another axis for elements of 8 bytes or more."""
     size = x.dtype.itemsize
     x = np.ascontiguousarray(x).reshape(x.shape)
     if size > 4:

@@ -1,6 +1,6 @@
-"""TensorBoard's event file, written at once and without a thread.
+"""TensorBoard's event file, written immediately and without a thread.
 
-tensorboardX's own writer waits in a thread by the wall clock, and blocks for ever once that jumps.
+tensorboardX's writer waits in a thread by the wall clock, and blocks for ever if that jumps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
-# Its classes are made at run time, unknown to type checkers.
+# Its classes are created at run time, unknown to type checkers.
 _PROTO: Any = event_pb2
 
 
@@ -25,8 +25,8 @@ class Events:
     """An event file of a run; a context manager.
 
     Args:
-        folder: for TensorBoard's --logdir, made if need be.
-        purge: steps from this one on that earlier files tell are hidden; None for none.
+        folder: for TensorBoard's --logdir, created if necessary.
+        purge: step from which on the events of earlier files are hidden; None for none.
     """
 
     def __init__(self, folder: Path, purge: int | None = None):
@@ -39,11 +39,11 @@ class Events:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        with suppress(OSError):  # every write was flushed, and said so if it could not
+        with suppress(OSError):  # every write was flushed, or raised an error
             self._writer.close()
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Name -> number, or image uint8 [h, w, c]."""
+        """Write values: name -> number, or image uint8 [h, w, c]."""
         for name, value in values.items():
             if np.ndim(value):
                 made = summary.image(name, np.asarray(value), dataformats="HWC")

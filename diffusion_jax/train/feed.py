@@ -1,4 +1,4 @@
-"""From a host's batches to the devices, ahead of the step."""
+"""Batches from the host to the devices, ahead of the step."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def feed(
     steps_per_call: int,
     meter: Meter,
 ) -> Iterator[tuple[int, dict[str, jax.Array]]]:
-    """(steps in this dispatch, their batch on the devices) until the run's end.
+    """(steps in this dispatch, their batch on the devices) until the end of the run.
 
-    Dispatches of ``steps_per_call`` begin at multiples of it; what does not fit goes one by one.
+    Dispatches of ``steps_per_call`` begin at multiples of it; other steps are single.
 
     Args:
         data: start step -> iterator of this process's batches; if it has ``broken_records``, the
-            number of records replaced so far, the meter shows it.
-        mesh: of the devices.
-        start, steps: first step, and steps of the whole run.
+            number of records replaced so far, the meter reports it.
+        mesh: the devices.
+        start, steps: first step, and number of steps of the whole run.
         steps_per_call: see above.
         meter: counts the time spent waiting for the data.
     """
@@ -59,7 +59,7 @@ def _next(batches: HostBatches, step: int, steps: int) -> Mapping[str, np.ndarra
 
 
 def example(data: Callable[[int], HostBatches], mesh: Mesh) -> dict[str, jax.Array]:
-    """One batch on the devices: what tells the shapes."""
+    """One batch on the devices, for its shapes."""
     host = next(iter(data(0)), None)
     if not host:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What the machine makes of the steps: examples and FLOPs a second, memory, compilations."""
+"""Performance: examples and FLOPs per second, memory, compilations."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from diffusion_jax.train.program import compilations
 
 
 class Gauges:
-    """Numbers for a line of metrics.
+    """Performance numbers for a line of metrics.
 
     Args:
-        examples: in a step, over all devices.
+        examples: number of examples in a step, over all devices.
     """
 
     def __init__(self, examples: int):
@@ -22,11 +22,11 @@ class Gauges:
         self._before = compilations()
 
     def read(self, steps_per_second: float | None, flops: float) -> dict[str, float]:
-        """The numbers that can be known now.
+        """The numbers that are known by now.
 
         Args:
             steps_per_second: None before the first measurement.
-            flops: of a step, over all devices.
+            flops: FLOPs of a step, over all devices.
 
         Returns:
             compilations and compile_seconds since the start; and, where known, examples_per_second,
@@ -44,7 +44,7 @@ class Gauges:
 
 
 def memory() -> dict[str, float]:
-    """memory_in_use and memory_peak, GiB; {} where the backend does not say, as on CPUs."""
+    """memory_in_use and memory_peak, GiB; {} where the backend does not report them, as on CPUs."""
     found = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     if not found:
         return {}

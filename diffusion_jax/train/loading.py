@@ -1,4 +1,4 @@
-"""One checkpoint from the disk, its checksums verified."""
+"""Read one checkpoint from disk and verify its checksums."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from orbax.checkpoint import v1 as ocp
 from diffusion_jax.train.checksum import checksums, unsealed
 from diffusion_jax.train.sharding import path_name
 
-# Read as a file: Orbax's own reader opens every tree, loudly, to give what stands in here.
+# Read as a file: Orbax's own reader opens every tree, with log messages, for the same contents.
 _METADATA = "_CHECKPOINT_METADATA"
 
 
 class _Differs(ValueError):
-    """The checkpoint is whole but of something else."""
+    """The checkpoint is undamaged but of a different model."""
 
 
 def attempt(path: Path, wanted: Mapping[str, Any], last: bool) -> dict[str, Any] | None:
@@ -36,7 +36,7 @@ def attempt(path: Path, wanted: Mapping[str, Any], last: bool) -> dict[str, Any]
             loaded = _load(path, wanted)
         except _Differs:
             raise
-        except Exception as error:  # Orbax has no type for damage, often a bare Exception
+        except Exception as error:  # Orbax has no exception for damage, often a bare Exception
             reason = root_cause(error)
         if reason:
             gc.collect()
@@ -51,14 +51,14 @@ def attempt(path: Path, wanted: Mapping[str, Any], last: bool) -> dict[str, Any]
 
 
 def root_cause(error: BaseException) -> str:
-    """What began it, in a line: Orbax wraps it in guesses about handlers."""
+    """The first cause of an error, in one line: Orbax wraps it in guesses about handlers."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
     return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:160]
 
 
 def _load(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The wanted trees (None: as numpy, in the structure saved), their checksums verified."""
+    """The wanted trees (None: numpy arrays in the saved structure), checksums verified."""
     leaves = unsealed(json.loads((path / _METADATA).read_text())["custom_metadata"])["leaves"]
     abstract = {n: _as_numpy(path, n) if tree is None else tree for n, tree in wanted.items()}
     _check_same(path, leaves, abstract, asked={n for n, tree in wanted.items() if tree is not None})
@@ -79,7 +79,7 @@ def _as_numpy(path: Path, name: str) -> Any:
 def _check_same(
     path: Path, leaves: Mapping[str, list], abstract: Mapping[str, Any], asked: set[str]
 ) -> None:
-    """Trees asked for may be of another model; those that tell their own structure may not."""
+    """Trees to restore may be of a different model; those read in their saved structure not."""
     named = jax.tree_util.tree_leaves_with_path(dict(abstract))
     wanted = {path_name(p): kind_of(leaf) for p, leaf in named}
     held = {k: v[0] for k, v in leaves.items() if k.split("/")[0] in abstract}
@@ -95,15 +95,15 @@ def _check_same(
 
 
 def kind_of(leaf: Any) -> str:
-    """Dtype and shape, as the metadata names them."""
+    """Dtype and shape, as written in the metadata."""
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Orbax's last words to itself.
+    """Silence Orbax's messages after a failure.
 
-    A load or save that fails leaves coroutines and an event loop behind, which fill stderr with
+    A failed load or save leaves coroutines and an event loop behind, which fill stderr with
     hundreds of tracebacks when they are collected; so collect garbage in here after a failure.
     """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard events, and sums of metrics between two lines."""
+"""Logging of a run: metrics.jsonl, TensorBoard events, and means of metrics between two lines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class NonFinite(FloatingPointError):
     """A loss or gradient that is not finite.
 
     Attributes:
-        step: the step that was not taken, counted from 1.
+        step: the step that was not applied, counted from 1.
         metric: "loss" or "grad_norm".
     """
 
@@ -38,11 +38,11 @@ class NonFinite(FloatingPointError):
 
 
 class Log(NamedTuple):
-    """Where a run writes; on all processes but the first, nowhere.
+    """The log of a run; only the first process writes.
 
     Attributes:
         line: (step, name -> number): one line of metrics.jsonl, and scalars of TensorBoard.
-        show: (step, name -> image [h, w, c] uint8 or number): to TensorBoard only.
+        show: (step, name -> image [h, w, c] uint8 or number): for TensorBoard only.
     """
 
     line: Callable[[int, Mapping[str, float]], None]
@@ -51,14 +51,14 @@ class Log(NamedTuple):
 
 @contextmanager
 def open_log(workdir: str | os.PathLike, start: int) -> Iterator[Log]:
-    """Append to the logs of a run that is at step ``start``; what they say of later steps goes."""
+    """Append to the logs of a run at step ``start``; their entries of later steps are removed."""
     if jax.process_index():
         yield Log(lambda step, numbers: None, lambda step, values: None)
         return
     path = Path(workdir) / METRICS
     truncate(path, start)
     purge = start + 1 if start else None
-    # Unbuffered: on a full disk a buffer would fail once more when the file is closed.
+    # Unbuffered: on a full disk a buffer would fail again when the file is closed.
     with path.open("ab", buffering=0) as lines, Events(Path(workdir) / EVENTS, purge) as events:
 
         def line(step, numbers):
@@ -81,12 +81,12 @@ def _naming(workdir: str | os.PathLike) -> Iterator[None]:
     except OSError as error:
         raise ValueError(
             f"the logs of {workdir} cannot be written ({error.strerror or error}); make room on "
-            "its disk, and the same command goes on from the last checkpoint"
+            "its disk, and the same command resumes from the last checkpoint"
         ) from None
 
 
 def truncate(path: Path, step: int) -> None:
-    """Drop what metrics.jsonl says of steps after ``step``, and a last line that is not whole."""
+    """Remove lines of steps after ``step`` from metrics.jsonl, and an incomplete last line."""
     if not path.exists():
         return
     kept = [text for text in path.read_text().split("\n")[:-1] if _is_until(text, step)]
@@ -104,14 +104,14 @@ def _is_until(text: str, step: int) -> bool:
 class Meter:
     """Means of the metrics since the last line, the speed, and the share of time spent on data.
 
-    The clock runs from the first reading on, so that compilation is no part of the speed.
+    The clock starts with the first reading, so that compilation does not count in the speed.
 
     Args:
-        skip_nonfinite: steps that are not finite to pass over before it is an error.
+        skip_nonfinite: number of non-finite steps to skip before it is an error.
 
     Attributes:
-        skipped: how many were.
-        broken_records: how many records of the data set were replaced; set by the feed.
+        skipped: number of steps skipped.
+        broken_records: number of records of the data set replaced; set by the feed.
     """
 
     def __init__(self, skip_nonfinite: int = 0):
@@ -138,17 +138,17 @@ class Meter:
         self._last = now
 
     def pause(self) -> None:
-        """Leave out the time since the last tick: it went into a checkpoint or a hook."""
+        """Do not count the time since the last tick, which was a checkpoint's or a hook's."""
         self._last = time.perf_counter() if self._last is not None else None
 
     def add(self, step: int, metrics: Mapping[str, float]) -> str:
         """Count one step's metrics.
 
         Returns:
-            A sentence about a step that was passed over, else "".
+            A sentence about a step that was skipped, else "".
 
         Raises:
-            NonFinite: if its ``finite`` is False, and as many as allowed were passed over.
+            NonFinite: if its ``finite`` is False, and the allowed number was skipped already.
         """
         if not metrics["finite"]:
             name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
@@ -166,7 +166,7 @@ class Meter:
         return ""
 
     def means(self) -> dict[str, float]:
-        """Since the last call, per metric, of steps taken, and counts of what was passed over."""
+        """Means of metrics since the last call, over applied steps, and counts of skipped ones."""
         means = {name: total / self._count for name, total in self._sums.items()}
         if self.skipped:
             means["skipped_steps"] = float(self.skipped)

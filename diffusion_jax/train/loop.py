@@ -1,4 +1,4 @@
-"""The loop: the same for every recipe.
+"""The training loop, the same for every recipe.
 
 While the device computes step k, the host places the batch of step k + 1 and reads the metrics of
 step k - 1; the device waits for the host only at a checkpoint or a hook.  The batch and the random
@@ -39,9 +39,9 @@ class Hook(NamedTuple):
     """Something to do between steps, such as a grid of samples.
 
     Attributes:
-        every: steps between calls, and at the end; 0 for never.
+        every: steps between calls, with one at the end; 0 for never.
         call: (steps done, state) -> name -> image uint8 [h, w, c] or number for TensorBoard, or
-            None.  The next step reuses the state's memory: copy what is to be kept.
+            None.  The next step reuses the state's memory: copy what you keep.
     """
 
     every: int
@@ -49,7 +49,7 @@ class Hook(NamedTuple):
 
 
 class _Session(NamedTuple):
-    """What ``_run`` needs of one start of a run."""
+    """What ``_run`` needs in one session of a run."""
 
     calls: dict[int, Program]
     frozen: Params
@@ -89,20 +89,20 @@ def train(
     The folder gets config.json, metrics.jsonl, tensorboard/ and checkpoints/.
 
     Args:
-        recipe, tx, ema: what is trained, and how.
+        recipe, tx, ema: recipe, optimiser and moving average.
         data: start step -> iterator of this process's batches from that step on, name -> array
             [b / processes, ...].
         plan: see ``Plan``.
-        folder: the run's, made if need be.
+        folder: the run's folder, created if necessary.
         config: the resolved config, of JSON's types: a folder belongs to one config.
         mesh: from ``sharding.make_mesh``; None puts all devices on the data axis.
         rules: see ``sharding.Rules``.
-        split: what the rules split: name in ``sharding.SPLITS``.
-        offload: what waits in the host's memory between steps: name in ``offload.OFFLOADS``.
-        frozen: parameters that the loss reads and nothing changes.
-        start: parameters in place of those of ``recipe.init``, or of some of them.
-        seed: of parameters and of every draw.
-        learning_rate: step -> rate, to be logged.
+        split: what is sharded: a name in ``sharding.SPLITS``.
+        offload: what is kept in host memory between steps: a name in ``offload.OFFLOADS``.
+        frozen: parameters that the loss reads and training does not change.
+        start: parameters in place of all or some of those of ``recipe.init``.
+        seed: seed of parameters and all random draws.
+        learning_rate: step -> rate, for the log.
         hooks: see ``Hook``.
 
     Returns:
@@ -110,14 +110,14 @@ def train(
 
     Raises:
         ValueError: for a plan, mesh, batch or folder that does not fit, in one sentence.
-        checkpoint.NotSaved: if checkpoints cannot be written; those before stay whole.
-        NonFinite: for a loss or gradient that is not finite, the last good state being saved.
-        Stopped: on SIGTERM (exit code 0) or SIGINT (130), the state being saved.
+        checkpoint.NotSaved: if checkpoints cannot be written; earlier ones stay intact.
+        NonFinite: for a loss or gradient that is not finite, after saving the last good state.
+        Stopped: on SIGTERM (exit code 0) or SIGINT (130), after saving the state.
     """
     check(plan)
     mesh = sharding.make_mesh() if mesh is None else mesh
     trace = Trace(folder, plan.trace)
-    with workdir.locked(folder):  # before claiming: another run's config stays as it is
+    with workdir.locked(folder):  # before claiming: another run's config is not touched
         workdir.claim(folder, config)
         batch = example(data, mesh)
         shapes = abstract_state(recipe, tx, ema, batch)
@@ -145,7 +145,7 @@ def train(
 
 
 def _run(state: TrainState, s: _Session, log: Log) -> tuple[TrainState, str | None]:
-    """Steps until the plan's end, or until a signal, whose name is the second result."""
+    """Steps until the end of the plan, or until a signal, whose name is the second result."""
     step, plan = int(state.step), s.plan
     meter, asked = Meter(plan.skip_nonfinite), None
     with _progress(plan.steps, step) as bar:
@@ -210,7 +210,7 @@ def _read(
 
 
 def _look(step: int, shown: Mapping[str, Any], log: Log, s: _Session, bar: tqdm) -> None:
-    """Watch a hook's numbers; a warning has its own line, as the plan may end with the hook."""
+    """Watch a hook's numbers; a warning gets its own line, as the plan may end with the hook."""
     numbers = {name: float(value) for name, value in shown.items() if np.ndim(value) == 0}
     if warnings := s.watch.see(step, numbers):
         bar.write("\n".join(warnings), file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Averages and moments in the memory of the host, which a step only fetches to change them.
+"""Offloading: averages and moments in host memory, which a step fetches only to update them.
 
 A device reaches the host's pinned memory by DMA, so XLA moves such a leaf to the device inside the
-step, when its update is due, and back.  The numbers are the same bit for bit; the step is longer by
-what of the transfer does not hide behind other work.
+step, when its update is due, and back.  The results are the same bit for bit; the step is longer by
+the part of the transfer that does not overlap with other work.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from jax.sharding import AbstractMesh, Mesh
 from diffusion_jax.train.state import TrainState
 
 HOST, DEVICE = "pinned_host", "device"
-# Elements below which a transfer costs more than the memory that it frees.
+# Leaves of fewer elements stay: a transfer costs more than the memory is worth.
 LEAST = 1024
 
 
 def placed(places: TrainState, state: TrainState, mesh: Mesh | AbstractMesh, what: str) -> Any:
-    """The places of a state, with those of the offloaded leaves in the host's memory.
+    """The shardings of a state, with those of offloaded leaves in host memory.
 
     Args:
         places: a NamedSharding for each leaf.
         state: arrays, or their shapes.
-        mesh: of the places.
-        what: name in ``OFFLOADS``.
+        mesh: their mesh.
+        what: a name in ``OFFLOADS``.
 
     Raises:
-        ValueError: for an unknown name, or devices that cannot reach the host's memory.
+        ValueError: for an unknown name, or devices without access to host memory.
     """
     if what not in OFFLOADS:
         raise ValueError(f"config.mesh.offload = {what!r}; known are {', '.join(OFFLOADS)}")
@@ -51,7 +51,7 @@ def placed(places: TrainState, state: TrainState, mesh: Mesh | AbstractMesh, wha
 
 
 def fetched(tree: Any, places: Any) -> Any:
-    """The tree with what ``places`` puts on the host on the devices; inside or outside jit."""
+    """The tree with leaves that ``places`` has on the host moved to the devices; jit or not."""
     fetch = lambda leaf, place: (
         jax.device_put(leaf, place.with_memory_kind(DEVICE)) if place.memory_kind == HOST else leaf
     )
@@ -76,7 +76,7 @@ def _check(mesh: Mesh | AbstractMesh, what: str) -> None:
         )
 
 
-# Fields of TrainState that wait on the host between steps.
+# Fields of TrainState that are kept on the host between steps.
 OFFLOADS: dict[str, tuple[str, ...]] = {
     "none": (),
     "ema": ("ema",),

@@ -2,8 +2,8 @@
 
     rate(step) = peak · min((step + 1)/warmup, 1) · decay(step)                           (1)
 
-with step counted from 0: the first step already moves, and the peak is reached at step warmup - 1.
-The rate is a function of its own, so it can be plotted and logged.
+with step counted from 0: the first rate is above 0, and the peak is reached at step warmup - 1.
+The rate is a separate function, so it can be plotted and logged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from diffusion_jax.core.turns import is_turn
 Rate = Callable[[Any], Array]
 """Steps done, int32 [] -> a factor or a learning rate, float32 []."""
 
-# What these names end with shifts or scales channels; pulling it to 0 only hurts.
+# Parameters with these names shift or scale channels; decaying them to 0 only hurts.
 _UNDECAYED = ("bias", "scale")
 
 
@@ -44,10 +44,10 @@ def linear(steps: int, final: float = 0.0) -> Rate:
 
 
 def inverse_sqrt(reference: int) -> Rate:
-    """1/sqrt(max(step/reference, 1)) (as EDM2, Karras et al. 2024): has no end.
+    """1/sqrt(max(step/reference, 1)) (as EDM2, Karras et al. 2024): it needs no end.
 
     Args:
-        reference: steps after which it falls, > 0.
+        reference: steps after which it decays, > 0.
     """
     if not reference > 0:
         raise ValueError(
@@ -61,7 +61,7 @@ def learning_rate(peak: float, decay: Rate, warmup: int = 0) -> Rate:
 
     Args:
         peak: the largest rate, > 0.
-        decay: from ``SCHEDULES``.
+        decay: one of ``SCHEDULES``.
         warmup: steps, 0 for none.
 
     Raises:
@@ -83,13 +83,13 @@ def adamw(
     weight_decay: float = 0.0,
     clip: float = 0.0,
 ) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) after a clip of the gradient's global norm.
+    """AdamW (Loshchilov & Hutter 2019) after clipping the gradient's global norm.
 
     Args:
         rate: steps done -> learning rate.
         b1, b2: decays of the first and second moment, in [0, 1).
-        eps: beside the root of the second moment.
-        weight_decay: per unit of learning rate; spares biases, norms' scales and vectors.
+        eps: added to the root of the second moment.
+        weight_decay: per unit of learning rate; not on biases, norms' scales and vectors.
         clip: largest global norm; 0 for no clip.
 
     Raises:
@@ -108,15 +108,15 @@ def adamw(
 def grouped(
     make: Callable[[float, int], optax.GradientTransformation], groups: Sequence[Sequence[Any]]
 ) -> optax.GradientTransformationExtraArgs:
-    """One optimiser for each top-level group of parameters, so that players do not meet.
+    """One optimiser for each top-level group of parameters, independent of each other.
 
     Args:
-        make: (factor of the learning rate, every) -> optimiser, which counts a group's own turns.
-        groups: (key of params, factor), or (key, factor, every) of a group whose parameters and
-            moments change in the last of ``every`` steps alone; all keys of params are there.
+        make: (factor of the learning rate, every) -> optimiser, which counts the group's updates.
+        groups: (key of params, factor), or (key, factor, every) for a group that is updated only in
+            the last of ``every`` steps; all keys of params must be there.
 
     Returns:
-        An optimiser whose update is told the ``step``, if a group has turns.
+        An optimiser whose update receives the ``step``, if a group has ``every``.
 
     Raises:
         ValueError: for an ``every`` below 1; when it is initialised, for params with other keys.
@@ -139,17 +139,17 @@ def grouped(
 def _of_group(make, name: str, factor: float, every: int = 1) -> optax.GradientTransformation:
     if every < 1 or every != int(every):
         raise ValueError(
-            f"config.optimizer.groups: ({name!r}, {factor}, {every}) moves in the last of so many "
-            "steps; give 1 or more"
+            f"config.optimizer.groups: ({name!r}, {factor}, {every}) is updated in the last of so "
+            "many steps; give 1 or more"
         )
     return in_turn(make(float(factor), int(every)), int(every))
 
 
 def in_turn(inner: optax.GradientTransformation, every: int) -> optax.GradientTransformation:
-    """An optimiser that works in the last of ``every`` steps, and else changes nothing.
+    """An optimiser that updates in the last of ``every`` steps, and otherwise changes nothing.
 
-    The step is the run's own (``step`` of an update), not a count of updates, so that losses that
-    are spent on its turns alone (``core.turns``) are never out of step with it.
+    The step is the run's (``step`` of an update), not a count of updates, so that losses that are
+    computed in these steps alone (``core.turns``) cannot get out of phase with it.
     """
     if every == 1:
         return inner

@@ -1,4 +1,4 @@
-"""How long a run is, and how often it does what."""
+"""Length of a run, and intervals of logs and checkpoints."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import NamedTuple
 
 
 class Plan(NamedTuple):
-    """How long, and how often what; all in optimiser steps.
+    """Length and intervals, all in optimiser steps.
 
     Attributes:
-        steps: to have done at the end, earlier sessions included.
-        accumulate: micro-batches a step.
-        steps_per_call: steps a dispatch.
-        log_every: a line of metrics, means since the line before.
-        checkpoint_every: a checkpoint; 0 for the end only.
-        keep: newest checkpoints to keep.
-        keep_every: checkpoints to keep for good; 0 for none.
-        skip_nonfinite: steps of a loss or gradient that is not finite to pass over, each start,
-            before the run stops; their batch and draws are then lost.
-        trace: "first:last", the steps that a profiler's trace is taken of; "" for none.
+        steps: total number of steps, earlier sessions included.
+        accumulate: micro-batches of a step.
+        steps_per_call: steps of a dispatch.
+        log_every: interval of lines of metrics, means since the previous line.
+        checkpoint_every: interval of checkpoints; 0 for the end only.
+        keep: number of newest checkpoints to keep.
+        keep_every: interval of checkpoints that are never deleted; 0 for none.
+        skip_nonfinite: number of steps with a non-finite loss or gradient to skip in a session,
+            before the run stops; their batch and draws are lost.
+        trace: "first:last", the steps of a profiler trace; "" for none.
     """
 
     steps: int

@@ -1,4 +1,4 @@
-"""Being told to stop: finish the step, save, leave."""
+"""Preemption: on a stop signal finish the step, save, exit."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from contextlib import contextmanager
 import jax
 from jax.experimental import multihost_utils
 
-# Schedulers that preempt a job take 0 as "done as told"; a shell expects 130 after Ctrl-C.
+# Schedulers that preempt a job take 0 as success; a shell expects 130 after Ctrl-C.
 EXIT_CODES = {"SIGTERM": 0, "SIGINT": 130}
 
 
 class Stopped(SystemExit):
-    """The run stopped because it was told to, and can go on; carries the exit code."""
+    """The run stopped on a signal and can be resumed; carries the exit code."""
 
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[int], str | None]]:
-    """Within the block, SIGTERM and SIGINT only ask.
+    """Within the block, SIGTERM and SIGINT only request a stop.
 
     Yields:
-        step -> "SIGTERM", "SIGINT" or None: what was asked for by now.  With several processes all
-        must call it with the same steps; a notice to one of them then reaches all at one step.
-        SIGINT then counts as SIGTERM.  A second signal does what it did before the block.
+        step -> "SIGTERM", "SIGINT" or None: the request so far.  With several processes all must
+        call it with the same steps; a signal to one of them then reaches all at the same step, and
+        SIGINT counts as SIGTERM.  A second signal has its effect of before the block.
     """
     if jax.process_count() > 1:  # there jax.distributed has taken SIGTERM for its preemption notice
         with _as_a_notice():
@@ -52,7 +52,7 @@ def stop_signals() -> Iterator[Callable[[int], str | None]]:
 
 @contextmanager
 def _as_a_notice() -> Iterator[None]:
-    """Within the block, the first SIGINT is a SIGTERM: the notice that all processes hear."""
+    """Within the block, the first SIGINT is a SIGTERM, which reaches all processes."""
     before = {}
 
     def notice(number, frame):

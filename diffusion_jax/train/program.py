@@ -1,4 +1,4 @@
-"""A step compiled for the devices, and what it costs."""
+"""A step compiled for the devices, and its FLOPs."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _compilations: list[float] = []
 
 
 class Program:
-    """A step with its state's memory donated, compiled at the first call with a batch of a shape.
+    """A step with donated state, compiled at the first call for each shape of a batch.
 
     Args:
         step: from ``make_step``.
         places: a NamedSharding for each leaf of the state.
-        mesh: where the metrics are copied to.
+        mesh: the mesh that metrics are copied to.
 
     Attributes:
-        jitted: what is compiled.
-        flops: of one call, over all devices, the mean of the calls so far; 0 before the first.
+        jitted: the jitted step.
+        flops: FLOPs of one call over all devices, the mean of the calls so far; 0 before any.
     """
 
     def __init__(self, step: Step, places: TrainState, mesh: Mesh):
@@ -61,7 +61,7 @@ class Program:
         learning_rate: Callable[[Any], Any] | None,
         steps_per_call: int,
     ) -> Program:
-        """That of a run; ``steps_per_call`` is the plan's, or 1 for steps that do not fill it."""
+        """The program of a run; ``steps_per_call`` is the plan's, or 1 for single steps."""
         step = make_step(
             recipe, tx, ema, seed, plan.accumulate, steps_per_call, learning_rate,
             skip_nonfinite=plan.skip_nonfinite > 0,
@@ -88,7 +88,7 @@ class _Compiled(NamedTuple):
 
 
 def compilations() -> tuple[int, float]:
-    """How many programs this process has compiled since the first such question, and seconds."""
+    """Number of programs that this process compiled since the first call, and seconds."""
     _listen()
     return len(_compilations), sum(_compilations)
 

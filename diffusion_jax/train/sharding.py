@@ -1,9 +1,9 @@
-"""Which device holds what: a mesh with named axes, and rules over parameter paths.
+"""Sharding: a mesh with named axes, and rules over parameter paths.
 
 The axes are ``data`` (copies of the parameters, each with its part of the batch), ``fsdp`` (parts
 of the batch and of the parameters), ``tensor`` (parts of the parameters only) and ``sequence``
-(parts of the tokens that attend).  XLA's partitioner inserts the communication; layers only say
-where their examples and tokens lie (``models.primitives.by_batch``, ``by_sequence``).
+(parts of the tokens that attend).  XLA's partitioner inserts the communication; layers only state
+the sharding of their examples and tokens (``models.primitives.by_batch``, ``by_sequence``).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from diffusion_jax.train.state import TrainState
 AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH_AXES = ("data", "fsdp")
 SPLITS = ("all", "optimizer")
-# Elements below which a gather costs more than the memory that sharding frees.
+# Leaves of fewer elements are copied: a gather costs more than the memory is worth.
 SMALL = 1024
 
 Rules = Sequence[tuple[str, Any]]
-"""(regex searched in "a/b/kernel", where such a leaf lies).
+"""(regex searched in "a/b/kernel", partition of such a leaf).
 
-That is a PartitionSpec, one axis name per dimension, or a function (shape, mesh) -> PartitionSpec.
+It is a PartitionSpec, one axis name per dimension, or a function (shape, mesh) -> PartitionSpec.
 """
 
 
@@ -40,7 +40,7 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | N
     """A mesh of all devices.
 
     Args:
-        sizes: devices along each of ``AXES``; an absent axis has 1, and -1 takes what is left.
+        sizes: devices along each of ``AXES``; an absent axis has 1, and -1 takes the rest.
             None means {"data": -1}.
         devices: default ``jax.devices()``.
 
@@ -99,9 +99,9 @@ def of_params(params: Any, mesh: Mesh, rules: Rules = ()) -> Any:
 
 
 def where_it_fits(axes: Sequence[str | None]) -> Callable[[tuple[int, ...], Mesh], P]:
-    """For a model's own rules: these axes if they divide the shape, and fsdp on what is free.
+    """For a model's rules: these axes where they divide the shape, and fsdp on a free dimension.
 
-    An axis that does not divide its dimension is left out, so that one rule serves every width.
+    An axis that does not divide its dimension is dropped, so that one rule serves every width.
     """
 
     def spec(shape: tuple[int, ...], mesh: Mesh) -> P:
@@ -116,7 +116,7 @@ def where_it_fits(axes: Sequence[str | None]) -> Callable[[tuple[int, ...], Mesh
 def of_state(
     state: TrainState, mesh: Mesh, rules: Rules = (), split: str = "all", offload: str = "none"
 ) -> Any:
-    """A TrainState of NamedShardings: moments and averages lie where their parameter lies.
+    """A TrainState of NamedShardings: moments and averages are sharded as their parameter.
 
     A leaf of the optimiser or the average belongs to a parameter if its path ends with that
     parameter's path and the shapes agree; every other leaf is copied to each device.
@@ -125,10 +125,10 @@ def of_state(
         state: arrays, or their shapes.
         mesh: from ``make_mesh``.
         rules: see ``Rules``.
-        split: in ``SPLITS``: "all", or "optimizer" for copies of the parameters on each device,
-            and moments and averages split: less memory at little more communication than copies of
-            everything (ZeRO stage 1; Rajbhandari et al. 2020, section 5.1).
-        offload: what waits in the host's memory between steps: in ``offload.OFFLOADS``.
+        split: one of ``SPLITS``: "all", or "optimizer" for copies of the parameters on each device,
+            and sharded moments and averages: less memory for little more communication than copies
+            of everything (ZeRO stage 1; Rajbhandari et al. 2020, section 5.1).
+        offload: what is kept in host memory between steps: one of ``offload.OFFLOADS``.
 
     Raises:
         ValueError: for an unknown split, or as ``of_params`` and ``offload.placed``.
@@ -180,7 +180,7 @@ def global_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> di
 
 
 def on_mesh(f: Callable, mesh: Mesh) -> Callable:
-    """f, to be jitted: what it calls can ask JAX for the mesh and constrain where arrays lie."""
+    """f, to be jitted, within the mesh: functions it calls can constrain the sharding of arrays."""
 
     @functools.wraps(f)
     def known(*args):
@@ -191,20 +191,20 @@ def on_mesh(f: Callable, mesh: Mesh) -> Callable:
 
 
 def from_host(x: np.ndarray, where: Sharding) -> jax.Array:
-    """An array that every process has whole, as one array on all devices."""
+    """An array that every process has in full, as one array on all devices."""
     return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
+    """The number of parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def data_part(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): which part of a batch this process makes, and of how many.
+    """(index, count): the part of a batch that this process loads, and the number of parts.
 
-    Processes whose devices hold the same examples (a tensor or sequence axis spans them) make the
-    same part.
+    Processes whose devices hold the same examples (a tensor or sequence axis spans them) load
+    the same part.
 
     Raises:
         ValueError: for a mesh that gives two processes some examples in common, but not all.
@@ -224,7 +224,7 @@ def data_part(mesh: Mesh) -> tuple[int, int]:
 
 
 def check_batch(size: int, mesh: Mesh) -> None:
-    """Refuse a batch, counted over all processes, that the devices cannot share evenly."""
+    """Raise ValueError for a global batch that does not divide evenly over the devices."""
     parts = batch_parts(mesh)
     if size % parts:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Snapshots of power-function averages, and the average of any width made of them afterwards.
+"""Snapshots of power-function averages, and post-hoc averages of any width from them.
 
 ``<workdir>/snapshots/<step>.npz`` holds each average of ``core.ema.power``, an array per leaf named
 "0.05/net/hidden/kernel" by its width and path, and ``structure.json`` with the tree of those names.
-A file appears whole or not at all; its format's CRC-32 tells a damaged one.
+A file is written atomically; the CRC-32 of its format detects damage.
 """
 
 from __future__ import annotations
@@ -61,16 +61,16 @@ def widths(workdir: str | os.PathLike, step: int) -> list[float]:
 def plan(
     workdir: str | os.PathLike, sigma_rel: float, step: int | None = None
 ) -> tuple[list[Profile], Combination]:
-    """Which stored profiles make the one wanted, and how well, from the files' names alone.
+    """The combination of stored profiles for a wanted one, and its error, from file names alone.
 
     Args:
-        workdir: the run's folder; it may be in training.
-        sigma_rel: width of the average wanted.
-        step: at which it ends, that of a snapshot: the profile breaks off there, and without one
-            at that step nothing stored does; None for the newest.
+        workdir: the run's folder; the run may be in training.
+        sigma_rel: width of the wanted average.
+        step: the step at which it ends, which must have a snapshot: the profile is cut off there,
+            as no other stored profile is; None for the newest.
 
     Returns:
-        (the profiles stored up to that step; their weights and the error of the profile).
+        (the stored profiles up to that step; their weights and the error of the profile).
 
     Raises:
         ValueError: for a run without snapshots, a step without one, or an impossible width.
@@ -90,7 +90,7 @@ def plan(
 
 
 def reconstruct(workdir: str | os.PathLike, sigma_rel: float, step: int | None = None) -> Any:
-    """The average of any width: the combination of ``plan``, one snapshot in memory at a time.
+    """The average of any width, by the combination of ``plan``; one snapshot in memory at a time.
 
     Args:
         workdir, sigma_rel, step: see ``plan``.
@@ -120,7 +120,7 @@ def reconstruct(workdir: str | os.PathLike, sigma_rel: float, step: int | None =
 
 
 def _load(path: Path, width: str) -> Iterator[tuple[str, np.ndarray]]:
-    """(name without the width, array) of each leaf of one average, in turn."""
+    """(name without the width, array) of each leaf of one average."""
     try:
         with zipfile.ZipFile(path) as archive:
             for name in jax.tree.leaves(json.loads(archive.read(_STRUCTURE))[width]):
@@ -147,7 +147,7 @@ def _leaf_name(name: str) -> str:
 
 
 def _on_host(leaf: Any) -> np.ndarray:
-    """The whole array; of one that other processes share, by a gather that all take part in."""
+    """The whole array; one sharded over processes is gathered, which all must take part in."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
     return np.asarray(leaf)

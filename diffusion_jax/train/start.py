@@ -1,4 +1,4 @@
-"""Parameters that training starts from: a checkpoint's, or a teacher's in its student."""
+"""Parameters to start training from: a checkpoint's, or a teacher's for its student."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from diffusion_jax.core.types import Params
 
 
 def widened(fresh: Params, given: Params) -> Params:
-    """The given parameters in a tree that may have more; what they lack is fresh.
+    """The given parameters in a tree that may have more leaves, which are fresh.
 
     With the scalars of ``models.embeddings.ConditionEmbedding`` a student's first output is its
     teacher's, bit for bit.
 
     Args:
-        fresh: the whole tree.
-        given: a part of it, of equal shapes; each leaf is cast to the fresh one's dtype.
+        fresh: initial values of the whole tree.
+        given: a part of it, with equal shapes; each leaf is cast to the fresh one's dtype.
 
     Raises:
-        ValueError: for a given parameter that the tree has not, or has in another shape.
+        ValueError: for a given parameter that is not in the tree, or has another shape there.
     """
     known = dict(jax.tree.flatten_with_path(fresh)[0])
     leaves = dict(known)

@@ -1,4 +1,4 @@
-"""What a run is, between two steps."""
+"""The state of a run between two steps."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from diffusion_jax.core.ema import Ema
 from diffusion_jax.core.types import Params, Recipe
 from diffusion_jax.train.start import widened
 
-# Initialisation runs once: on a CPU, compiling its random draws well takes longer than they do.
+# Initialisation runs once: on a CPU, optimising its random draws takes longer than drawing.
 QUICK = {"xla_backend_optimization_level": 0}
 
 
 class TrainState(NamedTuple):
-    """All that a step changes.
+    """Everything that a step changes.
 
     Attributes:
         step: int32 [], optimiser steps done.
-        params: what is trained.
-        opt_state: the optimiser's.
-        ema: the moving average's.
-        carry: the recipe's own.
-        finite: bool [], False from the first loss or gradient on that was not; such a step and all
-            after it change nothing else, so the rest is the last good state.
+        params: trained parameters.
+        opt_state: the optimiser's state.
+        ema: the moving average's state.
+        carry: the recipe's state.
+        finite: bool [], False from the first non-finite loss or gradient on; that step and all
+            later ones change nothing else, so the rest is the last good state.
     """
 
     step: Array
@@ -70,15 +70,15 @@ def init_state(
     shardings: Any = None,
     start: Params = None,
 ) -> TrainState:
-    """``new_state`` by one compiled program, each leaf made where it will live.
+    """``new_state`` in one compiled program, each leaf created on its devices.
 
     Args:
-        recipe, tx, ema: what is trained, and how.
-        key: of the parameters.
-        batch: on the devices; its shapes matter, rarely its values.
+        recipe, tx, ema: recipe, optimiser and moving average.
+        key: for the parameters.
+        batch: on the devices; mostly its shapes matter, not its values.
         shardings: a NamedSharding per leaf, from ``sharding.of_state``; None for one device.
-        start: parameters, on the devices, in place of those that the recipe makes, or of some of
-            them (``start.widened``); None for none.
+        start: parameters, on the devices, in place of all or some of the recipe's
+            (``start.widened``); None for none.
     """
     fresh = lambda key, batch, start: new_state(recipe, tx, ema, key, batch, start)
     options = QUICK if jax.default_backend() == "cpu" else None
@@ -95,6 +95,6 @@ def abstract_state(
 
 
 def with_shardings(tree: Any, shardings: Any) -> Any:
-    """ShapeDtypeStructs that say where their leaf lives."""
+    """ShapeDtypeStructs with the sharding of each leaf."""
     place = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
     return jax.tree.map(place, tree, shardings)

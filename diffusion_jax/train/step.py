@@ -2,9 +2,9 @@
 
     key = fold_in(key(seed), step) -> loss -> gradient -> optimiser -> settle -> moving average
 
-A step is a function of (state, batch) alone, so a run that stops and goes on is the run that never
-stopped.  A loss or gradient that is not finite changes nothing: ``state.finite`` turns False and
-the state stays the last good one, however many steps were already on their way to the device.
+A step is a function of (state, batch) alone, so a resumed run equals an uninterrupted
+one.  A non-finite loss or gradient changes nothing: ``state.finite`` turns False and the state
+stays the last good one, however many steps were dispatched already.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def make_step(
     """Build the step; jit it with ``donate_argnums=0``.
 
     Args:
-        recipe: what is trained.
-        tx: the optimiser; one that takes more than gradients is told the ``step``.
-        ema: the moving average, which the loss sees as ``Context.ema``.
-        seed: of every random draw, with the step's number.
+        recipe: loss and initialisation.
+        tx: the optimiser; one that takes extra arguments receives the ``step``.
+        ema: the moving average, the loss's ``Context.ema``.
+        seed: seed of all random draws, together with the step's number.
         accumulate: micro-batches whose gradients are averaged; divides the batch.
-        steps_per_call: k > 1 takes batches [k, b, ...] and does k steps in one dispatch.
-        learning_rate: step -> rate, only to be reported.
-        skip_nonfinite: a step that is not finite changes nothing but its number, and the next one
-            is taken from there; else none is taken after it.
+        steps_per_call: k > 1 takes batches [k, b, ...] and makes k steps in one dispatch.
+        learning_rate: step -> rate, for the metrics only.
+        skip_nonfinite: whether training continues after a non-finite step, which then changes
+            the step's number alone; otherwise no later step is applied.
 
     Returns:
         (state, frozen, batch) -> (state, metrics).  Metrics are float32 [], or [k] for k > 1: the
@@ -97,7 +97,7 @@ def _gradient(recipe: Recipe) -> Callable[..., tuple[Array, Report, Params]]:
 
 
 def _accumulated(recipe: Recipe, n: int) -> Callable[..., tuple[Array, Report, Params]]:
-    """Means over n micro-batches in turn; the carry goes from one to the next."""
+    """Means over n consecutive micro-batches; the carry is passed from one to the next."""
     one = _gradient(recipe)
 
     def gradient(params, context, batch, key):
@@ -121,7 +121,7 @@ def _accumulated(recipe: Recipe, n: int) -> Callable[..., tuple[Array, Report, P
 
 
 def _split(x: Any, n: int) -> Array:
-    """[b, ...] -> [n, b/n, ...] by stride, so each device's micro-batch is of its own examples."""
+    """[b, ...] -> [n, b/n, ...] by stride, so each device's micro-batches are its own examples."""
     if x.shape[0] % n:
         raise ValueError(
             f"config.train.accumulate = {n} does not divide the batch of {x.shape[0]}; "

@@ -1,8 +1,8 @@
-"""Signs of a training that fails, told once each with what to try.
+"""Signs of failing training, each reported once with what to try.
 
-Read from the metrics that the host has anyway, so the device does nothing for them.  A sign is a
-function of what was seen, and silent where a run does not report what it looks at; thresholds are
-far from what healthy runs show, as a warning that cries wolf is not read.
+They are read from metrics that the host has anyway, so the device does nothing for them.  A sign is
+a function of past metrics, and silent where a run does not report the metric; thresholds are far
+from the values of healthy runs, as false alarms are not read.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import NamedTuple
 import numpy as np
 
 WINDOW = 100
-"""Steps that a median is of."""
+"""Number of steps of a median."""
 
 
 class Series:
-    """One metric over the steps since the start, without what is not finite.
+    """One metric over the steps since the start, without non-finite values.
 
     Attributes:
         recent: the last ``WINDOW`` values.
-        medians: of each whole window so far, in order.
-        lowest: the least of them.
-        start: step of the first value: above 1 of a run that goes on.
+        medians: medians of the complete windows so far, in order.
+        lowest: the smallest of them.
+        start: step of the first value; above 1 in a resumed run.
     """
 
     def __init__(self, start: int):
@@ -51,7 +51,7 @@ class Sign(NamedTuple):
     """A sign of failure.
 
     Attributes:
-        shows: (what was seen) -> what is wrong, or "".
+        shows: (metrics so far) -> what is wrong, or "".
         mend: what to try.
     """
 
@@ -60,10 +60,10 @@ class Sign(NamedTuple):
 
 
 class Watch:
-    """What to say of a run, step by step.
+    """Warnings about a run, step by step.
 
     Attributes:
-        said: names of the signs that were told, in order; each is told once.
+        said: names of the signs that were reported, in order; each is reported once.
     """
 
     def __init__(self):
@@ -71,10 +71,10 @@ class Watch:
         self._seen: dict[str, Series] = {}
 
     def see(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """Count one step's numbers, or those of a hook.
+        """Record the numbers of a step or of a hook.
 
         Returns:
-            A sentence for each sign that shows for the first time.
+            A sentence for each sign that appears for the first time.
         """
         for name, value in metrics.items():
             if name in LOOKED_AT and math.isfinite(value):
@@ -87,20 +87,20 @@ class Watch:
         return found
 
     def counts(self) -> dict[str, float]:
-        """{"warnings": how many}, {} for none: a field of metrics.jsonl."""
+        """{"warnings": their number}, {} for none: a field of metrics.jsonl."""
         return {"warnings": float(len(self.said))} if self.said else {}
 
 
 def spread(samples: np.ndarray, groups: np.ndarray) -> float:
-    """How much samples that were asked for alike differ, in the data's unit: 0 for one picture.
+    """Spread of samples with the same condition, in the data's unit: 0 if they are equal.
 
     Args:
         samples: [n, ...], uint8 images, or points.
-        groups: [n], the class or prompt of each; those alone in theirs are compared with all, if
-            none has company.
+        groups: [n], the class or prompt of each; if no group has two samples, all samples are
+            compared.
 
     Returns:
-        The root of the mean square from the group's mean; NaN of a single sample.
+        The root mean square difference from the group's mean; NaN for a single sample.
     """
     x = samples.astype(np.float64).reshape(len(samples), -1)
     x = x / 127.5 if samples.dtype == np.uint8 else x
@@ -116,7 +116,7 @@ def spread(samples: np.ndarray, groups: np.ndarray) -> float:
 def _spikes(seen: Seen) -> str:
     norms = seen["grad_norm"].recent if "grad_norm" in seen else ()
     if len(norms) < 20 or norms[-1] < SPIKE * (usual := median(norms)):
-        return ""  # only a step that is high itself is counted, so most cost one comparison
+        return ""  # only a high step is examined, so that most cost one comparison
     high = sum(norm > SPIKE * usual for norm in norms)
     if high < 3:
         return ""
@@ -127,14 +127,14 @@ def _exploding(seen: Seen) -> str:
     if "loss" not in seen or not seen["loss"].medians:
         return ""
     lowest, recent = seen["loss"].lowest, seen["loss"].recent
-    # A loss may have any sign: what counts is how it stood above 0.
+    # A loss may have any sign: only values above 0 are compared.
     if lowest <= 0 or recent[-1] < GROWN * lowest or (now := median(recent)) < GROWN * lowest:
         return ""
     return f"loss is {now:.3g}, over {GROWN:g} times its lowest median of {lowest:.3g}"
 
 
 def _stuck(seen: Seen) -> str:
-    """Losses of an adaptive weight are 1 whatever is learned: those methods report an error."""
+    """Adaptively weighted losses stay at 1 whatever is learned: those methods report "error"."""
     for name in ("error" if "error" in seen else "loss", "param_norm"):
         last = seen[name].medians[-STILL:] if name in seen else []
         if len(last) == STILL and max(last) - min(last) <= 1e-6 * abs(last[-1]):
@@ -147,7 +147,7 @@ def _flat(seen: Seen) -> str:
     if name not in seen or seen[name].start > 1 or "generator" in seen:
         return ""
     first, *later = seen[name].medians or [math.nan]
-    # A tenth lower in any window is progress, were it lost again; less is the batches' noise.
+    # A tenth lower in any window is progress, even if lost again; less is noise of the batches.
     if first <= 0 or len(later) != FLAT or min(later) < 0.9 * first or median(later) < 0.95 * first:
         return ""
     return f"{name} has not fallen below that of its first {WINDOW} steps, {first:.3g}"
@@ -177,8 +177,8 @@ def _constant(name: str, least: float, what: str) -> Callable[[Seen], str]:
 SPIKE = 10.0
 GROWN = 10.0
 STILL = 5  # windows
-FLAT = 20  # windows, after which it is judged
-APART = 8.0  # of logits: a discriminator that is wrong once in 3000
+FLAT = 20  # windows before it is checked
+APART = 8.0  # of logits: a discriminator that errs once in 3000
 LEAST_SPREAD = 0.05  # of outputs over a batch, the data's being 1
 LEAST_OF_SAMPLES = 0.02  # in [-1, 1]: two and a half steps of 255
 

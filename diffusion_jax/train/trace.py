@@ -1,4 +1,4 @@
-"""A profiler's trace of some steps."""
+"""Profiler trace of some steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Trace:
         steps: "first:last", or "" for no trace.
 
     Raises:
-        ValueError: for another form, or a last step before the first.
+        ValueError: for any other format, or a last step before the first.
     """
 
     def __init__(self, workdir: str | os.PathLike, steps: str):
@@ -35,12 +35,12 @@ class Trace:
             self._on = True
 
     def after(self, step: int, result: object) -> None:
-        """Called with the number of steps done and something to wait for."""
+        """Called with the number of steps done and a result to wait for."""
         if self._on and step > self._last:
             self.close(result)
 
     def close(self, result: object = None) -> None:
-        """Write what there is."""
+        """Write the trace, if one is running."""
         if self._on:
             jax.block_until_ready(result)
             jax.profiler.stop_trace()

@@ -1,4 +1,4 @@
-"""The folder of a run: one config for its whole life, in ``config.json``."""
+"""The folder of a run, which has one config, in ``config.json``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOCK = ".lock"
 
 # Fields of the model that change how it is computed, not what its parameters mean.
 NEUTRAL = (
-    "model.autoencoder",  # a folder, which may move; its codes' scale is held to the data's
+    "model.autoencoder",  # a folder, which may move; its scale must be the data's
     *(
         f"model.{net}.{field}"
         for net in ("unet", "text_unet", "dit", "mmdit")
@@ -30,8 +30,8 @@ NEUTRAL = (
     ),
 )
 
-# Fields, or sections, that a resumed run may change: they alter no step that was taken, nor what
-# the parameters mean.
+# Fields or sections that a resumed run may change: they affect neither past steps nor the meaning
+# of the parameters.
 FREE = (
     "train.steps",
     "train.steps_per_call",
@@ -55,12 +55,12 @@ FREE = (
 
 
 def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """Write the config of a new run, or check that it is the config of the run already there.
+    """Write the config of a new run, or check that it is the config of the existing run.
 
     Fields in ``FREE`` may differ; the file then takes the new values.
 
     Args:
-        workdir: the run's folder, made if need be.
+        workdir: the run's folder, created if necessary.
         config: nested, of JSON's types (tuples count as lists).
 
     Raises:
@@ -83,10 +83,10 @@ def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
 
 @contextmanager
 def locked(workdir: str | os.PathLike) -> Iterator[None]:
-    """Keep a second run out of the folder, made if need be; the first process locks it for all.
+    """Lock the folder, created if necessary, against a second run; process 0 locks it for all.
 
-    The system drops the lock when the process ends, however it ends.  Where the file system knows
-    no locks there is none.
+    The system releases the lock when the process ends, however it ends.  On file systems without
+    locks there is none.
 
     Raises:
         ValueError: if another run holds it, on every process; or the folder cannot be written.
@@ -151,9 +151,9 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Names, such as "train.steps", of the fields that two nested configs do not share.
+    """Names, such as "train.steps", of the fields in which two nested configs differ.
 
-    An absent field is like an empty one, so that a field may be added whose default is "off".
+    An absent field equals an empty one, so that a field may be added whose default is "off".
     """
     a, b = flat(a), flat(b)
     value = lambda config, key: config.get(key) or None

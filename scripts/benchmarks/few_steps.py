@@ -128,7 +128,7 @@ def _frozen(own: tuple[Config, Any], folder: str) -> Any:
         return {**experiment.frozen(), **experiment.taught()}
     _, teacher = _plain(folder)
     fresh = teacher.recipe.init(jax.random.key(0), _batch(config))
-    return {**distillation.method(config).frozen(), "teacher": fresh}
+    return {**distillation.read_method(config).frozen(), "teacher": fresh}
 
 
 def _batch(config: Any) -> dict[str, jax.Array]:

@@ -1,11 +1,11 @@
-"""What decides whether students work, on two moons: where they start and end, how time is told.
+"""What decides whether students work, on two moons: their first and last level, time features.
 
     python scripts/few_steps/on_points.py [--out=runs/points]
 
 Trains a teacher with each kind of time features and students of each, 1,000 steps of 256 points,
-and prints how far 2,000 samples in 1, 2 and 4 calls are from the teacher's 50 steps (sliced
-Wasserstein distance), from the end of the schedule and from sigma/alpha = 20.  Ten minutes on two
-cores; a start goes on where the last one stopped.
+and prints the sliced Wasserstein distance of 2,000 samples in 1, 2 and 4 steps to the teacher's in
+50, starting from the end of the schedule and from sigma/alpha = 20.  Ten minutes on two cores; an
+interrupted run is resumed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TAUGHT = "std=2.0, same=0.25, to_clean=0.25, follow='teacher', distance='pseudo_
 
 
 class Student(NamedTuple):
-    """One setting: of configs/distill/*.py, ``config.distill`` and the learning rate."""
+    """One setting: a config of configs/distill/*.py, its ``distill`` and its learning rate."""
 
     config: str
     distill: str
@@ -70,7 +70,7 @@ STUDENTS = {
 
 
 def teach(folder: Path, time_input: str) -> None:
-    """A teacher of two moons."""
+    """Train a teacher on two moons."""
     config: Config = toy2d.get_config()
     config.model.time_input = time_input
     config.train.update(steps=1500, sample_every=0, checkpoint_every=1500)
@@ -79,7 +79,7 @@ def teach(folder: Path, time_input: str) -> None:
 
 
 def distil(folder: Path, teacher: Path, student: Student) -> None:
-    """Train one."""
+    """Train a student."""
     config = importlib.import_module(f"configs.distill.{student.config}").get_config()
     config.teacher, config.distill = str(teacher), student.distill
     config.train.update(steps=1000, batch_size=256, steps_per_call=10, log_every=100)
@@ -90,7 +90,7 @@ def distil(folder: Path, teacher: Path, student: Student) -> None:
 
 
 def draw(folder: Path, steps: int, grid: str, noise: jax.Array) -> np.ndarray:
-    """Points [n, 2] of a run, from this noise."""
+    """Samples [n, 2] of a run, from this noise."""
     chosen = {"sampler.steps": steps, "sampler.grid": grid}
     run = open_run(jobs.run_config(folder, chosen), folder)
     model = run.experiment.model_of(run.params)
@@ -108,7 +108,7 @@ def main(argv: list[str]) -> None:
     if unknown := sorted(set(FLAGS.methods) - set(STUDENTS)):
         raise app.UsageError(f"--methods has {unknown[0]!r}; known are {', '.join(STUDENTS)}")
     out, noise = Path(FLAGS.out), jax.random.normal(jax.random.key(3), (2000, 2))
-    print("| teacher | method | from sigma/alpha = | 1 call | 2 | 4 |\n|---|---|---|---|---|---|")
+    print("| teacher | method | from sigma/alpha = | 1 step | 2 | 4 |\n|---|---|---|---|---|---|")
     for kind, time_input in TIMES.items():
         teacher = out / kind / "teacher"
         teach(teacher, time_input)
@@ -118,7 +118,7 @@ def main(argv: list[str]) -> None:
             distil(run, teacher, STUDENTS[method])
             for start, grid in GRIDS.items():
                 found = [
-                    sliced_wasserstein(draw(run, calls, grid, noise), truth) for calls in (1, 2, 4)
+                    sliced_wasserstein(draw(run, steps, grid, noise), truth) for steps in (1, 2, 4)
                 ]
                 cells = " | ".join(f"{value:.3f}" for value in found)
                 print(f"| {kind} | {method} | {start} | {cells} |", flush=True)

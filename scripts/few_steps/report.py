@@ -1,12 +1,12 @@
-"""Every method of few steps on one teacher, with equal budgets: a table and a picture.
+"""Every few-step method for one teacher, with equal training budgets: a table and a picture.
 
     python scripts/few_steps/report.py --teacher=runs/mnist --out=runs/few_steps
     python scripts/few_steps/report.py --teacher=runs/mnist --out=runs/few_steps --search --n=1000
 
-Each method (few_step_rows.py) is trained for --steps steps in a run of its own, OUT/METHOD, and its
-samples in 1, 2 and 4 calls are measured beside the teacher's in more.  A start goes on where the
-last one stopped: in the middle of a run, and past all that results.jsonl holds.  --search trains
-every setting of each method for --search_steps instead, and leaves search.md.
+Each method (rows.py) is trained for --steps steps in a run of its own, OUT/METHOD, and its samples
+in 1, 2 and 4 steps are measured beside the teacher's in more.  An interrupted report is resumed: in
+the middle of a run, and after the last record of results.jsonl.  --search trains every setting of
+each method for --search_steps instead, in OUT/search.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ from scripts.few_steps.settings import Setting
 FLAGS = flags.FLAGS
 CALLS = (1, 2, 4)
 CONTRAST = 1.2
-SHOWN = 10  # samples of each in the picture
+PICTURE_SAMPLES = 10  # samples of each method
 TEACHER = "teacher (DDIM)"
 
 
 class Measure:
-    """What samples are held against: features of the data, and a judge of classes."""
+    """What samples are compared with: features of the data, and a classifier."""
 
     def __init__(self, teacher: str) -> None:
-        """Read the data of the teacher's run, and train the judge if it is not there yet."""
+        """Read the data of the teacher's run, and train the classifier if there is none yet."""
         config = run_config(teacher)
         self.net: FeatureNet = evaluation.feature_net(config)
         images, _ = images_of(config, config.data.split, None)
@@ -61,7 +61,7 @@ class Measure:
         self.judge = judge_of(config)
 
     def of(self, workdir: Path | str, sampler: dict[str, Any], n: int) -> dict[str, Any]:
-        """Figures of n samples of a run; and the first few, "shown"."""
+        """Figures of n samples of a run, and its first samples as "shown"."""
         chosen = {"sampler.batch_size": min(250, n), **sampler}
         drawer = drawer_of(open_run(run_config(workdir, chosen), workdir))
         draw_samples(drawer, chosen["sampler.batch_size"])  # compiles
@@ -80,87 +80,89 @@ class Measure:
             "precision": float(each["precision"].mean()),
             "recall": float(each["recall"].mean()),
             "images_per_second": n / seconds,
-            "shown": samples.images[:SHOWN],
+            "shown": samples.images[:PICTURE_SAMPLES],
         }
 
     def cut(self, images: np.ndarray) -> np.ndarray:
-        """Features of images as ``config.sampler.contrast`` makes them, without faint grain."""
+        """Features of images at ``CONTRAST``, which cuts faint grain off."""
         pixels = images.astype(np.float32) / 127.5 - 1
         return extract(self.net, to_uint8(CONTRAST * pixels))["frechet"]
 
 
 class Log:
-    """Records on disk, one a line, and the samples that belong to them."""
+    """Records on disk, one on each line, and their samples."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        """Read what is there."""
+        """Read the existing records."""
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.folder = folder / name, folder
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         self.records: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
     def has(self, asked: dict[str, Any]) -> bool:
-        """Whether a record of this is there."""
+        """Whether there is a record with these fields."""
         return any(asked.items() <= record.items() for record in self.records)
 
     def add(self, asked: dict[str, Any], found: dict[str, Any]) -> None:
-        """Keep one."""
-        shown = found.pop("shown")
+        """Append a record."""
+        samples = found.pop("shown")
         record = {**asked, **found}
         with whole(self.folder / f"{stem(asked)}.npy") as temporary, temporary.open("wb") as file:
-            np.save(file, shown)
+            np.save(file, samples)
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         self.records.append(record)
 
 
 def stem(asked: dict[str, Any]) -> str:
-    """A file's name for a record."""
+    """The file name of a record's samples."""
     words = f"{asked['method']} {asked['setting']} {asked['calls']}"
     return "".join(c if c.isalnum() or c in "-." else "_" for c in words)
 
 
-def trained(setting: Setting, folder: Path, steps: int) -> tuple[list[Path], float]:
-    """The run of each stage, trained if it is not yet, and seconds of training in all."""
+def train_stages(setting: Setting, folder: Path, steps: int) -> tuple[list[Path], float]:
+    """Train the stages that are not trained yet: their runs, and the total seconds of training."""
     runs, teacher, seconds = [], FLAGS.teacher, 0.0
-    each = steps // len(setting.stages)
+    stage_steps = steps // len(setting.stages)
     for i, stage in enumerate(setting.stages):
         config = importlib.import_module(f"configs.distill.{stage.config}").get_config()
         config.unlock()
         config.teacher, config.distill = str(teacher), stage.distill
-        config.train.update(steps=each, sample_every=0, checkpoint_every=max(each // 2, 1))
+        config.train.update(
+            steps=stage_steps, sample_every=0, checkpoint_every=max(stage_steps // 2, 1)
+        )
         config.update_from_flattened_dict(dict(stage.fields))
         run = folder / f"stage_{i}" if len(setting.stages) > 1 else folder
         train(config.lock(), run)
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         rates = [line["steps_per_second"] for line in lines if line.get("steps_per_second")]
-        seconds += each / float(np.median(rates))
+        seconds += stage_steps / float(np.median(rates))
         runs.append(run)
         teacher = run
     return runs, seconds
 
 
-def measured(
+def train_and_measure(
     log: Log, measure: Measure, method: str, name: str, folder: Path, steps: int, n: int
 ) -> None:
-    """Train one setting of a method and measure it, but for what the log has."""
+    """Train one setting of a method and measure it, unless the log has its records."""
     row, setting = ROWS[method], ROWS[method].settings[name]
     stages = [[stage.config, stage.distill, dict(stage.fields)] for stage in setting.stages]
-    about = {"method": method, "setting": name, "stages": stages, "steps": steps}
-    about |= {"asked": n, "teacher": FLAGS.teacher}
-    missing = [calls for calls in CALLS if not log.has({**about, "calls": calls})]
+    record = {"method": method, "setting": name, "stages": stages, "steps": steps}
+    record |= {"asked": n, "teacher": FLAGS.teacher}
+    missing = [calls for calls in CALLS if not log.has({**record, "calls": calls})]
     if not missing:
         return
-    runs, seconds = trained(setting, folder, steps)
+    runs, seconds = train_stages(setting, folder, steps)
     for calls in missing:
         run = runs[row.stage[calls] if row.stage else -1]
         sampler = {"sampler.steps": calls} | {f"sampler.{k}": v for k, v in row.sampler.items()}
         found = measure.of(run, sampler, n) | {"training_seconds": seconds}
-        log.add({**about, "calls": calls}, found)
+        log.add({**record, "calls": calls}, found)
 
 
-def of_teacher(log: Log, measure: Measure) -> None:
-    """The teacher with and without guidance, in more and more steps."""
+def measure_teacher(log: Log, measure: Measure) -> None:
+    """Measure the teacher with and without guidance, by numbers of steps."""
     own = float(run_config(FLAGS.teacher).sampler.guidance_scale)
     for scale in dict.fromkeys((own, 1.0)):
         for calls in map(int, FLAGS.teacher_calls):
@@ -172,7 +174,7 @@ def of_teacher(log: Log, measure: Measure) -> None:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Markdown: distance, accuracy and recall of each method, best at one call first."""
+    """Markdown: distance, accuracy and recall of each method, best in one step first."""
     rows: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for record in records:
         rows.setdefault((record["method"], record["setting"]), {})[record["calls"]] = record
@@ -186,7 +188,7 @@ def table(records: list[dict[str, Any]]) -> str:
             lines.append(f"| {title} | " + " | ".join(cell(found[n]) for n in steps) + " |")
         lines.append("")
     calls = ", ".join(map(str, CALLS))
-    heads = [f"{title} in {calls} calls" if i == 0 else title for i, title in enumerate(CELLS)]
+    heads = [f"{title} in {calls} steps" if i == 0 else title for i, title in enumerate(CELLS)]
     lines.append("| method | setting | " + " | ".join(heads) + " | training s | s a step |")
     lines.append("|---|---|" + "---|" * (len(heads) + 2))
     students = [(key, found) for key, found in rows.items() if key[0] != TEACHER]
@@ -207,7 +209,7 @@ CELLS = {
 
 
 def picture(log: Log) -> None:
-    """A line of each method's chosen setting in one call, two and four; the teacher's is first."""
+    """A row for each method's chosen setting in 1, 2 and 4 steps; the teacher's first."""
     kept: dict[tuple[str, int], dict[str, Any]] = {}
     for record in log.records:
         method, setting = record["method"], record["setting"]
@@ -219,14 +221,14 @@ def picture(log: Log) -> None:
     for method, calls in [*wanted, (TEACHER, 50)]:
         file = log.folder / f"{stem(kept[method, calls])}.npy" if (method, calls) in kept else None
         if file is not None and file.exists():
-            title = f"{method}, {calls} {'call' if calls == 1 else 'calls'}"
+            title = f"{method}, {calls} {'step' if calls == 1 else 'steps'}"
             rows.append((title, np.load(file)))
     if rows:
         pictures.save_rows(log.folder / "picture.png", rows)
 
 
 def main(argv: list[str]) -> None:
-    """Do what the command line says; a mistake is one sentence, code 2."""
+    """Run the report; a mistake of the user is one sentence and exit code 2."""
     del argv
     logging.set_verbosity(logging.WARNING)
     try:
@@ -246,13 +248,13 @@ def report() -> None:
     measure = Measure(FLAGS.teacher)
     log = Log(out / "search" if FLAGS.search else out, "results.jsonl")
     if not FLAGS.search:
-        of_teacher(log, measure)
+        measure_teacher(log, measure)
     steps = FLAGS.search_steps if FLAGS.search else FLAGS.steps
     for method in tqdm(methods, desc="methods", unit="method"):
         names = list(ROWS[method].settings)
         for name in names if FLAGS.search else names[:1]:
             folder = log.folder / stem({"method": method, "setting": name, "calls": steps})
-            measured(log, measure, method, name, folder, steps, FLAGS.n)
+            train_and_measure(log, measure, method, name, folder, steps, FLAGS.n)
         with whole(log.folder / "table.md") as temporary:
             temporary.write_text(table(log.records))
         picture(log)

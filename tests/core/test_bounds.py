@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 from numpy.testing import assert_allclose
 
-from diffusion_jax.core.bounds import inside
+from diffusion_jax.core.bounds import clip_to
 
 
 def test_what_is_shown_is_clipped_and_only_inward_gradients_pass():
-    shown = inside()
+    shown = clip_to()
     x0 = jnp.array([-1.5, -1.5, 0.3, 1.5, 1.5])
     assert_allclose(shown(x0), [-1.0, -1.0, 0.3, 1.0, 1.0], rtol=1e-6)
     slope = jnp.array([1.0, -1.0, 2.0, 1.0, -1.0])  # descent goes along -slope
@@ -24,5 +24,5 @@ def test_descent_brings_back_what_a_plain_clip_would_leave_outside():
         return x
 
     x = jnp.array([-1.4, 1.4])
-    assert_allclose(descend(inside(), x), [-1.4, 0.5], atol=1e-5)
+    assert_allclose(descend(clip_to(), x), [-1.4, 0.5], atol=1e-5)
     assert_allclose(descend(lambda x: jnp.clip(x, -1, 1), x), x)

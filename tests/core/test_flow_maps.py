@@ -17,7 +17,8 @@ from diffusion_jax.core import (
     targets,
 )
 from diffusion_jax.core.solvers import SOLVERS
-from diffusion_jax.core.types import Codec, Model, Prediction
+from diffusion_jax.core.types import Model, Prediction
+from diffusion_jax.models.autoencoders.codec import IDENTITY
 
 PATHS = ("vp", "ve", "rectified")
 COVARIANCE = [[[0.3, 0.1], [0.1, 0.2]]]
@@ -161,7 +162,7 @@ def _model(net, target):
         target=target,
         scale_in=network_io.unit(),
         time_in=network_io.log_snr(),
-        codec=Codec(lambda frozen, x, key: x, lambda frozen, x: x),
+        codec=IDENTITY,
         condition=lambda frozen, batch: {},
         null=lambda frozen, cond: cond,
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from diffusion_jax.core import affine_law, grids, guidance, oracles, sampling, schedules
+from diffusion_jax.core import exact_moments, grids, guidance, oracles, sampling, schedules
 from diffusion_jax.core.process import PATHS, Process
 from diffusion_jax.core.solvers.ddim import ddim
 from diffusion_jax.core.solvers.dpm import dpmpp_2m
@@ -50,19 +50,19 @@ def _matched(x, level):
 
 def _law(solver, denoise, levels):
     """(KL to the exact conditional in nats, the mean of the first unknown number)."""
-    start = affine_law.points(jnp.zeros(D), jnp.eye(D))
+    start = exact_moments.sigma_points(jnp.zeros(D), jnp.eye(D))
     run = jax.jit(lambda x: sampling.sample(jax.random.key(0), solver, denoise, x, levels))
-    mean, covariance = affine_law.moments(run(start))
+    mean, covariance = exact_moments.moments(run(start))
     law = mean[REST], covariance[REST, REST]
-    return affine_law.divergence(*law, MEAN, SPREAD), float(mean[8])
+    return exact_moments.gaussian_kl(*law, MEAN, SPREAD), float(mean[8])
 
 
 def _ancestral():
-    return ddim(1.0, affine_law.noise)
+    return ddim(1.0, exact_moments.orthogonal_noise)
 
 
 def _again(*args):
-    return repaint_on_grid(_ancestral(), *args, noise=affine_law.noise)
+    return repaint_on_grid(_ancestral(), *args, noise=exact_moments.orthogonal_noise)
 
 
 def test_the_ladder_from_the_exact_conditional_to_projection_alone(x64):
@@ -97,27 +97,31 @@ def test_repeats_do_as_much_on_any_grid(x64, schedule, path, grid):
     start = jnp.where(path == "ve", levels.sigma[0], 1.0)
     for solver in (ddim(), dpmpp_2m()):
         plain = lambda x, s=solver: sampling.sample(
-            jax.random.key(0), repaint(s, process, noise=affine_law.noise), _projected(), x, levels
+            jax.random.key(0),
+            repaint(s, process, noise=exact_moments.orthogonal_noise),
+            _projected(),
+            x,
+            levels,
         )
-        x = affine_law.points(jnp.zeros(D), start**2 * jnp.eye(D))
-        mean, covariance = affine_law.moments(jax.jit(plain)(x))
+        x = exact_moments.sigma_points(jnp.zeros(D), start**2 * jnp.eye(D))
+        mean, covariance = exact_moments.moments(jax.jit(plain)(x))
         law = mean[REST], covariance[REST, REST]
-        assert 0.05 < affine_law.divergence(*law, MEAN, SPREAD) < 0.1
+        assert 0.05 < exact_moments.gaussian_kl(*law, MEAN, SPREAD) < 0.1
 
 
 def test_more_repeats_are_nearer_in_one_program(x64):
     levels, process = _levels(50), _process()
-    x = affine_law.points(jnp.zeros(D), jnp.eye(D))
+    x = exact_moments.sigma_points(jnp.zeros(D), jnp.eye(D))
 
     @jax.jit
     def run(repeats):
-        solver = repaint(ddim(), process, repeats, noise=affine_law.noise)
-        return affine_law.moments(
+        solver = repaint(ddim(), process, repeats, noise=exact_moments.orthogonal_noise)
+        return exact_moments.moments(
             sampling.sample(jax.random.key(0), solver, _projected(), x, levels)
         )
 
     laws = [run(repeats) for repeats in (0, 100, 200, 500)]
-    apart = [affine_law.divergence(m[REST], c[REST, REST], MEAN, SPREAD) for m, c in laws]
+    apart = [exact_moments.gaussian_kl(m[REST], c[REST, REST], MEAN, SPREAD) for m, c in laws]
     assert_allclose(apart, [3.05, 0.446, 0.209, 0.079], rtol=0.05)
     assert run._cache_size() == 1
 
@@ -187,21 +191,21 @@ def test_levels_of_their_own_are_refused_in_a_sentence():
             sampling.walk(jax.random.key(0), solver, _prior, x, levels)
 
 
-def test_points_are_the_law_of_affine_maps_and_of_noise(x64):
+def test_sigma_points_follow_affine_maps_and_noise_exactly(x64):
     """N(m, S) -> N(r·m, r²·S + v·I) by going up, exactly; and the divergence is the textbook's."""
     mean, root = (
         np.array([0.3, -1.0, 2.0]),
         np.array([[1.0, 0, 0], [0.5, 0.7, 0], [-0.2, 0.1, 0.4]]),
     )
-    points = affine_law.points(jnp.asarray(mean), jnp.asarray(root @ root.T))
+    points = exact_moments.sigma_points(jnp.asarray(mean), jnp.asarray(root @ root.T))
     now, nxt = (_process(path="subvp").at_log_snr(lam) for lam in (1.0, -0.5))
     ratio = nxt.alpha / now.alpha
     variance = nxt.sigma**2 - (ratio * now.sigma) ** 2
-    up = renoise(jax.random.key(0), points, now, nxt, affine_law.noise)
-    got_mean, got = affine_law.moments(up)
+    up = renoise(jax.random.key(0), points, now, nxt, exact_moments.orthogonal_noise)
+    got_mean, got = exact_moments.moments(up)
     assert_allclose(got_mean, ratio * mean, rtol=1e-12)
     assert_allclose(got, ratio**2 * root @ root.T + variance * np.eye(3), rtol=1e-12)
-    kl = affine_law.divergence([1.0], [[4.0]], [-0.5], [[9.0]])
+    kl = exact_moments.gaussian_kl([1.0], [[4.0]], [-0.5], [[9.0]])
     assert_allclose(kl, np.log(3 / 2) + (4 + 1.5**2) / 18 - 0.5)
-    with pytest.raises(ValueError, match="2d \\+ 1"):
-        affine_law.noise(jax.random.key(0), jnp.zeros((5, 3)), now, nxt)
+    with pytest.raises(ValueError, match="2d \\+ 1 = 7 points of sigma_points, got 5"):
+        exact_moments.orthogonal_noise(jax.random.key(0), jnp.zeros((5, 3)), now, nxt)

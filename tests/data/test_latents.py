@@ -80,7 +80,7 @@ def test_what_makes_no_sense_for_codes_is_said(root):
         make_dataset(plain("latents/drawn", root, flip=True))
     with pytest.raises(ValueError, match=r"crop is 'random', .*set data\.crop = 'center'"):
         make_dataset(plain("latents/drawn", root, crop="random"))
-    with pytest.raises(ValueError, match="holds codes, which are no images"):
+    with pytest.raises(ValueError, match="holds latents, not images"):
         load_images("latents/drawn", data_dir=root)
     with pytest.raises(DataMissing, match=r"encode_latents\.py .* --name=none"):
         info("latents/none", "train", root)

@@ -82,7 +82,7 @@ def test_a_judge_of_other_shapes_is_trained_anew(tmp_path):
 
 def test_moved_images_keep_what_is_everywhere_the_same():
     flat = jnp.full((3, 8, 8, 1), 0.25)
-    np.testing.assert_allclose(jax.jit(judge.moved)(jax.random.key(0), flat), flat, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(judge.augment)(jax.random.key(0), flat), flat, atol=1e-6)
 
 
 def test_moved_images_move_a_little_and_each_its_own_way():
@@ -90,7 +90,7 @@ def test_moved_images_move_a_little_and_each_its_own_way():
     square = ((rows > 9) & (rows < 18)).astype(jnp.float32)
     image = square[:, None] * square[None, :]
     images = jnp.tile(image[None, ..., None], (64, 1, 1, 1))
-    moved = jax.jit(judge.moved)(jax.random.key(1), images)[..., 0]
+    moved = jax.jit(judge.augment)(jax.random.key(1), images)[..., 0]
     mass = moved.sum((1, 2))
     centre = jnp.stack([(moved.sum(2) @ rows) / mass, (moved.sum(1) @ rows) / mass], 1)
     off = np.asarray(centre) - 13.5

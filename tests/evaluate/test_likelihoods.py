@@ -91,7 +91,7 @@ def test_fitting_a_dequantiser_lowers_its_bound():
     run = jax.jit(
         lambda steps_key, key: [
             (lambda q: bits(key, q[0]) + q[1] / np.log(2))(
-                dequantiser.fitted(steps_key, x, bits, steps)(key, x)
+                dequantiser.fit(steps_key, x, bits, steps)(key, x)
             ).mean()
             for steps in (0, 200)
         ]
@@ -130,7 +130,7 @@ def test_wrong_settings_are_sentences(spec, words):
 
 def test_points_take_no_dequantisation_and_large_images_no_exact_trace():
     data, x0, _ = _images(2)
-    with pytest.raises(ValueError, match="leave both away"):
+    with pytest.raises(ValueError, match="omit both"):
         _measure("flow('uniform')", data, x0.reshape(2, 2), discrete=False)
     with pytest.raises(ValueError, match="at most 4096"):
         _measure("flow(probes=0)", data, jnp.zeros((1, 65, 64, 1)), discrete=True)

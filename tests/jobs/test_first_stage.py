@@ -103,7 +103,7 @@ def test_latents_are_those_of_the_codec_at_unit_scale(run, root):
     assert abs(everything.mean()) < 0.1 and abs(everything.std() - 1) < 0.1
     frozen = {"autoencoder": params}
     drawn = jax.jit(codec.encode)(frozen, pixels, jax.random.key(0))
-    again = jax.jit(codec.decode)(frozen, drawn)
+    again = jax.jit(codec.decode)(frozen, drawn, jax.random.key(1))
     assert again.shape == pixels.shape
 
 
@@ -120,12 +120,13 @@ def test_the_next_stage_takes_codec_and_parameters(run, root):
     codec, frozen = first_stage(config)
     assert code_shape(config) == (8, 8, 2)
     x = jax.random.normal(jax.random.key(0), (2, *code_shape(config)))
-    pixels = jax.jit(codec.decode)(frozen(), x)
+    pixels = jax.jit(codec.decode)(frozen(), x, jax.random.key(1))
     assert pixels.shape == (2, 16, 16, 3)
     config.data.name = "latents/each"
     latent = first_stage(config).codec
     assert latent.encode({}, x, jax.random.key(0)) is x
-    np.testing.assert_allclose(jax.jit(latent.decode)(frozen(), x), pixels, atol=1e-5)
+    again = jax.jit(latent.decode)(frozen(), x, jax.random.key(2))
+    np.testing.assert_allclose(again, pixels, atol=1e-5)
     config.data.name = "latents/single"  # of one scale for all channels
     with pytest.raises(ValueError, match="encode it again"):
         first_stage(config)

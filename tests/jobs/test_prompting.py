@@ -36,12 +36,12 @@ def test_the_sampler_for_a_mesh_that_is_not_here(folder):
     """Its shapes are those of the job, split over the batch, and it traces to whole images."""
     config = config_of(folder, batch_size=4, negative_prompt="a dog")
     made = planning.job(config, "sample", AbstractMesh((4, 1, 1, 1), sharding.AXES))
-    weights, _, rows, avoid, _, start = made.arguments
-    assert start["noise"].sharding.shard_shape(start["noise"].shape) == (1, 4, 4, 4)
-    assert rows["ids_0"].shape == avoid["ids_0"].shape == (4, 1, 77)
+    weights, _, inputs = made.arguments
+    assert inputs.noise.sharding.shard_shape(inputs.noise.shape) == (1, 4, 4, 4)
+    assert inputs.rows["ids_0"].shape == inputs.negative["ids_0"].shape == (4, 1, 77)
     assert weights.params["net"]["conv_in"]["kernel"].shape == (3, 3, 4, 32)
     images = made.jitted.eval_shape(*made.arguments)
-    assert images.shape == (4, 32, 32, 3) and images.dtype == np.uint8
+    assert images.shape == (4, 32, 32, 3) and images.dtype == np.float32
     with pytest.raises(ValueError, match="compile it by --mode=sample"):
         planning.job(config, "train", AbstractMesh((4, 1, 1, 1), sharding.AXES))
 
@@ -65,7 +65,9 @@ def drawn(folder, tmp_path_factory):
 def test_each_image_is_a_file_that_holds_its_settings(drawn):
     images, samples = drawn
     names = sorted(path.name for path in samples.iterdir())
-    assert names == ["000007-a-red-1-3-cat.png", "000008-a-red-1-3-cat.png", "all.png"]
+    assert names == [
+        "000007-a-red-1-3-cat.png", "000008-a-red-1-3-cat.png", "all.npz", "all.png",
+    ]  # fmt: skip
     for image, name in zip(images, names, strict=False):
         with Image.open(samples / name) as file:
             assert np.array_equal(np.asarray(file), image)
@@ -84,12 +86,13 @@ def test_an_image_is_its_seed_whatever_is_drawn_beside_it(drawn, folder, tmp_pat
 
 
 def test_prompts_and_what_is_not_wanted_matter(drawn, folder, tmp_path):
-    images, _ = drawn
+    images, samples = drawn
+    picture = samples / "000008-a-red-1-3-cat.png"
     changes = {
         "a weight": {"prompt": "a (red:0.3) cat"},
         "a negative prompt": {"negative_prompt": "blue dog"},
         "a second chunk": {"prompt": "a (red:1.3) cat " + "the red house " * 40},
-        "a picture": {"image": str(drawn[1] / "000008-a-red-1-3-cat.png"), "strength": 0.4},
+        "a picture": {"edits": (f"image_to_image({str(picture)!r}, 0.4)",)},
     }
     for what, change in changes.items():
         other = jobs.sample(config_of(folder, seed=7, **change), tmp_path).images
@@ -125,12 +128,15 @@ def test_more_devices_draw_the_same(drawn, folder, tmp_path, mesh):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"checkpoint": ""}, "config.checkpoint is empty"),
+        ({"checkpoint": ""}, "it holds no run: config.json is missing"),
         ({"checkpoint": "nowhere"}, "no checkpoint at nowhere"),
         ({"prompt": ""}, "config.prompt is empty"),
-        ({"n": 0}, "config.n = 0 must be at least 1"),
+        ({"n": -1}, "config.n = -1 must be at least 1"),
         ({"image_size": (33, 32)}, "multiples of 16"),
-        ({"image": "nothing.png"}, "cannot be read as a picture"),
+        ({"edits": ("image_to_image('nothing.png')",)}, "cannot be read as a picture"),
+        ({"edits": ("paint()",)}, "unknown name 'paint'"),
+        ({"labels": (3,)}, "conditioned on prompts, not on labels"),
+        ({"seed": -3}, "config.seed = -3 must be at least 0"),
         ({"dtype": "float12"}, "known are float32, bfloat16, float16"),
         ({"sampler.end": "soon"}, "known are clean, first"),
         ({"sampler.solver": "dimm()"}, "unknown name 'dimm'"),

@@ -120,7 +120,7 @@ def test_a_student_is_told_where_its_jump_ends(teacher, tmp_path):
 def test_the_other_methods_of_more_numbers_have_a_step(name, teacher):
     config = distillation.with_teacher(student_of(name, teacher))
     experiment, settings = distillation.experiment(config), training.training(config)
-    assert distillation.method(config).scalars
+    assert distillation.read_method(config).scalars
     batch = {"image": jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)}
     for key, one in experiment.conditioning.example.items():
         batch[key] = jax.ShapeDtypeStruct((4, *one.shape[1:]), one.dtype)

@@ -63,7 +63,7 @@ def test_cuda_is_lowered_without_a_gpu():
 def test_a_mistake_ends_it_with_one_sentence():
     done = script("--topology=v5e-16")
     assert done.returncode == 2
-    said = "--topology=v5e-16 is none; write a chip, of v4, v5e, v5p, v6e, and the sides"
+    said = "--topology=v5e-16 is unknown; write a chip, of v4, v5e, v5p, v6e, and the sides"
     assert said in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -1,4 +1,4 @@
-"""The first stage's recipe: two players in one step, each with a gradient of its own."""
+"""The first stage's recipe: autoencoder and discriminator in one step, with their own gradients."""
 
 from typing import NamedTuple
 
@@ -74,7 +74,7 @@ def reconstruct(own):
 
 
 @pytest.mark.parametrize("game", recipe.GAMES)
-def test_each_player_has_the_gradient_of_its_own_loss_alone(game):
+def test_each_network_has_the_gradient_of_its_own_loss_alone(game):
     player = adversary(game)
     made = made_of(player)
     params = made.init(jax.random.key(3), {"image": X})
@@ -109,7 +109,7 @@ def test_before_the_start_the_discriminator_changes_nothing_and_stays():
     assert not np.allclose(after["autoencoder"]["in"], wanted["autoencoder"]["in"])
 
 
-def test_the_games_are_won_by_who_should():
+def test_adversarial_losses_have_the_right_sign():
     good, bad = jnp.full(4, 3.0), jnp.full(4, -3.0)
     for game in recipe.GAMES.values():
         assert game.discriminator(good, bad) < 0.2 < game.discriminator(bad, good)
@@ -121,7 +121,7 @@ def test_the_adaptive_weight_is_clipped():
     assert recipe.adaptive_weight(jnp.zeros(3), jnp.ones(3)) == 0
 
 
-def test_the_feature_distance_compares_directions_weighed_by_heads():
+def test_the_feature_distance_compares_directions_weighted_by_heads():
     a = [jnp.array([3.0, 0.0]).reshape(1, 1, 1, 2), jnp.ones((1, 2, 2, 1))]
     b = [jnp.array([0.0, 2.0]).reshape(1, 1, 1, 2), jnp.ones((1, 2, 2, 1)) * 7]
     np.testing.assert_allclose(recipe.feature_distance(a, b), [2.0], rtol=1e-6)
@@ -150,14 +150,14 @@ def test_the_perceptual_loss_moves_the_autoencoder_and_not_its_network():
     assert set(report.metrics) == {"pixel", "perceptual", "kl_nats", "code_std"}
 
 
-def test_the_kl_is_weighed_per_value_of_the_image():
+def test_the_kl_is_weighted_per_value_of_the_image():
     code = Posterior(jnp.full((2, 3, 3, 2), 2.0), jnp.zeros((2, 3, 3, 2)))
     held = kl(0.5).apply({}, code, 36, (), jax.random.key(0))
     np.testing.assert_allclose(held.loss, 0.5 * (18 * 2.0) / 36, rtol=1e-6)
     assert float(jnp.abs(held.z - 2).mean()) > 0.3  # drawn
 
 
-def test_the_codebook_goes_to_the_codes_and_these_commit():
+def test_the_codebook_moves_to_encoder_outputs_and_these_commit():
     book = jax.random.normal(jax.random.key(0), (5, 2))
     before = jax.random.normal(jax.random.key(1), (2, 4, 4, 2))
     hold = vq(5, 2, beta=0.25, revive=0.0)
@@ -175,7 +175,7 @@ def test_the_codebook_goes_to_the_codes_and_these_commit():
 
 
 @pytest.mark.parametrize("revive", [0.0, 1.0])
-def test_dead_entries_come_back_when_drawn_to_the_codes(revive):
+def test_dead_entries_revive_when_pulled_to_encoder_outputs(revive):
     means = jnp.array([[2.0, 2.0], [-2.0, 2.0], [2.0, -2.0], [-2.0, -2.0]])
     before = means.reshape(1, 2, 2, 2) + 0.1 * jax.random.normal(jax.random.key(0), (4, 2, 2, 2))
     hold, tx = vq(8, 2, revive=revive, decay=0.9), optax.adam(0.05)

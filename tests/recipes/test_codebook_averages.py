@@ -34,9 +34,9 @@ def trained(hold, book, steps):
 
 
 def _draw(i):
-    of_which, of_noise = jax.random.split(jax.random.fold_in(jax.random.key(1), i))
-    which = jax.random.choice(of_which, 4, (64, 2, 2), p=jnp.asarray(SHARES))
-    noise = SPREAD * jax.random.normal(of_noise, (64, 2, 2, 2))
+    which_key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(1), i))
+    which = jax.random.choice(which_key, 4, (64, 2, 2), p=jnp.asarray(SHARES))
+    noise = SPREAD * jax.random.normal(noise_key, (64, 2, 2, 2))
     return jnp.asarray(MEANS, jnp.float32)[which] + noise
 
 

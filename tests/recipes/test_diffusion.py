@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax.core import network_io, process, proposals, schedules, targets, weighting
-from diffusion_jax.core.types import Codec, Context, Model
+from diffusion_jax.core.types import Context, Model
+from diffusion_jax.models.autoencoders.codec import IDENTITY
 from diffusion_jax.recipes import diffusion as recipe
 
 B, D = 4096, 3
@@ -19,7 +20,7 @@ def model_of(net, schedule=None, target=None):
         target=target or targets.eps(),
         scale_in=network_io.unit(),
         time_in=network_io.log_snr(),
-        codec=Codec(lambda frozen, x, key: x, lambda frozen, x: x),
+        codec=IDENTITY,
         condition=lambda frozen, batch: {"label": batch["label"]},
         null=lambda frozen, cond: {"label": jnp.full_like(cond["label"], -1)},
     )
@@ -37,7 +38,7 @@ def loss_of(model, terms=None, proposal=None, dropout=0.0, params=None, labels=N
     return made.loss({"net": {}, "terms": own}, context, batch, jax.random.key(2))
 
 
-def test_a_silent_network_leaves_the_variance_of_the_noise():
+def test_a_zero_output_leaves_the_variance_of_the_noise():
     silent = lambda params, x, time, cond, key=None: jnp.zeros_like(x)
     loss, _ = loss_of(model_of(silent))
     assert abs(float(loss) - 1) < 4 * np.sqrt(2 / (B * D))

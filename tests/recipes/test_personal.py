@@ -65,7 +65,7 @@ def test_textual_inversion_moves_the_new_word_alone():
 
 
 @pytest.mark.parametrize("kind", ["whole", "lora"])
-def test_dreambooth_weighs_both_kinds(kind):
+def test_dreambooth_weights_both_losses(kind):
     prior = {"prior_image": -np.ones((3, 3), np.float32), "prior_ids": np.array([[1, 2]] * 3)}
     batch = {**ROWS, **prior}
     inner = WHOLE if kind == "whole" else lora.adapted(WHOLE, 2, "kernel$")

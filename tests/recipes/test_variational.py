@@ -21,8 +21,9 @@ from diffusion_jax.core import (
     targets,
 )
 from diffusion_jax.core.process import Process, vp
-from diffusion_jax.core.types import Codec, Context, Model
+from diffusion_jax.core.types import Context, Model
 from diffusion_jax.jobs.requests import settings_of
+from diffusion_jax.models.autoencoders.codec import IDENTITY
 from diffusion_jax.recipes.variational import variational
 
 B, D, LOW, HIGH = 8192, 2, -10.0, 8.0
@@ -38,7 +39,7 @@ def _loss(net):
         target=targets.eps(),
         scale_in=network_io.unit(),
         time_in=network_io.log_snr(),
-        codec=Codec(lambda frozen, x, key: x, lambda frozen, x: x),
+        codec=IDENTITY,
         condition=lambda frozen, batch: {},
         null=lambda frozen, cond: {},
     )

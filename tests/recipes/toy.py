@@ -11,9 +11,10 @@ from diffusion_jax.core import ema as averages
 from diffusion_jax.core import flow_maps, network_io, oracles, process, sampling, schedules, targets
 from diffusion_jax.core.process import Process
 from diffusion_jax.core.solvers import SOLVERS
-from diffusion_jax.core.types import Codec, Context, Model
+from diffusion_jax.core.types import Context, Model
 from diffusion_jax.evaluate.distances import sliced_wasserstein
 from diffusion_jax.models.adapter import net_from_module
+from diffusion_jax.models.autoencoders.codec import IDENTITY
 from diffusion_jax.models.mlp import MLP
 from diffusion_jax.train import optimizer
 from diffusion_jax.train.state import new_state
@@ -21,21 +22,21 @@ from diffusion_jax.train.step import make_step
 
 
 def model_of(net, process, target, time_in=None, scale_in=None, labels=False):
-    """A Model of points, whose condition is their label if asked."""
+    """A Model of points, conditioned on their label if asked."""
     return Model(
         net=net,
         process=process,
         target=target,
         scale_in=scale_in or (lambda level: jnp.ones_like(level.alpha)),
         time_in=time_in or (lambda level: level.log_snr),
-        codec=Codec(lambda frozen, x, key: x, lambda frozen, x: x),
+        codec=IDENTITY,
         condition=lambda frozen, batch: {"label": batch["label"]} if labels else {},
         null=lambda frozen, cond: jax.tree.map(lambda leaf: jnp.full_like(leaf, 99), cond),
     )
 
 
 def oracle_net(process, target, truth, bump=lambda x: jnp.cos(2 * x)):
-    """(params, ...) -> what ``truth`` (x, level, cond) says, and params["net"] away from it.
+    """(params, ...) -> the output for ``truth`` (x, level, cond), and params["net"] away from it.
 
     In float64, the level by its λ, which must be the model's ``time_in``.
     """
@@ -73,7 +74,7 @@ def gaussian_teacher(frozen, cond):
 
 
 def two_time_truth(process):
-    """(x, now, cond) -> the Gaussian's exact jump to the end that cond tells, by its λ."""
+    """(x, now, cond) -> the Gaussian's exact jump to the end in cond, given by its λ."""
 
     def truth(x, now, cond):
         return oracles.average(gaussian(), x, now, process.at_log_snr(cond[flow_maps.END]))
@@ -111,7 +112,7 @@ def v_model(net, process):
 
 
 def flow_model(net):
-    """Flow matching of points, told t and, by jumps, where to go."""
+    """Flow matching of points, conditioned on t and, for jumps, on the end."""
     return model_of(net, rectified(), targets.flow(), network_io.continuous(10.0))
 
 
@@ -157,7 +158,7 @@ _EMA = averages.warmup(0.98)
 
 
 def train(recipe, steps, frozen=None, ema=_EMA, start_from=None, rate=2e-3, batch=128, groups=()):
-    """Parameters' average after so many steps; start_from gives {"net": ...} to begin with."""
+    """Averaged parameters after so many steps; start_from gives the initial {"net": ...}."""
     state = start(recipe, ema, rate, groups)
     if start_from is not None:
         params = {**state.params, **start_from}
@@ -198,9 +199,9 @@ def draw(denoise, solver, levels, n=4096):
 
     @jax.jit
     def run(key):
-        of_x, of_solver = jax.random.split(key)
-        x = sampling.prior(of_x, (n, 2), levels)
-        return sampling.sample(of_solver, solver, denoise, x, levels)
+        x_key, solver_key = jax.random.split(key)
+        x = sampling.prior(x_key, (n, 2), levels)
+        return sampling.sample(solver_key, solver, denoise, x, levels)
 
     return run(jax.random.key(9))
 

@@ -162,5 +162,7 @@ def test_a_group_sees_the_rate_of_the_runs_own_step():
 
 
 def test_a_turn_in_less_than_one_step_is_refused():
-    with pytest.raises(ValueError, match=r"\('net', 1\.0, 0\) moves in the last of so many steps"):
+    with pytest.raises(
+        ValueError, match=r"\('net', 1\.0, 0\) is updated in the last of so many steps"
+    ):
         o.grouped(lambda factor, every: optax.sgd(factor), (("net", 1.0, 0),))

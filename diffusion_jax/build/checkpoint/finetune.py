@@ -15,7 +15,7 @@ from diffusion_jax.build.checkpoint import own, training_data, tuning
 from diffusion_jax.build.checkpoint.text_to_image import text_to_image
 from diffusion_jax.build.checkpoint.tuning import Files, Plan
 from diffusion_jax.build.few_step import distillation
-from diffusion_jax.build.few_step.method import Pair
+from diffusion_jax.build.few_step.method import Setup
 from diffusion_jax.build.releases import write_release
 from diffusion_jax.build.runs import Run
 from diffusion_jax.convert.checkpoint_folder import write_checkpoint
@@ -157,7 +157,7 @@ def _distilled(config: Config, base: Base, plan: Plan) -> Recipe:
         ValueError: for a method that needs more than the one network, or a tuning that keeps no
             weights as they were.
     """
-    method, generator = distillation.method(config), base.experiment.generator
+    method, generator = distillation.read_method(config), base.experiment.generator
     if method.scalars or method.groups:
         lacks = (
             f"conditions its network on {method.scalars}"
@@ -173,11 +173,11 @@ def _distilled(config: Config, base: Base, plan: Plan) -> Recipe:
             f"config.distill = {config.distill!r} learns from the checkpoint's own weights, which "
             f"config.tuning = {config.tuning!r} changes; take 'lora(rank=64)'"
         )
-    pair = Pair(
+    setup = Setup(
         generator.model, generator.model, _no_init, config.loss.condition_dropout,
         generator.networks[0], generator.net, dict, pixels=False, classes=0,
     )  # fmt: skip
-    recipe = method.recipe(pair)
+    recipe = method.recipe(setup)
 
     def loss(params: Params, context: Context, batch: dict[str, Any], key: jax.Array):
         frozen = {**context.frozen, **method.frozen(), "teacher": context.frozen["base"]}

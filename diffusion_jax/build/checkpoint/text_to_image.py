@@ -163,7 +163,7 @@ def text_to_image(
             multiple=factor * 2 ** (len(unet.module.channel_mults) - 1),
         ),
         net=unet.module.clone(dtype=jnp.dtype(dtype)),
-        sampling=_sampling(checkpoint.scheduler),
+        sampling=sampling_settings(checkpoint.scheduler),
         reads_text=True,
         networks=("text_unet", "clip_text", "autoencoder"),
         origin=checkpoint,
@@ -194,11 +194,11 @@ def _model(
     )
     if unet.module.guidance_features:
         reads = students.bounded(boundary_of(checkpoint.scheduler))
-        model = model._replace(student=students.told(reads))
+        model = model._replace(student=students.with_scale(reads))
     return model
 
 
-def _sampling(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+def sampling_settings(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     """The author's sampler in the fields of ``config.sampler``."""
     own = sampling_of(scheduler)
     return {

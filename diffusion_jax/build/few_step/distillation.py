@@ -1,9 +1,9 @@
 """From a teacher's run to a student, by ``config.distill``.
 
-The student has its teacher's data, process and network, which is told more numbers where the method
-says so, and starts from its teacher's parameters, or those of another of its students
-(``config.student``).  A run's config is whole (``with_teacher``), so that the student is sampled
-and evaluated without its teacher.
+The student has its teacher's data, process and network, with further scalar conditions where the
+method needs them, and starts from its teacher's parameters, or from those of another student
+(``config.student``).  A student's config is complete (``with_teacher``), so that it is sampled and
+evaluated without its teacher.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 from ml_collections import ConfigDict
 
 from diffusion_jax.build import experiment as experiments
-from diffusion_jax.build.few_step.method import Method, Pair
+from diffusion_jax.build.few_step.method import Method, Setup
 from diffusion_jax.build.few_step.methods import METHODS
 from diffusion_jax.build.weights import averaged, settings
 from diffusion_jax.core.types import Params
@@ -22,17 +22,17 @@ from diffusion_jax.spec import Config
 from diffusion_jax.spec import build as build_from
 from diffusion_jax.train.workdir import NEUTRAL, differences, flat, read_config
 
-# What is the teacher's; a student's config has the rest.
+# Sections of the teacher's config that a student inherits.
 INHERITED = ("data", "text", "process", "model", "loss")
 
 
 def with_teacher(config: Config) -> Config:
-    """A config of ``configs/distill/*.py`` with all that it takes over from ``config.teacher``.
+    """A config of ``configs/distill/*.py``, completed from the config of ``config.teacher``.
 
     A config without that field is left as it is.
 
     Raises:
-        ValueError: if that is no folder of a diffusion model's run.
+        ValueError: if ``config.teacher`` is not the folder of a diffusion model's run.
     """
     if "teacher" not in config:
         return config
@@ -40,85 +40,92 @@ def with_teacher(config: Config) -> Config:
         raise ValueError(
             "config.teacher is empty; name the folder of a trained run: --config.teacher=runs/mnist"
         )
-    held: Config = ConfigDict(settings(config.teacher))
-    name = held.get("model", {}).get("name")
-    if "process" not in held or name in experiments.EXPERIMENTS:
+    teacher_config: Config = ConfigDict(settings(config.teacher))
+    name = teacher_config.get("model", {}).get("name")
+    if "process" not in teacher_config or name in experiments.EXPERIMENTS:
         raise ValueError(
-            f"config.teacher = {config.teacher!r} holds no diffusion model (it is of model.name = "
-            f"{name!r}); name a run such as configs/mnist.py makes"
+            f"config.teacher = {config.teacher!r} holds no diffusion model (its model.name is "
+            f"{name!r}); name a run such as that of configs/mnist.py"
         )
-    if held.model[name].get("scalars"):
+    if teacher_config.model[name].get("scalars"):
         raise ValueError(
-            f"config.teacher = {config.teacher!r} was distilled by {held.distill!r}, and is told "
-            f"{tuple(held.model[name].scalars)}; name a run that is told levels alone"
+            f"config.teacher = {config.teacher!r} was distilled by {teacher_config.distill!r} "
+            f"and is conditioned on {tuple(teacher_config.model[name].scalars)}; name a run "
+            "that is conditioned on noise levels alone"
         )
-    whole: Config = experiments.defaults().unlock()
+    student_config: Config = experiments.defaults().unlock()
     for section in INHERITED:
-        if section in held:
-            whole[section] = held[section]
-    # A release names pictures; training reads their codes.
-    if whole.model.get("autoencoder", "") and not whole.data.name.startswith(LATENTS):
-        whole.data.name = LATENTS + whole.data.name
+        if section in teacher_config:
+            student_config[section] = teacher_config[section]
+    # A release names the data set of pictures; training reads their latents.
+    if student_config.model.get("autoencoder", "") and not student_config.data.name.startswith(
+        LATENTS
+    ):
+        student_config.data.name = LATENTS + student_config.data.name
     for field in config:
-        whole[field] = config[field]
+        student_config[field] = config[field]
     if not config.sampler.prompts:
-        prompts = held.get("sampler", {}).get("prompts", ())
-        whole.sampler = ConfigDict({**config.sampler, "prompts": prompts})
-    how = method(config)
-    if how.scalars:
-        whole.model[name].scalars = how.scalars
-    if how.groups:
+        prompts = teacher_config.get("sampler", {}).get("prompts", ())
+        student_config.sampler = ConfigDict({**config.sampler, "prompts": prompts})
+    method = read_method(config)
+    if method.scalars:
+        student_config.model[name].scalars = method.scalars
+    if method.groups:
         if config.optimizer.groups:
             raise ValueError(
-                f"config.optimizer.groups = {config.optimizer.groups} is of what config.distill = "
-                f"{config.distill!r} says; leave it empty and give that its ratio and factors"
+                f"config.optimizer.groups = {config.optimizer.groups} is set by config.distill = "
+                f"{config.distill!r}; leave it empty and give that its ratio and factors"
             )
-        whole.optimizer = ConfigDict({**config.optimizer, "groups": how.groups})
-    return whole.lock()
+        student_config.optimizer = ConfigDict({**config.optimizer, "groups": method.groups})
+    return student_config.lock()
 
 
 def experiment(config: Config) -> experiments.Experiment:
-    """A student, of a config that ``with_teacher`` made."""
-    how, plain = method(config), experiments.diffusion_experiment(config)
-    teacher = plain.model
-    if how.scalars:
-        theirs = config.copy_and_resolve_references().unlock()
-        del theirs.model[config.model.name].scalars
-        teacher = experiments.diffusion_experiment(theirs).model
-    student = plain.model._replace(student=how.reads)
-    pair = Pair(
+    """A student's experiment; ``config`` as completed by ``with_teacher``."""
+    method, diffusion = read_method(config), experiments.diffusion_experiment(config)
+    teacher = diffusion.model
+    if method.scalars:
+        teacher_config = config.copy_and_resolve_references().unlock()
+        del teacher_config.model[config.model.name].scalars
+        teacher = experiments.diffusion_experiment(teacher_config).model
+    student = diffusion.model._replace(student=method.student)
+    setup = Setup(
         student, teacher, experiments.initialiser(config), config.loss.condition_dropout,
-        config.model.name, experiments.network(config, plain.shape[-1]), plain.frozen,
-        len(plain.shape) == 3 and not config.model.get("autoencoder", ""),
+        config.model.name, experiments.network(config, diffusion.shape[-1]), diffusion.frozen,
+        len(diffusion.shape) == 3 and not config.model.get("autoencoder", ""),
         config.data.num_classes,
     )  # fmt: skip
 
     def taught() -> Params:
-        return {"teacher": _params(config.teacher), **how.frozen()}
+        return {"teacher": _params(config.teacher), **method.frozen()}
 
-    return plain._replace(
-        generator=plain.generator._replace(model=student),
-        recipe=how.recipe(pair),
+    return diffusion._replace(
+        generator=diffusion.generator._replace(model=student),
+        recipe=method.recipe(setup),
         taught=taught,
-        start=lambda: _start(config, how),
+        start=lambda: _start(config, method),
     )
 
 
-def _start(config: Config, how: Method) -> Params:
-    """The teacher's parameters for each network; those of ``config.student`` for what is trained.
+def _start(config: Config, method: Method) -> Params:
+    """Parameters to start from: the teacher's, or ``config.student``'s for the student's network.
 
     Raises:
-        ValueError: if that is no run of the same network.
+        ValueError: if ``config.student`` is not a run of the same network.
     """
-    start = dict.fromkeys(how.copies, _params(config.teacher)["net"])
+    start = dict.fromkeys(method.copies, _params(config.teacher)["net"])
     if not config.get("student"):
         return start
-    held, mine = settings(config.student), json.loads(config.to_json())
-    if not held.get("model", {}).get(config.model.name, {}).get("scalars"):
-        mine["model"][config.model.name].pop("scalars", None)  # which are learned anew
+    student_config, this_config = settings(config.student), json.loads(config.to_json())
+    if not student_config.get("model", {}).get(config.model.name, {}).get("scalars"):
+        this_config["model"][config.model.name].pop("scalars", None)  # their embeddings start anew
     of = lambda whole: {name: whole.get(name, {}) for name in ("process", "model")}
-    if differing := [name for name in differences(of(held), of(mine)) if name not in NEUTRAL]:
-        theirs, ours = (flat(of(whole)).get(differing[0]) for whole in (held, mine))
+    if differing := [
+        name for name in differences(of(student_config), of(this_config)) if name not in NEUTRAL
+    ]:
+        theirs, ours = (
+            flat(of(whole)).get(differing[0]) for whole in (student_config, this_config)
+        )
         raise ValueError(
             f"config.student = {config.student!r} has another network than config.teacher = "
             f"{config.teacher!r}: {differing[0]} is {theirs!r} there and {ours!r} here; name a run "
@@ -127,11 +134,11 @@ def _start(config: Config, how: Method) -> Params:
     return {**start, "net": _params(config.student)["net"]}
 
 
-def method(config: Config) -> Method:
-    """What ``config.distill`` names.
+def read_method(config: Config) -> Method:
+    """The method that ``config.distill`` names.
 
     Raises:
-        ValueError: for a name or an argument that is none; the sentence names the field.
+        ValueError: for an unknown name or argument; the message names the field.
     """
     try:
         return build_from(METHODS, config.distill, "distill", total=config.train.steps)

@@ -1,4 +1,4 @@
-"""What a distillation method is, and what all of them share."""
+"""A distillation method, and the helpers that all methods share."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from diffusion_jax.core.bounds import Shown, as_is, inside
+from diffusion_jax.core.bounds import Clip, clip_to, no_clip
 from diffusion_jax.core.losses import DISTANCES, Distance
 from diffusion_jax.core.types import Model, Params, Recipe
 from diffusion_jax.recipes.few_step import students, teachers
 
 
-class Pair(NamedTuple):
-    """What a recipe is made of.
+class Setup(NamedTuple):
+    """What a method builds its recipe from.
 
     Attributes:
-        student, teacher: what their parameters mean.
-        init: (key, x, cond) -> the student's network's parameters.
-        dropout: share of examples whose condition is emptied.
-        name, network: what ``config.model.name`` says, and the module that it names.
-        frozen: () -> the parameters that codec and condition read.
-        pixels: whether x0 is of pixels in [-1, 1], and no code or point.
-        classes: of the data's labels; 0 for none.
+        student, teacher: the models of both.
+        init: (key, x, cond) -> parameters of the student's network.
+        dropout: share of examples that get the null condition.
+        name, network: ``config.model.name``, and the Flax module that it names.
+        frozen: () -> the frozen parameters of codec and condition.
+        pixels: whether x0 is pixels in [-1, 1], not latents or points.
+        classes: number of the data's classes; 0 for none.
     """
 
     student: Model
@@ -38,56 +38,58 @@ class Pair(NamedTuple):
 
 
 class Method(NamedTuple):
-    """One way to distill.
+    """One way to distil.
 
     Attributes:
         recipe: how a student is trained.
-        reads: how it is sampled.
-        scalars: what its network is told beside level and condition.
-        frozen: () -> what the loss reads beside the teacher.
-        groups: of ``train.optimizer.grouped``, of several players; () for one.
-        copies: keys of params that start as the teacher's network.
+        student: how it is sampled.
+        scalars: names of scalars that its network is conditioned on, beside level and condition.
+        frozen: () -> frozen parameters of the loss, beside the teacher's.
+        groups: those of ``train.optimizer.grouped`` for several networks; () for one.
+        copies: keys of params that start as copies of the teacher's network.
     """
 
-    recipe: Callable[[Pair], Recipe]
-    reads: students.Reading
+    recipe: Callable[[Setup], Recipe]
+    student: students.Student
     scalars: tuple[str, ...] = ()
     frozen: Callable[[], Params] = dict
     groups: tuple[tuple[str, float, int], ...] = ()
     copies: tuple[str, ...] = ("net",)
 
 
-def teacher_of(pair: Pair, scale: float) -> teachers.Teacher:
-    """Under classifier-free guidance, unless the scale is 1."""
+def make_teacher(setup: Setup, scale: float) -> teachers.Teacher:
+    """The teacher, under classifier-free guidance unless the scale is 1."""
     if scale == 1:
-        return teachers.plain(pair.teacher)
-    return teachers.guided(pair.teacher, scale=jnp.float32(scale))
+        return teachers.unguided(setup.teacher)
+    return teachers.guided(setup.teacher, scale=jnp.float32(scale))
 
 
-def leader(pair: Pair, name: str, follow: str, scale: float) -> teachers.Teacher | None:
-    """The guided teacher whose flow a method follows; None where it follows the data it draws."""
+def teacher_to_follow(
+    setup: Setup, name: str, follow: str, scale: float
+) -> teachers.Teacher | None:
+    """The guided teacher whose velocity a method learns; None for the velocity of the data."""
     if follow == "teacher":
-        return teacher_of(pair, scale)
+        return make_teacher(setup, scale)
     if follow != "data":
         raise ValueError(f"config.distill: {name}(follow={follow!r}); known are data, teacher")
     return None
 
 
-def shown_of(pair: Pair) -> Shown:
-    """How a student's x0 is seen in its loss: pixels in their range, all else as it is."""
-    return inside() if pair.pixels else as_is
+def loss_clip(setup: Setup) -> Clip:
+    """Clipping of a student's x0 in its loss: pixels to their range, other data not at all."""
+    return clip_to() if setup.pixels else no_clip
 
 
-def followed(name: str, solver: str) -> None:
-    """Refuse a method's ``solver`` that is not in ``FOLLOWED``."""
-    if solver not in FOLLOWED:
+def check_solver(name: str, solver: str) -> None:
+    """Raise ValueError for a ``solver`` that is not one of ``TEACHER_SOLVERS``."""
+    if solver not in TEACHER_SOLVERS:
         raise ValueError(
-            f"config.distill: {name}(solver={solver!r}); known are {', '.join(FOLLOWED)}"
+            f"config.distill: {name}(solver={solver!r}); known are {', '.join(TEACHER_SOLVERS)}"
         )
 
 
-def distance_of(name: str) -> Distance | None:
-    """One of ``DISTANCES``; None, which is the method's own, for ""; or a refusal."""
+def make_distance(name: str) -> Distance | None:
+    """The one of ``DISTANCES`` of this name; None, the method's default, for ""."""
     if not name:
         return None
     if name not in DISTANCES:
@@ -97,12 +99,12 @@ def distance_of(name: str) -> Distance | None:
     return DISTANCES[name]()
 
 
-def at_least_1(name: str, **given: int) -> None:
-    """Refuse a method's arguments that are below 1."""
+def check_at_least_1(name: str, **given: int) -> None:
+    """Raise ValueError for arguments of a method that are below 1."""
     for field, value in given.items():
         if value < 1:
             raise ValueError(f"config.distill: {name}({field}={value}) must be 1 or more")
 
 
-# Solvers of one step without memory, which a teacher is followed by.
-FOLLOWED = ("ddim", "flow_heun", "heun")
+# Solvers for the teacher's flow: each step needs no history.
+TEACHER_SOLVERS = ("ddim", "flow_heun", "heun")

@@ -1,7 +1,8 @@
-"""Every method of few steps, as a config names it: how a student is trained, and how sampled.
+"""Every few-step method by its name in a config: how a student is trained, and how sampled.
 
-Here are those of one level, f(x, now): x0, or x itself where now is clean.  ``two_levels`` has
-those of two, ``several_networks`` those that train several.  Solvers call all as a ``Jump``.
+This file has those whose network has one level, f(x, now): a denoiser or a consistency function.
+``two_levels`` has those of two, ``several_networks`` those that train several networks.  Solvers
+call every student as a ``Jump``.
 """
 
 from __future__ import annotations
@@ -10,70 +11,80 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from diffusion_jax.build.few_step import several_networks as several
-from diffusion_jax.build.few_step import two_levels as jumps
+from diffusion_jax.build.few_step import several_networks, two_levels
 from diffusion_jax.build.few_step.method import (
     Method,
-    Pair,
-    at_least_1,
-    distance_of,
-    followed,
-    shown_of,
-    teacher_of,
+    Setup,
+    check_at_least_1,
+    check_solver,
+    loss_clip,
+    make_distance,
+    make_teacher,
 )
 from diffusion_jax.core import flow_maps, grids, proposals
 from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.core.types import Recipe
-from diffusion_jax.recipes.few_step import consistency as one_function
-from diffusion_jax.recipes.few_step import continuous_consistency as continuous
-from diffusion_jax.recipes.few_step import guidance_distillation as of_guidance
-from diffusion_jax.recipes.few_step import progressive as halving
-from diffusion_jax.recipes.few_step import reflow as straight
-from diffusion_jax.recipes.few_step import students, teachers
-from diffusion_jax.recipes.few_step.latent_consistency import latent_consistency as latent
+from diffusion_jax.recipes.few_step import (
+    consistency,
+    continuous_consistency,
+    guidance_distillation,
+    latent_consistency,
+    progressive,
+    reflow,
+    students,
+    teachers,
+)
 
 
-def _of_one_level(setting: Callable[[Pair], one_function.Setting], distance: str = "") -> Method:
-    own = distance_of(distance)
+def _one_level_method(
+    setting: Callable[[Setup], consistency.Setting], distance: str = ""
+) -> Method:
+    loss_distance = make_distance(distance)
 
-    def recipe(pair: Pair) -> Recipe:
-        made = setting(pair)
-        made = made._replace(distance=own or made.distance)
-        return one_function.consistency(
-            pair.student, pair.init, made, condition_dropout=pair.dropout, shown=shown_of(pair)
+    def recipe(setup: Setup) -> Recipe:
+        chosen = setting(setup)
+        chosen = chosen._replace(distance=loss_distance or chosen.distance)
+        return consistency.consistency(
+            setup.student,
+            setup.init,
+            chosen,
+            condition_dropout=setup.dropout,
+            clip=loss_clip(setup),
         )
 
     return Method(recipe, students.consistency)
 
 
-def consistency_distillation(
+def consistency_distillation_method(
     levels: int = 18, solver: str = "flow_heun", scale: float = 1.0, distance: str = ""
 ) -> Method:
-    """Consistency distillation (``consistency.distillation``) of a teacher under guidance.
+    """Consistency distillation (``consistency.distillation``) of a guided teacher.
 
-    The paper's Heun, in sigma, is for grids of sigma; from pure noise its first step is far off.
+    The paper's Heun solver in sigma needs a grid in sigma; from pure noise its first step is wrong.
     """
-    at_least_1("consistency_distillation", levels=levels)
-    followed("consistency_distillation", solver)
-    made = lambda pair: one_function.distillation(teacher_of(pair, scale), solver, levels)
-    return _of_one_level(made, distance)
+    check_at_least_1("consistency_distillation", levels=levels)
+    check_solver("consistency_distillation", solver)
+    setting = lambda setup: consistency.distillation(make_teacher(setup, scale), solver, levels)
+    return _one_level_method(setting, distance)
 
 
-def consistency_training(total: int, first: int = 2, last: int = 150, distance: str = "") -> Method:
+def consistency_training_method(
+    total: int, first: int = 2, last: int = 150, distance: str = ""
+) -> Method:
     """Consistency training (``consistency.training``)."""
-    return _of_one_level(lambda pair: one_function.training(total, first, last), distance)
+    return _one_level_method(lambda setup: consistency.training(total, first, last), distance)
 
 
-def improved_consistency(
+def improved_consistency_method(
     total: int, first: int = 10, last: int = 1280, mean: float = -1.1, std: float = 2.0,
     distance: str = "",
 ) -> Method:  # fmt: skip
-    """Improved consistency training (``consistency.improved``); no distance is its pseudo-Huber."""
-    made = lambda pair: one_function.improved(total, first, last, None, mean, std)
-    return _of_one_level(made, distance)
+    """Improved consistency training (``consistency.improved``); distance "" is pseudo-Huber."""
+    setting = lambda setup: consistency.improved(total, first, last, None, mean, std)
+    return _one_level_method(setting, distance)
 
 
-def easy(
+def easy_method(
     total: int,
     stages: int = 8,
     q: float = 2.0,
@@ -82,57 +93,57 @@ def easy(
     std: float = 2.0,
     distance: str = "",
 ) -> Method:
-    """Easy consistency tuning (``consistency.easy``), stages of equal length; no distance: norm."""
-    at_least_1("easy", stages=stages)
+    """Easy consistency tuning (``consistency.easy``) in equal stages; distance "" is the norm."""
+    check_at_least_1("easy", stages=stages)
     stage = -(-total // stages)
-    made = lambda pair: one_function.easy(stage, q, k, 1.0, mean, std)
-    return _of_one_level(made, distance)
+    setting = lambda setup: consistency.easy(stage, q, k, 1.0, mean, std)
+    return _one_level_method(setting, distance)
 
 
-def latent_consistency(
+def latent_consistency_method(
     levels: int = 50, low: float = 1.0, high: float = 5.0, distance: str = "", scale: float = 0.0
 ) -> Method:
     """Latent consistency (``recipes.latent_consistency``).
 
     Args:
         levels: steps of the teacher's DDIM.
-        low, high: scales that are drawn, and that the student is told.
-        distance: d, of ``losses.DISTANCES``; none is pseudo-Huber.
-        scale: of all examples instead, which the student is not told (LCM-LoRA); 0 for none.
+        low, high: range of the guidance scales that the student is conditioned on.
+        distance: d, of ``losses.DISTANCES``; "" for pseudo-Huber.
+        scale: one scale for all examples instead, not a condition (LCM-LoRA); 0 for none.
     """
-    at_least_1("latent_consistency", levels=levels)
-    own, boundary = distance_of(distance), flow_maps.latent_consistency()
-    tell = teachers.nothing if scale else teachers.scales(low, high)
-    reads = students.bounded(boundary)
+    check_at_least_1("latent_consistency", levels=levels)
+    loss_distance, boundary = make_distance(distance), flow_maps.latent_consistency()
+    extra_cond = teachers.no_extra_cond if scale else teachers.guidance_scales(low, high)
+    student = students.bounded(boundary)
 
-    def recipe(pair: Pair) -> Recipe:
-        teacher = teacher_of(pair, scale) if scale else teachers.guided(pair.teacher)
-        return latent(
-            pair.student, teacher, pair.init, levels, tell, boundary, own,
-            shown=shown_of(pair),
+    def recipe(setup: Setup) -> Recipe:
+        teacher = make_teacher(setup, scale) if scale else teachers.guided(setup.teacher)
+        return latent_consistency.latent_consistency(
+            setup.student, teacher, setup.init, levels, extra_cond, boundary, loss_distance,
+            clip=loss_clip(setup),
         )  # fmt: skip
 
     if scale:
-        return Method(recipe, reads)
-    return Method(recipe, students.told(reads), (teachers.SCALE,))
+        return Method(recipe, student)
+    return Method(recipe, students.with_scale(student), (teachers.SCALE,))
 
 
-def continuous_distillation(
+def continuous_distillation_method(
     mean: float = -0.8, std: float = 1.6, sigma_data: float = 0.5, warm_up: int = 0,
     scale: float = 1.0, c: float = 0.1, total: int = 0,
 ) -> Method:  # fmt: skip
-    """sCD (``recipes.continuous_consistency``); warm_up = 0 is a fifth of the training."""
-    velocity = lambda pair: continuous.of_teacher(teacher_of(pair, scale))
+    """sCD (``recipes.continuous_consistency``); warm_up = 0 means a fifth of the training."""
+    velocity = lambda setup: continuous_consistency.teacher_velocity(make_teacher(setup, scale))
     return _continuous(velocity, mean, std, sigma_data, warm_up or total // 5, c)
 
 
-def continuous_training(
+def continuous_training_method(
     mean: float = -1.0, std: float = 1.4, sigma_data: float = 0.5, warm_up: int = 0,
     c: float = 0.1, total: int = 0,
 ) -> Method:  # fmt: skip
-    """sCT (``recipes.continuous_consistency``); warm_up = 0 is a fifth of the training."""
-    of_data = lambda pair: continuous.of_data()
-    return _continuous(of_data, mean, std, sigma_data, warm_up or total // 5, c)
+    """sCT (``recipes.continuous_consistency``); warm_up = 0 means a fifth of the training."""
+    velocity = lambda setup: continuous_consistency.data_velocity()
+    return _continuous(velocity, mean, std, sigma_data, warm_up or total // 5, c)
 
 
 def _continuous(
@@ -141,85 +152,91 @@ def _continuous(
     if warm_up < 0 or sigma_data <= 0 or c <= 0:
         raise ValueError(
             f"config.distill: warm_up={warm_up} must be 0 or more steps, sigma_data={sigma_data} a "
-            f"deviation and c={c} a norm above 0"
+            f"standard deviation and c={c} a norm above 0"
         )
 
-    def recipe(pair: Pair) -> Recipe:
-        return continuous.continuous_consistency(
-            pair.student, pair.init, velocity(pair), proposals.log_normal(mean, std), sigma_data,
-            warm_up, c, condition_dropout=pair.dropout,
+    def recipe(setup: Setup) -> Recipe:
+        return continuous_consistency.continuous_consistency(
+            setup.student, setup.init, velocity(setup), proposals.log_normal(mean, std), sigma_data,
+            warm_up, c, condition_dropout=setup.dropout,
         )  # fmt: skip
 
     return Method(recipe, students.consistency)
 
 
-def guidance(low: float = 1.0, high: float = 5.0) -> Method:
-    """Guidance alone (``recipes.guidance_distillation``), told scales from low to high."""
+def guidance_method(low: float = 1.0, high: float = 5.0) -> Method:
+    """Guidance alone (``recipes.guidance_distillation``), for scales from low to high."""
 
-    def recipe(pair: Pair) -> Recipe:
-        teacher, tell = teachers.guided(pair.teacher), teachers.scales(low, high)
-        made = of_guidance.guidance_distillation
-        return made(pair.student, teacher, pair.init, proposals.uniform(), tell=tell)
+    def recipe(setup: Setup) -> Recipe:
+        teacher, extra_cond = teachers.guided(setup.teacher), teachers.guidance_scales(low, high)
+        return guidance_distillation.guidance_distillation(
+            setup.student, teacher, setup.init, proposals.uniform(), extra_cond=extra_cond
+        )
 
     return Method(recipe, students.guided, (teachers.SCALE,))
 
 
-def progressive(steps: int, scale: float = 1.0, distance: str = "") -> Method:
-    """One stage of progressive distillation: ``steps`` of the student for twice as many.
+def progressive_method(steps: int, scale: float = 1.0, distance: str = "") -> Method:
+    """One stage of progressive distillation: a student of ``steps`` for a teacher of twice as many.
 
-    The next stage is a run of its own, whose teacher is this one's student.
+    The next stage is a run of its own, with this stage's student as its teacher.
     """
-    at_least_1("progressive", steps=steps)
-    own = distance_of(distance)
-    recipe = lambda pair: halving.progressive(
-        pair.student, teacher_of(pair, scale), pair.init, condition_dropout=pair.dropout,
-        distance=own,
+    check_at_least_1("progressive", steps=steps)
+    loss_distance = make_distance(distance)
+    recipe = lambda setup: progressive.progressive(
+        setup.student, make_teacher(setup, scale), setup.init, condition_dropout=setup.dropout,
+        distance=loss_distance,
     )  # fmt: skip
-    return Method(recipe, students.plain, frozen=lambda: {halving.STEPS: jnp.int32(steps)})
+    return Method(recipe, students.plain, frozen=lambda: {progressive.STEPS: jnp.int32(steps)})
 
 
-def reflow(
+def reflow_method(
     steps: int = 8, scale: float = 1.0, solver: str = "flow_heun", distance: str = "",
     ends: float = 0.0,
 ) -> Method:  # fmt: skip
-    """Reflow (``recipes.reflow``): pairs by ``steps`` of the teacher, made as they are needed.
+    """Reflow (``recipes.reflow``) on pairs of ``steps`` teacher steps, generated when needed.
 
-    ``ends`` is a of ``proposals.u_shaped``; 0 draws levels evenly.
+    ``ends`` is the argument a of ``proposals.u_shaped``; 0 draws levels uniformly.
     """
-    at_least_1("reflow", steps=steps)
-    followed("reflow", solver)
-    own = distance_of(distance)
-    drawn = proposals.u_shaped(ends) if ends else proposals.uniform()
+    check_at_least_1("reflow", steps=steps)
+    check_solver("reflow", solver)
+    loss_distance = make_distance(distance)
+    proposal = proposals.u_shaped(ends) if ends else proposals.uniform()
 
-    def recipe(pair: Pair) -> Recipe:
-        levels = grids.trailing(pair.student.process, steps)
-        coupling = straight.solved(teacher_of(pair, scale), SOLVERS[solver](), levels)
-        return straight.reflow(
-            pair.student, pair.init, coupling, drawn, distance=own, condition_dropout=pair.dropout
+    def recipe(setup: Setup) -> Recipe:
+        levels = grids.trailing(setup.student.process, steps)
+        coupling = reflow.pairs_from_teacher(make_teacher(setup, scale), SOLVERS[solver](), levels)
+        return reflow.reflow(
+            setup.student,
+            setup.init,
+            coupling,
+            proposal,
+            distance=loss_distance,
+            condition_dropout=setup.dropout,
         )
 
     return Method(recipe, students.plain)
 
 
 METHODS: dict[str, Callable[..., Method]] = {
-    "consistency_distillation": consistency_distillation,
-    "consistency_training": consistency_training,
-    "improved_consistency": improved_consistency,
-    "easy": easy,
-    "latent_consistency": latent_consistency,
-    "continuous_distillation": continuous_distillation,
-    "continuous_training": continuous_training,
-    "guidance": guidance,
-    "progressive": progressive,
-    "mean_flow": jumps.mean_flow,
-    "improved_mean_flow": jumps.improved_mean_flow,
-    "shortcut": jumps.shortcut,
-    "moment_matching": jumps.moment_matching,
-    "trajectory": jumps.trajectory,
-    "reflow": reflow,
-    "distribution_matching": several.distribution_matching,
-    "improved_distribution_matching": several.improved_distribution_matching,
-    "score_identity": several.score_identity,
-    "adversarial": several.adversarial,
-    "latent_adversarial": several.latent_adversarial_distillation,
+    "consistency_distillation": consistency_distillation_method,
+    "consistency_training": consistency_training_method,
+    "improved_consistency": improved_consistency_method,
+    "easy": easy_method,
+    "latent_consistency": latent_consistency_method,
+    "continuous_distillation": continuous_distillation_method,
+    "continuous_training": continuous_training_method,
+    "guidance": guidance_method,
+    "progressive": progressive_method,
+    "mean_flow": two_levels.mean_flow_method,
+    "improved_mean_flow": two_levels.improved_mean_flow_method,
+    "shortcut": two_levels.shortcut_method,
+    "moment_matching": two_levels.moment_matching_method,
+    "trajectory": two_levels.trajectory_method,
+    "reflow": reflow_method,
+    "distribution_matching": several_networks.distribution_matching_method,
+    "improved_distribution_matching": several_networks.improved_distribution_matching_method,
+    "score_identity": several_networks.score_identity_method,
+    "adversarial": several_networks.adversarial_method,
+    "latent_adversarial": several_networks.latent_adversarial_method,
 }

@@ -2,15 +2,15 @@
 
 Three kinds of small functions, each of which composes with all others:
 
-* **who speaks**: ``mix``, ``cfg``, ``autoguidance``, ``perturbed`` weigh predictions for several
-  conditions or by several models; a ``Pair`` (``pair``, ``between``) gives the weak and the strong
-  prediction that a ``Rule`` (``linear``, ``cfg_plus_plus``, ``apg``, ``zero_star``, ``rescaled``)
-  makes one of, by ``guide``;
+* **who speaks**: ``mix``, ``cfg``, ``chain``, ``autoguidance``, ``perturbed`` weigh predictions
+  for several conditions or by several models; a ``Pair`` (``pair``, ``between``) gives the weak and
+  the strong prediction that a ``Rule`` (``linear``, ``cfg_plus_plus``, ``apg``, ``zero_star``,
+  ``rescaled``) makes one of, by ``guide``;
 * **when**: any scale is a ``Weight``, a number, a traced array or a function of the level such as
   ``interval``;
 * **what else is known**: ``classifier``, ``reconstruction``, ``moment_matching`` ... wrap a Denoise
   and add the score of a likelihood; ``projected`` puts what is ``known`` into its x0; ``clip`` and
-  ``dynamic_threshold`` bound it.
+  ``dynamic_threshold`` bound it; ``tiled`` makes one of a larger canvas.
 
 A change of x0 or of eps always moves the other, so that alpha·x0 + sigma·eps stays what it was
 (see ``moves``): x itself, everywhere but under ``cfg_plus_plus``.
@@ -28,8 +28,10 @@ from diffusion_jax.core.guidance.mixing import (
     autoguidance,
     blend,
     cfg,
+    chain,
     compose,
     condition,
+    emptied,
     mix,
     perturbed,
     predictions,
@@ -52,16 +54,19 @@ from diffusion_jax.core.guidance.rules import (
 )
 from diffusion_jax.core.guidance.thresholds import POSTS, Transform, clip, dynamic_threshold
 from diffusion_jax.core.guidance.weights import Weight, interval, sigma_interval, weight_at
+from diffusion_jax.core.guidance.windows import Cut, Windows, tiled, tiled_by
 
 __all__ = [
     "ALWAYS_GUIDED",
     "GUIDANCES",
     "POSTS",
+    "Cut",
     "Guidance",
     "Pair",
     "Rule",
     "Transform",
     "Weight",
+    "Windows",
     "agreeing",
     "apg",
     "autoguidance",
@@ -69,12 +74,14 @@ __all__ = [
     "blend",
     "cfg",
     "cfg_plus_plus",
+    "chain",
     "classifier",
     "clip",
     "compose",
     "condition",
     "dps",
     "dynamic_threshold",
+    "emptied",
     "guide",
     "ho_variance",
     "interval",
@@ -93,6 +100,8 @@ __all__ = [
     "renoised",
     "rescaled",
     "sigma_interval",
+    "tiled",
+    "tiled_by",
     "unit_variance",
     "weight_at",
     "zero_star",

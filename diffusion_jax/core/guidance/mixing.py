@@ -7,6 +7,7 @@ mixing both.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -36,7 +37,8 @@ def predictions(
 
     def each(x: Array, level: NoiseLevel) -> tuple[Prediction, ...]:
         repeat = lambda leaf: jnp.tile(leaf, (k,) + (1,) * (jnp.ndim(leaf) - 1))
-        many = level if jnp.ndim(level.t) == 0 else jax.tree.map(repeat, level)
+        whole = lambda leaf: jnp.broadcast_to(leaf, (x.shape[0], *leaf.shape[1:]))
+        many = level if level.t.ndim == 0 else jax.tree.map(lambda leaf: repeat(whole(leaf)), level)
         out = denoiser(repeat(x), many, stacked)
         split = lambda leaf: leaf.reshape((k, *x.shape[:-1], leaf.shape[-1]))
         parts = jax.tree.map(split, out)
@@ -100,6 +102,55 @@ def compose(
         return mix(denoiser, (null, *conds), (rest, *each))(x, level)
 
     return guided
+
+
+def chain(denoiser: Denoiser, conds: Sequence[Cond], scales: Sequence[Weight]) -> Denoise:
+    """e_0 + Σ_i scale_i·(e_i - e_{i-1}): each condition guided beside those before it.
+
+    InstructPix2Pix is (∅, ∅), (picture, ∅), (picture, text) with scales of the picture and of the
+    text (Brooks et al. 2023, equation 3); one call of the network.  Scales of 1 are the last one.
+
+    Args:
+        denoiser: a model trained with dropout of each condition.
+        conds: k + 1 conditions, of growing content; see ``emptied``.
+        scales: k.
+
+    Raises:
+        ValueError: unless there is one scale for each step from a condition to the next.
+    """
+    if len(scales) != len(conds) - 1:
+        raise ValueError(
+            f"chain: {len(conds)} conditions need {len(conds) - 1} scales, got {len(scales)}"
+        )
+    each = predictions(denoiser, conds)
+
+    def guided(x: Array, level: NoiseLevel) -> Prediction:
+        s = [jnp.ones((), x.dtype), *(weight_at(scale, level, x) for scale in scales)]
+        weights = [a - b for a, b in itertools.pairwise(s)]
+        return _total(each(x, level), [*weights, s[-1]], level, x)
+
+    return guided
+
+
+def emptied(
+    cond: Mapping[str, Array], null: Mapping[str, Array], slots: Sequence[str]
+) -> dict[str, Array]:
+    """cond with the null's values in the named slots, and its own in the others.
+
+    Args:
+        cond: the wanted condition.
+        null: the empty one, with at least these slots.
+        slots: keys.
+
+    Raises:
+        ValueError: for a slot that is not in both.
+    """
+    if unknown := [slot for slot in slots if slot not in cond or slot not in null]:
+        raise ValueError(
+            f"emptied: no {', '.join(unknown)} in both the condition ({', '.join(cond)}) and the "
+            f"empty one ({', '.join(null)})"
+        )
+    return {**cond, **{slot: null[slot] for slot in slots}}
 
 
 def autoguidance(denoiser: Denoiser, reference: Denoiser, cond: Cond, scale: Weight) -> Denoise:

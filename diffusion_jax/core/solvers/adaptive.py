@@ -11,6 +11,7 @@ import diffrax
 
 from diffusion_jax.core.process import Process
 from diffusion_jax.core.solvers.runge_kutta import FLOW
+from diffusion_jax.core.solvers.steps import one_level
 from diffusion_jax.core.types import Solver, like
 
 
@@ -41,6 +42,7 @@ def adaptive(
 
     def step(key, denoise, x, now, nxt, state):
         del key
+        one_level("adaptive", now)
 
         def velocity(u, z, args):
             del args

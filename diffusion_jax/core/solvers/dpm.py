@@ -149,7 +149,7 @@ def multistep(
 def _factors(
     seen: NoiseLevel, h: Array, terms: Terms, order: Array, rule: str, curvature: float
 ) -> Array:
-    """Factors [k] of values_i - values_0, from the divided differences of up to three values.
+    """Factors [k, ...] of values_i - values_0, from the divided differences of up to three values.
 
     With gaps h0 = l_0 - l_1 and h1 = l_1 - l_2, h·D' = h·(D[0,1] + h0·D[0,1,2]) and h²·D'' =
     2·h²·D[0,1,2].  A value seen at pure noise is infinitely far and drops out.
@@ -164,12 +164,13 @@ def _factors(
     h0 = gap(0)
     second = -ratio(whole / 2 if rule == "midpoint" else slope, ratio(h0, h))
     if k == 2:
-        return jnp.stack([0.0, jnp.where(order > 1, second, 0.0)])
+        return jnp.stack([jnp.zeros_like(second), jnp.where(order > 1, second, 0.0)])
     h1 = gap(1)
     bend = finite(slope * h * h0 + 2 * curvature * curve * h**2)
     third = -ratio(slope * h, h0) - ratio(bend, h0 * h1), ratio(bend, h1 * (h0 + h1))
     return jnp.stack(
-        [0.0, jnp.where(order > 2, third[0], jnp.where(order > 1, second, 0.0)),
+        [jnp.zeros_like(second),
+         jnp.where(order > 2, third[0], jnp.where(order > 1, second, 0.0)),
          jnp.where(order > 2, third[1], 0.0)]
     )  # fmt: skip
 

@@ -11,13 +11,21 @@ divided differences.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.core.noise import Noise, white
-from diffusion_jax.core.solvers.history import add, allowed_order, empty, integrate, push
+from diffusion_jax.core.solvers.history import (
+    add,
+    allowed_order,
+    each_level,
+    empty,
+    integrate,
+    push,
+)
 from diffusion_jax.core.solvers.steps import finite, follow
 from diffusion_jax.core.types import NoiseLevel, Solver, like
 
@@ -57,7 +65,8 @@ def er_sde(
         # r·s_t <= s_s, in a form that holds where s_t is infinite.
         down = nxt.sigma * jnp.exp(excess(end) - excess(start))
         moved = follow(prediction, nxt._replace(sigma=down))
-        factors = _factors(excess, history.levels, start, end, nxt, reached)
+        of_levels = functools.partial(_factors, excess)
+        factors = each_level(of_levels, now)(history.levels, start, end, nxt, reached)
         up = jnp.sqrt(jnp.maximum(nxt.sigma**2 - down**2, 0.0))
         return add(moved, factors, history) + like(up, x) * noise(key, x, now, nxt), history
 

@@ -18,7 +18,7 @@ class History(NamedTuple):
 
     Attributes:
         values: [k, b, ...]; zeros where nothing has been seen yet.
-        levels: where they were seen, leaves [k].
+        levels: where they were seen, leaves [k], or [k, b, f...].
         count: how many have been seen, int32 [] (may exceed k).
     """
 
@@ -28,7 +28,7 @@ class History(NamedTuple):
 
 
 def empty(x: Array, k: int) -> History:
-    """Room for k values of x's shape, at scalar levels."""
+    """Room for k values of x's shape, at scalar levels; ``push`` makes room for others."""
     zeros = jnp.zeros(k, jnp.result_type(float))
     return History(
         jnp.zeros((k, *x.shape), x.dtype), NoiseLevel(*[zeros] * 4), jnp.zeros((), jnp.int32)
@@ -37,7 +37,14 @@ def empty(x: Array, k: int) -> History:
 
 def push(history: History, value: Array, level: NoiseLevel) -> History:
     """Remember a new value, and forget the oldest."""
-    shift = lambda old, new: jnp.concatenate([jnp.asarray(new, old.dtype)[None], old[:-1]])
+
+    def shift(old: Array, new: Array) -> Array:
+        new = jnp.asarray(new, old.dtype)
+        old = jnp.broadcast_to(
+            old.reshape(old.shape + (1,) * (1 + new.ndim - old.ndim)), (len(old), *new.shape)
+        )
+        return jnp.concatenate([new[None], old[:-1]])
+
     return History(
         shift(history.values, value),
         jax.tree.map(shift, history.levels, level),
@@ -47,8 +54,10 @@ def push(history: History, value: Array, level: NoiseLevel) -> History:
 
 def allowed_order(
     history: History, order: int, nxt: NoiseLevel, levels: int | Array | None = None
-) -> Int[Array, ""]:
+) -> Int[Array, "*b"]:
     """The order of this step: what has been seen on this way allows, falling to 1 towards the end.
+
+    Shaped as the level: a frame that waited at its level starts anew.
 
     Args:
         history: with the present value pushed.
@@ -61,7 +70,7 @@ def allowed_order(
     """
     way = jnp.concatenate([nxt.log_snr[None], history.levels.log_snr])
     gaps = jnp.where(way[:-1] == way[1:], 0.0, way[:-1] - way[1:])
-    same_way = jnp.cumprod(gaps[1:] * jnp.sign(gaps[0]) > 0).sum(dtype=jnp.int32)
+    same_way = jnp.cumprod(gaps[1:] * jnp.sign(gaps[0]) > 0, axis=0).sum(axis=0, dtype=jnp.int32)
     reached = jnp.minimum(jnp.minimum(order, history.count), 1 + same_way)
     if levels is None:
         return reached
@@ -101,7 +110,17 @@ def integrate(
     return half * jnp.sum(weight * kernel(low + half * (node + 1)), axis=-1)
 
 
-def add(x: Array, factors: Float[Array, "k"], history: History) -> Array:
+def each_level(function: Callable[..., Array], level: NoiseLevel) -> Callable[..., Array]:
+    """A function of levels [] and of histories [k], for levels shaped as the given one.
+
+    All arguments are pytrees whose leaves have the level's axes last, as has what it returns.
+    """
+    for _ in range(level.log_snr.ndim):
+        function = jax.vmap(function, in_axes=-1, out_axes=-1)
+    return function
+
+
+def add(x: Array, factors: Float[Array, "k *b"], history: History) -> Array:
     """x + Σ_i factors_i·(values_i - values_0), i >= 1."""
     for i in range(1, factors.shape[0]):
         x = x + like(factors[i], x).astype(x.dtype) * (history.values[i] - history.values[0])

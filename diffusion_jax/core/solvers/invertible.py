@@ -11,6 +11,7 @@ from __future__ import annotations
 import jax
 from jaxtyping import Array
 
+from diffusion_jax.core.solvers.steps import one_level
 from diffusion_jax.core.types import NoiseLevel, Solver, like
 
 
@@ -38,6 +39,7 @@ def edict(mixing: float | Array = 0.93) -> Solver:
 
     def step(key, denoise, x, now, nxt, y):
         del key
+        one_level("edict", now)
         down = lambda x, y: to_cleaner(denoise, x, y, now, nxt)
         up = lambda x, y: to_noisier(denoise, x, y, now, nxt)
         return jax.lax.cond(nxt.log_snr > now.log_snr, down, up, x, y)

@@ -14,6 +14,7 @@ PLMS and iPNDM use the factors of constant steps whatever the steps are (Liu et 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -27,6 +28,7 @@ from diffusion_jax.core.solvers.history import (
     add,
     allowed_order,
     check_order,
+    each_level,
     empty,
     integrate,
     lagrange,
@@ -77,18 +79,30 @@ def adams_factors(
     order: Array,
     kernel: Callable[[Array, NoiseLevel], Array] | None = None,
 ) -> Array:
-    """Factor of each remembered value in x at ``nxt``, [k]; only their differences may be used.
+    """Factor of each remembered value in x at ``nxt``, [k, ...]; only their differences count.
 
     Values seen at pure noise have no finite l and are left out.
 
     Args:
         form, variable: as in ``adams``.
-        seen: levels of the values, newest (or the one ahead) first, leaves [k].
-        now, nxt: the step.
+        seen: levels of the values, newest (or the one ahead) first, leaves [k, ...].
+        now, nxt: the step, of levels [...].
         order: how many values to use.
         kernel: in place of the form's own.
     """
-    kernel = kernel or form.kernel
+    factors = functools.partial(_adams_factors, kernel or form.kernel, variable)
+    order = jnp.broadcast_to(order, now.log_snr.shape)
+    return each_level(factors, now)(seen, now, nxt, order)
+
+
+def _adams_factors(
+    kernel: Callable[[Array, NoiseLevel], Array],
+    variable: Variable,
+    seen: NoiseLevel,
+    now: NoiseLevel,
+    nxt: NoiseLevel,
+    order: Array,
+) -> Array:
     l_now, l_nxt = now.log_snr / 2, nxt.log_snr / 2
     whole = jnp.isfinite(l_now) & jnp.isfinite(l_nxt)
     known = jnp.cumprod(jnp.isfinite(seen.log_snr)).sum(dtype=jnp.int32)
@@ -228,4 +242,5 @@ def _transfer(
 ) -> Array:
     """Move with Σ_i c_i·eps_i in place of eps; Σ c_i = 1, so only differences enter."""
     row = jnp.asarray(_CONSTANT, jnp.result_type(float))[allowed_order(history, order, nxt) - 1]
-    return add(follow(prediction, nxt), row[:order] * eps_factor(now, nxt), history)
+    row = jnp.moveaxis(row, -1, 0)[:order]
+    return add(follow(prediction, nxt), row * eps_factor(now, nxt), history)

@@ -14,7 +14,7 @@ from diffusion_jax.core.process import Process, transition
 from diffusion_jax.core.solvers.ddim import ancestral_split
 from diffusion_jax.core.solvers.dpm import dpm_2, dpmpp_2s
 from diffusion_jax.core.solvers.runge_kutta import heun
-from diffusion_jax.core.solvers.steps import follow
+from diffusion_jax.core.solvers.steps import follow, one_level
 from diffusion_jax.core.types import NoiseLevel, Prediction, Solver, like
 
 # A step all the way to the clean level has no finite log-SNR; this far beyond the next is as good.
@@ -99,6 +99,7 @@ def renoising(solver: Solver, noise: Noise = white) -> Solver:
     """
 
     def step(key, denoise, x, now, nxt, state):
+        one_level("renoising", now)
         down = lambda key, x, state: solver.step(key, denoise, x, now, nxt, state)
         # What was remembered of the way down no longer holds.
         up = lambda key, x, state: (renoise(key, x, now, nxt, noise), solver.init(x))
@@ -117,7 +118,7 @@ def skipping(solver: Solver) -> Solver:
     def step(key, denoise, x, now, nxt, state):
         walk = lambda x, state: solver.step(key, denoise, x, now, nxt, state)
         stay = lambda x, state: (x, state)
-        return jax.lax.cond(now.log_snr == nxt.log_snr, stay, walk, x, state)
+        return jax.lax.cond(jnp.all(now.log_snr == nxt.log_snr), stay, walk, x, state)
 
     return Solver(solver.init, step)
 

@@ -3,14 +3,13 @@
 A sampler that is made to agree with known pixels (``guidance.projected`` with ``known``) moves the
 unknown ones as if those had been drawn with them; on one way down they never meet, which is the
 seam.  Going back up by q(x_t | x_s) and down again is a step of a Markov chain that lets the two
-settle (Lugmayr et al. 2022, section 4.2).  On Gaussian data the law of the result is known exactly
-(tests/core/test_repaint.py), and it says *where* to do so: not while x is nearly all noise, but for
-log-SNR of 0 to 6, where the details of data of unit scale are decided.  Data whose own scale is far
-from 1 want that interval moved by log of their variance.
+settle (Lugmayr et al. 2022, section 4.2).  For Gaussian data the distribution of the samples is
+known exactly (tests/core/test_repaint.py), and shows *where* repeats help: not while x is nearly
+all noise, but for log-SNR of 0 to 6, where the details of data of unit variance are decided.  Data
+of variance v want that interval shifted by -log v.
 
 Both functions take any solver; it starts each repeat without memory, so that a multistep solver is
-of the first order there.  Where the noise of going up comes from, it must be new at every call
-(not ``brownian``).
+of the first order there.  The noise of going up must be new at every call (not ``brownian``).
 """
 
 from __future__ import annotations
@@ -38,18 +37,20 @@ def repaint(
     jump: float | Array = 0.6,
     noise: Noise = white,
 ) -> Solver:
-    """Repeats spread evenly over log-SNR from low to high: one price, whatever the grid.
+    """Repeats spread evenly over log-SNR from low to high: the cost does not depend on the grid.
 
     A repeat noises x to a log-SNR lower by ``jump``, and comes back in one step of the solver.  A
-    step of the grid is followed by its share of them.  Filling in the right half of a row of 16
-    numbers (AR(1), ρ = 0.95), ``ddim()`` on 50 levels is 3.0 nats from the law that is wanted with
+    step of the grid is followed by its share of them.
+
+    Cost in network evaluations (NFE): those of the solver on the grid, and ``repeats`` more for a
+    solver of one evaluation a step.  Inpainting half of a row of 16 numbers (AR(1), ρ = 0.95) by
+    ``ddim()`` on 50 levels, the samples' KL to the exact conditional distribution is 3.0 nats with
     0 repeats, 0.44 with 100, 0.21 with 200 and 0.08 with 500.
 
     Args:
         solver: of one level for the whole batch; a deterministic one wants fewer repeats.
         process: gives the level above.
-        repeats: of all steps together, >= 0: the network calls that are added, for a solver of one
-            call a step.  May be traced.
+        repeats: of all steps together, >= 0; may be traced.
         low, high: of log-SNR, low < high; may be traced.
         jump: > 0; the longer, the fewer repeats are needed and the larger the solver's own error.
         noise: of going up.
@@ -84,7 +85,7 @@ def repaint_on_grid(
 
     After it x is noised to the level ``back`` steps of the grid before, and walks down from there:
     algorithm 1 of the paper at back = 1.  A grid with k levels in the interval costs
-    k·(resamplings - 1)·back more steps, and their worth depends on how far apart they are.
+    k·(resamplings - 1)·back more steps; what they gain depends on how far apart the levels are.
 
     Args:
         solver: of one level for the whole batch.

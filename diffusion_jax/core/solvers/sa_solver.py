@@ -19,7 +19,7 @@ from jaxtyping import Array
 from diffusion_jax.core.noise import Noise, white
 from diffusion_jax.core.solvers.history import History, add, allowed_order, empty, push
 from diffusion_jax.core.solvers.multistep import adams_factors, in_log_snr
-from diffusion_jax.core.solvers.steps import X0, finite, follow, log_step
+from diffusion_jax.core.solvers.steps import X0, finite, follow, log_step, one_level
 from diffusion_jax.core.types import NoiseLevel, Prediction, Solver, like
 
 
@@ -61,6 +61,7 @@ def sa_solver(
     room = max(order, corrector_order, 2)
 
     def step(key, denoise, x, now, nxt, state):
+        one_level("sa_solver", now)
         prediction = denoise(x, now)
         if corrector_order:
             x = _correct(state, x, prediction.x0, now)

@@ -63,7 +63,7 @@ def unipc(
         reached = allowed_order(history, order, nxt, lower_order_final)
         moved = follow(_at(x, prediction.x0, now), nxt)
         # The prediction at pure noise has no eps to move along but its own.
-        moved = jnp.where(now.alpha > 0, moved, follow(prediction, nxt))
+        moved = jnp.where(like(now.alpha > 0, x), moved, follow(prediction, nxt))
         factors = adams_factors(X0, in_log_snr, history.levels, now, nxt, reached)
         simple = _simple(half, history.levels, now, nxt, factors)
         factors = jnp.where(reached == 2, simple, factors)
@@ -75,10 +75,9 @@ def unipc(
 
 def _correct(state: _State, x0: Array, now: NoiseLevel, half: Callable) -> Array:
     """x at ``now`` by repeating the last step with x0 at ``now`` as one more value."""
-    before = jax.tree.map(lambda leaf: leaf[0], state.history.levels)
-    last = state.history.values[0]
-    start = follow(_at(state.x, last, before), now)
     seen = push(state.history, x0, now)
+    before, last = jax.tree.map(lambda leaf: leaf[1], (seen.levels, seen.values))
+    start = follow(_at(state.x, last, before), now)
     factors = adams_factors(X0, in_log_snr, seen.levels, before, now, state.order + 1)
     # Of order 1 the system is replaced by weight 1/2 of B(h).
     simple = jnp.zeros_like(factors).at[0].set(finite(half(log_step(before, now), now)))

@@ -1,8 +1,8 @@
 """Autoencoders for latent diffusion: with a Gaussian posterior (KL), and with a codebook (VQ).
 
-Rombach et al. 2022, section 3.1: pixels -> a code f = 2^(levels - 1) times smaller each way ->
-pixels.  Their parameters are ``encoder``, ``quant``, ``post_quant``, ``decoder`` and, of VQ,
-``codebook``.
+Rombach et al. 2022, section 3.1: pixels -> a latent of 1/f of the height and width,
+f = 2^(levels - 1) -> pixels.  Parameters are ``encoder``, ``quant``, ``post_quant``, ``decoder``
+and, for VQ, ``codebook``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LOG_VAR = (-30.0, 20.0)
 
 
 class Posterior(NamedTuple):
-    """A Gaussian over codes, float32.
+    """A Gaussian over latents, float32.
 
     Attributes:
         mean: [b, h, w, z].
@@ -36,23 +36,27 @@ class Posterior(NamedTuple):
         return self.mean
 
     def sample(self, key: Array) -> Array:
-        """A draw, [b, h, w, z]."""
+        """A sample, [b, h, w, z]."""
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         return self.mean + jnp.exp(0.5 * self.log_var) * noise
 
+    def moments(self) -> tuple[Array, Array]:
+        """The mean and the standard deviation, [b, h, w, z] each."""
+        return self.mean, jnp.exp(0.5 * self.log_var)
+
     def kl(self) -> Float[Array, " b"]:
-        """KL to N(0, I) in nats, summed over the code (Kingma & Welling 2014, appendix B)."""
+        """KL to N(0, I) in nats, summed over the latent (Kingma & Welling 2014, appendix B)."""
         each = jnp.square(self.mean) + jnp.exp(self.log_var) - 1.0 - self.log_var
         return 0.5 * each.sum((1, 2, 3))
 
 
 class Quantised(NamedTuple):
-    """A code made of the nearest entries of a codebook.
+    """A latent of the nearest entries of a codebook.
 
     Attributes:
-        z: [b, h, w, d], the entries; to gradients it is what was quantised (straight through).
-        indices: int32 [b, h, w], which entries.
-        before: [b, h, w, d], what was quantised.
+        z: [b, h, w, d], the entries; gradients pass to ``before`` (straight through).
+        indices: int32 [b, h, w], indices of the entries.
+        before: [b, h, w, d], encoder outputs before quantisation.
         entries: [b, h, w, d], the entries, with gradients to the codebook.
     """
 
@@ -66,22 +70,26 @@ class Quantised(NamedTuple):
         return self.z
 
     def sample(self, key: Array) -> Array:
-        """The entries, as a posterior's draw: there is nothing to draw."""
+        """The entries, as a posterior's sample: there is nothing random."""
         del key
         return self.z
 
+    def moments(self) -> tuple[Array, Array]:
+        """The entries, and a deviation of 0."""
+        return self.z, jnp.zeros_like(self.z)
+
 
 class _Autoencoder(nn.Module):
-    """What both kinds have: an encoder, a decoder, and 1x1 layers between them and a code.
+    """The common base: an encoder, a decoder, and 1x1 layers between them and the latent.
 
     Attributes:
         channels: base width.
         channel_mults: width of each level as a multiple; the size halves between levels.
         blocks: residual blocks of a level, one more on the way up.
-        latent_channels: z, channels of a code.
-        out_channels: of pixels.
+        latent_channels: z, channels of a latent.
+        out_channels: number of channels of pixels.
         groups: most groups of a norm.
-        attention: whether the middles attend.
+        attention: whether the middle blocks have attention.
         dtype: of the computation; parameters, norm statistics, softmax and results are float32.
     """
 
@@ -96,11 +104,11 @@ class _Autoencoder(nn.Module):
 
     @property
     def factor(self) -> int:
-        """How many times smaller than pixels a code is, each way."""
+        """The factor by which a latent is smaller than the pixels, in height and width."""
         return 2 ** (len(self.channel_mults) - 1)
 
     def encode(self, pixels: Float[Array, "b h w c"]) -> Any:
-        """Pixels in [-1, 1], h and w multiples of ``factor`` -> their code.
+        """Pixels in [-1, 1], h and w multiples of ``factor`` -> their latent.
 
         Raises:
             ValueError: for another size.
@@ -109,15 +117,15 @@ class _Autoencoder(nn.Module):
         return self.code(self.features(pixels))
 
     def __call__(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """The reconstruction from the code's mode."""
+        """The reconstruction from the posterior's mode."""
         return self.decode(self.encode(pixels).mode())
 
 
 class AutoencoderKL(_Autoencoder):
-    """Pixels <-> codes, by a Gaussian posterior: ``encode`` gives a ``Posterior``.
+    """Pixels <-> latents, by a Gaussian posterior: ``encode`` gives a ``Posterior``.
 
-    Attributes beside the shared ones:
-        quant: whether 1x1 layers stand after the encoder and before the decoder.
+    Further attributes:
+        quant: whether there are 1x1 layers after the encoder and before the decoder.
     """
 
     quant: bool = True
@@ -129,7 +137,7 @@ class AutoencoderKL(_Autoencoder):
             self.post_quant_layer = Dense(self.latent_channels, self.dtype, name="post_quant")
 
     def features(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 z2"]:
-        """What ``code`` makes a posterior of, float32; tiles of it may be blended."""
+        """The input of ``code``, float32; tiles of it may be blended."""
         h = self.encoder(pixels)
         return (self.quant_layer(h) if self.quant else h).astype(jnp.float32)
 
@@ -139,15 +147,15 @@ class AutoencoderKL(_Autoencoder):
         return Posterior(mean, jnp.clip(log_var, *_LOG_VAR))
 
     def decode(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 c"]:
-        """Codes -> pixels, float32, about [-1, 1]."""
+        """Latents -> pixels, float32, about [-1, 1]."""
         h = self.post_quant_layer(z) if self.quant else z
         return self.decoder(h).astype(jnp.float32)
 
 
 class AutoencoderVQ(_Autoencoder):
-    """Pixels <-> entries of a codebook (van den Oord et al. 2017); a code is ``Quantised``.
+    """Pixels <-> entries of a codebook (van den Oord et al. 2017); a latent is ``Quantised``.
 
-    Attributes beside the shared ones:
+    Further attributes:
         entries: K, size of the codebook.
         entry_channels: d, channels of an entry; 0 for ``latent_channels``.
     """
@@ -165,7 +173,7 @@ class AutoencoderVQ(_Autoencoder):
         self.codebook = self.param("codebook", init, (self.entries, width))
 
     def features(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        """What ``code`` quantises, float32; tiles of it may be blended."""
+        """The input of ``code``, float32; tiles of it may be blended."""
         return self.quant_layer(self.encoder(pixels)).astype(jnp.float32)
 
     def code(self, features: Float[Array, "b h w d"]) -> Quantised:
@@ -173,7 +181,7 @@ class AutoencoderVQ(_Autoencoder):
         return quantise(features, self.codebook)
 
     def decode(self, z: Float[Array, "b h w d"]) -> Float[Array, "b h2 w2 c"]:
-        """Codes -> pixels, float32, about [-1, 1]."""
+        """Latents -> pixels, float32, about [-1, 1]."""
         return self.decoder(self.post_quant_layer(z)).astype(jnp.float32)
 
 
@@ -188,10 +196,10 @@ def quantise(before: Float[Array, "b h w d"], codebook: Float[Array, "k d"]) -> 
 
 
 def check_pixels(shape: tuple[int, ...], factor: int) -> None:
-    """Refuse a size that does not halve as often as it must.
+    """Check that a size can be halved as often as necessary.
 
     Raises:
-        ValueError: naming it, and one that does.
+        ValueError: if not, naming the size and one that can.
     """
     h, w = shape[1:3]
     if h % factor or w % factor:

@@ -38,11 +38,14 @@ def codec(
 ) -> Codec:
     """Pixels <-> scale·(code - shift), with the parameters ``frozen["autoencoder"]``.
 
+    A raw latent is the code; the decoder is deterministic.
+
     Args:
         module: the autoencoder.
         scale, shift: numbers, or arrays [z] for each channel; in latent diffusion codes then have
             about unit variance (Rombach et al. 2022, appendix G).
-        draw: which code of a posterior, of ``DRAWS``; of a codebook, its entries in any case.
+        draw: which code of a posterior ``encode`` takes, of ``DRAWS``; of a codebook, its entries
+            in any case.
         tiling: None for the whole image at once.
 
     Returns:
@@ -64,16 +67,28 @@ def codec(
     def run(frozen: Params, x: Array, method: str) -> Any:
         return module.apply({"params": frozen["autoencoder"]}, x, method=method)
 
-    def encode(frozen: Params, pixels: Array, key: Array) -> Array:
+    def scaled(z: Array) -> Array:
+        return scale * (z - shift)
+
+    def unscaled(x: Array) -> Array:
+        return x / scale + shift
+
+    def code(frozen: Params, pixels: Array) -> Any:
         check_pixels(pixels.shape, factor)
         features = _tiled(lambda x: run(frozen, x, "features"), pixels, tiling, factor, 1)
-        return scale * (DRAWS[draw](run(frozen, features, "code"), key) - shift)
+        return run(frozen, features, "code")
 
-    def decode(frozen: Params, x: Array) -> Array:
-        z = x / scale + shift
-        return _tiled(lambda z: run(frozen, z, "decode"), z, tiling, 1, factor)
+    def encode(frozen: Params, pixels: Array, key: Array) -> Array:
+        return scaled(DRAWS[draw](code(frozen, pixels), key))
 
-    return Codec(encode, decode)
+    def decode(frozen: Params, x: Array, key: Array) -> Array:
+        del key
+        return _tiled(lambda z: run(frozen, z, "decode"), unscaled(x), tiling, 1, factor)
+
+    def posterior(frozen: Params, pixels: Array) -> tuple[Array, Array]:
+        return code(frozen, pixels).moments()
+
+    return Codec(encode, decode, posterior, scaled, unscaled)
 
 
 def _tiled(
@@ -142,5 +157,11 @@ DRAWS: dict[str, Callable[[Any, Array], Array]] = {
     "sample": lambda code, key: code.sample(key),
 }
 
-IDENTITY = Codec(encode=lambda frozen, pixels, key: pixels, decode=lambda frozen, x: x)
+IDENTITY = Codec(
+    encode=lambda frozen, pixels, key: pixels,
+    decode=lambda frozen, x, key: x,
+    posterior=lambda frozen, pixels: (pixels, jnp.zeros_like(pixels)),
+    scale=lambda z: z,
+    unscale=lambda x: x,
+)
 """Diffusion in pixels."""

@@ -20,7 +20,7 @@ _ZEROS = nn.initializers.zeros_init()
 
 
 def style_of(groups: int, dtype: Any) -> Style:
-    """What all blocks of an autoencoder share; one head, eps 1e-6."""
+    """The common style of an autoencoder's blocks; one head, eps 1e-6."""
     return Style(
         dtype=jnp.dtype(dtype), groups=groups, group_channels=1, eps=1e-6, head_dim=None,
         downsample_padding=(0, 1),
@@ -63,14 +63,14 @@ class PlainMiddle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels -> what a code is made of, 2^(levels - 1) times smaller each way.
+    """Pixels -> features of a latent, 2^(levels - 1) times smaller in height and width.
 
     Attributes:
         widths: channels of each level, full size first.
         blocks: residual blocks of a level.
-        out_channels: of the result.
-        style: what all blocks share.
-        attention: whether the middle attends.
+        out_channels: number of channels of the result.
+        style: common style of the blocks.
+        attention: whether the middle block has attention.
     """
 
     widths: tuple[int, ...]
@@ -84,7 +84,7 @@ class Encoder(nn.Module):
         """[b, h, w, c] -> [b, h / 2^(levels - 1), w / 2^(levels - 1), out_channels]."""
         style = self.style
         h = Conv(self.widths[0], style.dtype, name="conv_in")(x)
-        none = jnp.zeros((x.shape[0], 0))  # resamplers take an embedding that these have not
+        none = jnp.zeros((x.shape[0], 0))  # resamplers take an embedding, which is absent here
         for i, width in enumerate(self.widths):
             for j in range(self.blocks):
                 h = PlainBlock(width, style, name=f"down_{i}_block_{j}")(h)
@@ -96,7 +96,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The mirror of ``Encoder``, with one block more a level; attributes as there."""
+    """The mirror of ``Encoder``, with one more block in each level; the same attributes."""
 
     widths: tuple[int, ...]
     blocks: int

@@ -57,16 +57,16 @@ class Bert(nn.Module):
 
     Attributes:
         vocab: rows of the token table.
-        width: of the states.
+        width: width of the states.
         layers: number of layers.
-        heads: of each attention.
-        mlp_width: of the middle of each MLP.
-        positions: the most tokens.
-        segments: rows of the table of segments, of which a single text has the first.
+        heads: number of heads of each attention.
+        mlp_width: width of the middle of each MLP.
+        positions: largest number of tokens.
+        segments: rows of the segment table; a single text has the first.
         activation: name in ``blocks.ACTIVATIONS``.
-        eps: of the norms.
+        eps: epsilon of the norms.
         pooler: whether the network has the dense layer of ``BertStates.pooled``.
-        dtype: of the computation and the states.
+        dtype: dtype of the computation and the states.
     """
 
     vocab: int = 30522
@@ -87,7 +87,7 @@ class Bert(nn.Module):
 
         Args:
             ids: [b, n] integers, n at most ``positions``.
-            mask: [b, n], 0 where a token is padding, which no token then sees; None to see all.
+            mask: [b, n], 0 for padding, which no token attends to; None for none.
 
         Returns:
             The states in ``dtype``; meaningless where mask is 0.
@@ -121,14 +121,14 @@ class Bert(nn.Module):
 def mean_pool(
     states: Float[Array, "b n d"], mask: Int[Array, "b n"] | Bool[Array, "b n"]
 ) -> Float[Array, "b d"]:
-    """The mean over the tokens that are no padding, float32 [b, d]; 0 for a text of padding."""
+    """The mean over tokens that are not padding, float32 [b, d]; 0 for a text of padding."""
     weight = mask.astype(jnp.float32)[..., None]
     total = (states.astype(jnp.float32) * weight).sum(1)
     return total / jnp.maximum(weight.sum(1), 1.0)
 
 
 def sentence_vector(states: Float[Array, "b n d"], mask: Int[Array, "b n"]) -> Float[Array, "b d"]:
-    """``mean_pool`` at length 1, so that products of two are cosines (Reimers & Gurevych 2019)."""
+    """``mean_pool`` normalised to length 1: dot products are cosines (Reimers & Gurevych 2019)."""
     mean = mean_pool(states, mask)
     square = jnp.square(mean).sum(-1, keepdims=True)
     return mean / jnp.sqrt(jnp.maximum(square, 1e-24))

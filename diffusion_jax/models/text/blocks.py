@@ -1,4 +1,4 @@
-"""What the transformers that read text and images have in common (Vaswani et al. 2017).
+"""Common parts of text and image transformers (Vaswani et al. 2017).
 
 Parameters are float32 and a module computes in ``dtype``; softmax and the statistics of norms are
 float32.  Every network of this family names its parts layer_{i}/attention/{query, key, value, out}
@@ -30,16 +30,16 @@ def attend(
     bias: Float[Array, "..."] | None = None,
     scale: float = 1.0,
 ) -> Float[Array, "b m heads dim"]:
-    """softmax(scale·q·kᵀ + bias)·v for each head, over the keys that the mask lets through.
+    """softmax(scale·q·kᵀ + bias)·v for each head, over unmasked keys.
 
     Args:
         q: [b, m, heads, dim] queries.
         k: [b, n, heads, dim] keys.
         v: [b, n, heads, dim] values.
-        mask: True where a query may look, broadcastable to [b, heads, m, n]; None for everywhere.
-            A query that may look nowhere looks everywhere alike, so it stays finite.
+        mask: True where a query may attend, broadcastable to [b, heads, m, n]; None for everywhere.
+            A query without any key attends to all equally, so it stays finite.
         bias: added to the logits, broadcastable to [b, heads, m, n]; None for 0.
-        scale: of q·kᵀ.
+        scale: scale of q·kᵀ.
 
     Returns:
         [b, m, heads, dim] in q's dtype; the softmax is float32.
@@ -70,7 +70,7 @@ Linear = partial(Dense, use_bias=False)
 class Embedding(nn.Module):
     """A table of ``rows`` vectors, looked up by integers of any shape; ``dtype`` out.
 
-    An integer outside of the table gives NaN: a tokenizer that is not the network's must show.
+    An integer outside of the table gives NaN, to expose a wrong tokenizer.
     """
 
     rows: int
@@ -122,9 +122,9 @@ class MLP(nn.Module):
     """out(activation(in(x))), with biases.
 
     Attributes:
-        width: of the middle.
+        width: width of the middle.
         activation: name in ``ACTIVATIONS``.
-        dtype: of the computation.
+        dtype: dtype of the computation.
     """
 
     width: int
@@ -142,11 +142,11 @@ class PreNormLayer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)): CLIP's layer, for text and for images.
 
     Attributes:
-        heads: of the attention.
-        mlp_width: of the middle of the MLP.
+        heads: number of heads of the attention.
+        mlp_width: width of the middle of the MLP.
         activation: name in ``ACTIVATIONS``.
-        eps: of the norms.
-        dtype: of the computation.
+        eps: epsilon of the norms.
+        dtype: dtype of the computation.
     """
 
     heads: int
@@ -167,7 +167,7 @@ class PreNormLayer(nn.Module):
 
 
 def check_length(n: int, positions: int) -> None:
-    """Refuse more tokens than a network has positions for.
+    """Check that a network has positions for so many tokens.
 
     Raises:
         ValueError: naming both numbers.

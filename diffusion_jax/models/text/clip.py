@@ -24,9 +24,9 @@ from diffusion_jax.models.text.blocks import (
 
 
 class TextStates(NamedTuple):
-    """What a text transformer knows of each token, after each layer.
+    """The states of each token after each layer.
 
-    Under jit only what is read is computed and kept.
+    Under jit only the states that are used are computed.
 
     Attributes:
         hidden: layers + 1 arrays [b, n, d]: the embeddings, then the output of each layer.
@@ -46,21 +46,21 @@ class TextStates(NamedTuple):
 
 
 class ClipText(nn.Module):
-    """Tokens -> states; each token sees itself and those before it.
+    """Tokens -> states; each token attends to itself and earlier ones.
 
     Attributes:
         vocab: rows of the token table.
-        width: of the states.
+        width: width of the states.
         layers: number of layers.
-        heads: of each attention.
-        mlp_width: of the middle of each MLP.
-        positions: the most tokens.
+        heads: number of heads of each attention.
+        mlp_width: width of the middle of each MLP.
+        positions: largest number of tokens.
         activation: name in ``blocks.ACTIVATIONS``: quick_gelu for OpenAI's, gelu for OpenCLIP's.
-        eps: of the norms.
+        eps: epsilon of the norms.
         projection: width of the pooled output; 0 for no projection.
-        eos: the token that ends a text, whose first place is pooled; None for the place of the
-            largest id, which is the same unless tokens were added to the vocabulary.
-        dtype: of the computation and the states.
+        eos: end-of-text token, whose first position is pooled; None for the position of the largest
+            id, which is the same unless tokens were added to the vocabulary.
+        dtype: dtype of the computation and the states.
     """
 
     vocab: int = 49408
@@ -80,8 +80,8 @@ class ClipText(nn.Module):
         """Encode.
 
         Args:
-            ids: [b, n] integers, n at most ``positions``, with the padding that the network was
-                trained with, which is no different from other tokens to it.
+            ids: [b, n] integers, n at most ``positions``, padded as in training; padding
+                is not masked.
 
         Returns:
             The states, in ``dtype``.
@@ -115,7 +115,7 @@ class ClipText(nn.Module):
 
 
 def end_of_text(ids: Int[Array, "b n"], eos: int | None) -> Int[Array, " b"]:
-    """Where each text ends: the first place of eos, or of the largest id if eos is None.
+    """The end of each text: the first position of eos, or of the largest id if eos is None.
 
     A text without eos counts as ending at its first token.
     """
@@ -142,4 +142,4 @@ READS: dict[str, Callable[..., Array]] = {
     "penultimate": penultimate,
     "penultimate_normed": penultimate_normed,
 }
-"""Which states a diffusion model reads: (states, skip=0) -> [b, n, d]."""
+"""The states that a diffusion model uses: (states, skip=0) -> [b, n, d]."""

@@ -1,4 +1,4 @@
-"""What a diffusion model reads of a prompt: weighted states of text encoders, in chunks."""
+"""Prompt embeddings of a diffusion model: weighted states of text encoders, in chunks."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Reader(NamedTuple):
 def read_prompts(
     readers: tuple[Reader, ...], params: tuple[Any, ...], rows: Mapping[str, Array]
 ) -> tuple[Float[Array, "b m d"], Float[Array, "b p"]]:
-    """The states of all encoders side by side, and the last one's pooled output.
+    """The concatenated states of all encoders, and the last one's pooled output.
 
     Args:
         readers: the encoders.
-        params: theirs.
-        rows: of each encoder i "ids_i" int [b, chunks, n] and "weights_i" float [b, chunks, n].
+        params: their parameters.
+        rows: for each encoder i "ids_i" int [b, chunks, n] and "weights_i" float [b, chunks, n].
 
     Returns:
         context: [b, chunks·n, sum of widths]; pooled: [b, p], of the first chunk.
@@ -57,10 +57,10 @@ def _read(reader: Reader, params: Any, ids: Int[Array, "b k n"]) -> tuple[Array,
 def weighted(
     states: Float[Array, "b k n d"], weights: Float[Array, "b k n"]
 ) -> Float[Array, "b k n d"]:
-    """Each token's state times its weight, then all of a chunk scaled back to their old mean.
+    """Each token's state times its weight, then a chunk scaled back to its original mean.
 
-    The rule of the web interfaces that prompts with weights come from.  Weights of 1 change
-    nothing; a mean of 0 is left as it is.
+    The rule of the web interfaces that introduced weights in prompts.  Weights of 1 change nothing;
+    a mean of 0 is not rescaled.
     """
     made = states * weights[..., None]
     mean = lambda x: x.mean((2, 3), keepdims=True)

@@ -48,7 +48,7 @@ class GatedMLP(nn.Module):
 
 
 class T5Attention(nn.Module):
-    """Self-attention with a position bias, heads·head_dim wide, without biases of its own."""
+    """Self-attention with a position bias, heads·head_dim wide, without other biases."""
 
     heads: int
     head_dim: int
@@ -96,16 +96,16 @@ class T5Encoder(nn.Module):
 
     Attributes:
         vocab: rows of the token table.
-        width: of the states.
+        width: width of the states.
         layers: number of layers.
-        heads: of each attention.
+        heads: number of heads of each attention.
         head_dim: width of a head; the heads together may be wider or narrower than ``width``.
-        mlp_width: of the middle of each MLP.
+        mlp_width: width of the middle of each MLP.
         mlp: name in ``MLPS``.
-        buckets: number of relative positions that are told apart, half of them to each side.
+        buckets: number of buckets of relative positions, half of them for each side.
         max_distance: tokens further away than this share a bucket.
-        eps: of the norms.
-        dtype: of the computation and the states; float16 overflows in the published weights.
+        eps: epsilon of the norms.
+        dtype: dtype of the computation and the states; float16 overflows in the published weights.
     """
 
     vocab: int = 32128
@@ -128,7 +128,7 @@ class T5Encoder(nn.Module):
 
         Args:
             ids: [b, n] integers; any n.
-            mask: [b, n], 0 where a token is padding, which no token then sees; None to see all.
+            mask: [b, n], 0 for padding, which no token attends to; None for none.
 
         Returns:
             [b, n, width] after the final norm, in ``dtype``; meaningless where mask is 0.
@@ -136,7 +136,7 @@ class T5Encoder(nn.Module):
         n = ids.shape[1]
         x = Embedding(self.vocab, self.width, self.dtype, name="token")(ids)
         place = relative_buckets(n, self.buckets, self.max_distance)
-        # Summed with the logits in float32, hence not in ``dtype``.
+        # Added to the logits in float32, hence not in ``dtype``.
         bias = Embedding(self.buckets, self.heads, name="relative")(jnp.asarray(place))
         bias = bias.transpose(2, 0, 1)[None]
         seen = None if mask is None else mask[:, None, None, :].astype(bool)

@@ -30,7 +30,7 @@ FREQUENCIES = 256  # of time features
 def positions(
     height: int, width: int, dim: int, first: tuple[int, int] = (0, 0), step: float = 1.0
 ) -> Float[Array, "n dim"]:
-    """Sines and cosines of each place of a grid, float32 [height·width, dim], row by row.
+    """Sines and cosines of each position of a grid, float32 [height·width, dim], row by row.
 
     The first half of the channels is of the column, the second of the row; each half has sines,
     then cosines, at frequencies 10000^(-i/n) (Dosovitskiy et al. 2021 and DiT's code).
@@ -38,7 +38,7 @@ def positions(
     Args:
         height: rows.
         width: columns.
-        dim: of the features.
+        dim: dimension of the features.
         first: row and column of the first place.
         step: from one row or column to the next.
 
@@ -53,7 +53,7 @@ def positions(
         angles = np.outer(start + np.arange(count), frequencies)
         return np.concatenate([np.sin(angles), np.cos(angles)], 1).astype(np.float32)
 
-    # Put together within the program, which keeps one constant for each axis and no whole grid.
+    # Combined within the program, which stores a constant for each axis and not the whole grid.
     shape, (top, left) = (height, width, dim // 2), first
     columns = jnp.broadcast_to(features(left, width), shape)
     rows = jnp.broadcast_to(features(top, height)[:, None], shape)
@@ -61,17 +61,23 @@ def positions(
 
 
 def modulated(
-    x: Float[Array, "b n c"], shift: Float[Array, "b c"], scale: Float[Array, "b c"], eps: float
+    x: Float[Array, "b n c"],
+    shift: Float[Array, "b #n c"],
+    scale: Float[Array, "b #n c"],
+    eps: float,
 ) -> Float[Array, "b n c"]:
-    """layer_norm(x)·(1 + scale) + shift, without an affine map of its own; float32 inside."""
+    """layer_norm(x)·(1 + scale) + shift, without an affine map of its own; float32 inside.
+
+    What modulates is [b, 1, c] for all tokens of an example, or [b, n, c] for each.
+    """
     ones, zeros = jnp.ones(x.shape[-1]), jnp.zeros(x.shape[-1])
     normed = primitives.layer_norm(x, ones, zeros, eps).astype(jnp.float32)
-    return (normed * (1 + scale[:, None]) + shift[:, None]).astype(x.dtype)
+    return (normed * (1 + scale) + shift).astype(x.dtype)
 
 
 def read_out(
     tokens: Float[Array, "b n c"],
-    emb: Float[Array, "b d"],
+    emb: Float[Array, "b #n d"],
     size: tuple[int, int],
     patch: int,
     channels: int,
@@ -79,15 +85,15 @@ def read_out(
 ) -> Float[Array, "b h w out"]:
     """Tokens, row by row, -> the image, float32, after one more modulated norm; zero at the start.
 
-    Makes modulation_out and proj_out of the module that calls it.
+    Creates modulation_out and proj_out in the calling module.
 
     Args:
         tokens: [b, n, c].
-        emb: the activated embedding.
-        size: of the image.
-        patch: side of the square that a token stands for.
+        emb: the activated embedding, of all tokens or of each.
+        size: size of the image.
+        patch: side of a token's square of pixels.
         channels: of the image.
-        dtype: of the projection.
+        dtype: dtype of the projection.
     """
     parts = Dense(2 * tokens.shape[-1], kernel_init=_ZEROS, name="modulation_out")(emb)
     shift, scale = jnp.split(parts, 2, axis=-1)
@@ -97,15 +103,25 @@ def read_out(
     return primitives.depth_to_space(out.reshape(grid), patch).astype(jnp.float32)
 
 
+def _times(time: Array, grid: tuple[int, int]) -> Float[Array, "b #n"]:
+    """One time for all tokens of an example, [b, 1], or one for each of the grid, [b, n]."""
+    if time.shape[1:] not in ((), grid, (grid[0] * grid[1],)):
+        raise ValueError(
+            f"DiT was given times of shape {time.shape}: give one for each example, [b], or one "
+            f"for each of its {grid[0]}x{grid[1]} patches, {(time.shape[0], *grid)}."
+        )
+    return time.reshape(time.shape[0], -1)
+
+
 class DiTLayer(nn.Module):
     """x + gate·attention(mod(x)), then x + gate·mlp(mod(x)); both gates zero at initialisation.
 
     Attributes:
-        heads: of the attention.
+        heads: number of heads of the attention.
         mlp_ratio: hidden channels of the MLP per channel.
         mlp_eps: of the norm before the MLP.
         dropout: rate inside of the MLP; 0 outside training.
-        dtype: of the computation.
+        dtype: dtype of the computation.
         kind: name in ``attention_memory.ATTENTIONS``.
     """
 
@@ -118,9 +134,9 @@ class DiTLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n c"], emb: Float[Array, "b d"], gates: Gates = OPEN
+        self, x: Float[Array, "b n c"], emb: Float[Array, "b #n d"], gates: Gates = OPEN
     ) -> Float[Array, "b n c"]:
-        """[b, n, c], the activated embedding [b, d] -> [b, n, c]."""
+        """[b, n, c], the activated embedding of all tokens or of each -> [b, n, c]."""
         c, start = x.shape[-1], x
         parts = Dense(6 * c, kernel_init=_ZEROS, name="modulation")(emb)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(parts, 6, axis=-1)
@@ -129,10 +145,10 @@ class DiTLayer(nn.Module):
             self.heads, self.dtype, use_bias=True, attention=self.kind, name="attention"
         )
         h = attention(h, identity=gates.identity)
-        x = x + (gate[:, None] * h).astype(x.dtype)
+        x = x + (gate * h).astype(x.dtype)
         h = modulated(x, mlp_shift, mlp_scale, self.mlp_eps)
         h = _MLP(round(self.mlp_ratio * c), self.dropout, self.dtype, name="mlp")(h)
-        x = x + (mlp_gate[:, None] * h).astype(x.dtype)
+        x = x + (mlp_gate * h).astype(x.dtype)
         return x if gates.skip is None else primitives.gated(gates.skip, x, start)
 
 
@@ -156,14 +172,14 @@ class DiT(nn.Module):
     Attributes:
         width: channels of a token; 1152 in DiT-XL.
         depth: layers; 28 in DiT-XL.
-        heads: of each attention; they must divide ``width``.
-        patch: side of the square that a token stands for.
+        heads: number of heads of each attention; they must divide ``width``.
+        patch: side of a token's square of pixels.
         out_channels: of the output: those of x, or twice as many with a learned variance.
         num_classes: 0 for no labels; else the label num_classes is the null class.
         mlp_ratio: hidden channels of the MLP per channel.
         mlp_eps: of the norm before the MLP.
         dropout: rate, while training.
-        time_options: of the sinusoidal time features, such as {"shift": 1.0}.
+        time_options: options of the sinusoidal time features, such as {"shift": 1.0}.
         dtype: of the computation; parameters, norms, softmax, the embedding of time and class and
             the output are float32 whatever it is.
         remat: name in ``REMATS``: what the backward pass of a layer recomputes.
@@ -190,7 +206,7 @@ class DiT(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        time: Float[Array, " b"],
+        time: Float[Array, "b *n"],
         cond: Mapping[str, Any],
         *,
         train: bool = False,
@@ -199,7 +215,8 @@ class DiT(nn.Module):
 
         Args:
             x: scaled noisy input; h and w must be multiples of ``patch``.
-            time: [b]; the published networks take the discrete time index.
+            time: [b], or one for each token, [b, h / patch, w / patch] or row by row [b, n]; the
+                published networks take the discrete time index.
             cond: {"label": int [b]}, or {} for the null class or a net without labels; float [b]
                 for each of ``scalars``; and for guidance the gates of ``UNet``, a column for each
                 layer.
@@ -209,8 +226,8 @@ class DiT(nn.Module):
             float32, zero at initialisation.
 
         Raises:
-            ValueError: for a size that patches do not cover, an unknown cond key, or gates of
-                another shape.
+            ValueError: for a size that patches do not cover, an unknown cond key, or times or
+                gates of another shape.
         """
         check_size(x.shape[1], x.shape[2], self.patch, 0)
         check_name("remat", self.remat, REMATS)
@@ -219,8 +236,9 @@ class DiT(nn.Module):
         told = {key: value for key, value in cond.items() if key not in HOOKS}
         features = partial(TIME_FEATURES["sinusoidal"], **(self.time_options or {}))
         parts = (self.width, FREQUENCIES, features, self.num_classes, tuple(self.scalars))
-        emb = primitives.silu(ConditionEmbedding(*parts, name="embed")(time, told))
         h, w = x.shape[1] // self.patch, x.shape[2] // self.patch
+        times = _times(time, (h, w))
+        emb = primitives.silu(ConditionEmbedding(*parts, name="embed")(times, told))
         tokens = PatchEmbedding(self.width, self.patch, self.dtype, True, name="patches")(x)
         tokens = tokens + positions(h, w, self.width).astype(tokens.dtype)
         for name in self.blocks:

@@ -25,17 +25,17 @@ from diffusion_jax.models.layers import Dense, PatchEmbedding
 from diffusion_jax.models.transformers.dit import FREQUENCIES, positions, read_out
 from diffusion_jax.models.transformers.mmdit_blocks import QK_NORMS, JointLayer
 from diffusion_jax.models.unet.blocks import HOOKS, REMATS, read_gates
-from diffusion_jax.models.unet.plan import check_keys, check_name, check_size
+from diffusion_jax.models.unet.plan import check_keys, check_name, check_size, check_time
 from diffusion_jax.models.unet.text_blocks import AddedEmbedding, Text
 
 
 class StoredPositions(nn.Module):
-    """Positions that came with a checkpoint's weights; no gradient reaches them.
+    """Position embeddings stored with a checkpoint's weights; not trained.
 
     Attributes:
         side: rows, and columns, of the table.
-        dim: of the features.
-        step: from one row or column to the next, where the table is made anew.
+        dim: dimension of the features.
+        step: distance of rows and of columns, where the table is initialised.
     """
 
     side: int
@@ -53,8 +53,8 @@ class Cut(NamedTuple):
     """A part of the square of positions.
 
     Attributes:
-        side: of the square, in patches.
-        dim: of the features.
+        side: side of the square, in patches.
+        dim: dimension of the features.
         step: from one row or column to the next.
         first: row and column of the part.
         size: its rows and columns.
@@ -84,18 +84,18 @@ class MMDiT(nn.Module):
     Attributes:
         width: channels of a token; 64·depth in the published sizes.
         depth: layers.
-        heads: of each attention; they must divide ``width``.
-        patch: side of the square that a token stands for.
+        heads: number of heads of each attention; they must divide ``width``.
+        patch: side of a token's square of pixels.
         out_channels: of the output: those of x, or twice as many with a learned variance.
         num_classes: 0 for no labels; else the label num_classes is the null class.
         pooled_features: width of cond's "pooled"; 0 for a net without it.
-        max_side: patches along a side of the square of positions, from whose middle those of an
-            image are cut.
-        grid: what a side of that square is long; None for a length of 1 for each patch.
+        max_side: patches along a side of the square of positions, from whose middle an image's are
+            cropped.
+        grid: length of a side of that square; None for 1 for each patch.
         positions: name in ``POSITIONS``: computed, or stored with the weights.
-        second_attention: the layers whose image tokens attend to one another once more (SD3.5).
-        qk_norm: name in ``mmdit_blocks.QK_NORMS``: what is done to queries and keys.
-        time_options: of the sinusoidal time features, such as {"shift": 1.0}.
+        second_attention: layers with a second self-attention of the image tokens (SD3.5).
+        qk_norm: name in ``mmdit_blocks.QK_NORMS``: normalisation of queries and keys.
+        time_options: options of the sinusoidal time features, such as {"shift": 1.0}.
         dtype: of the computation; parameters, norms, softmax, the embedding of time and pooled
             text, what modulates and the output are float32 whatever it is.
         remat: name in ``REMATS``: what the backward pass of a layer recomputes.
@@ -148,12 +148,13 @@ class MMDiT(nn.Module):
         Raises:
             ValueError: for a size that patches do not cover or that is beyond the positions, an
                 unknown name, heads that do not divide the width, a cond key that is missing or
-                unknown, or gates of another shape.
+                unknown, gates of another shape, or another time than one for each example.
         """
         self._check(x, cond)
+        check_time(type(self).__name__, time.shape)
         dtype, size = jnp.dtype(self.dtype), (x.shape[1], x.shape[2])
         gates = read_gates(cond, x.shape[0], self.attention_layers, self.blocks)
-        emb = primitives.silu(self._embed(time, cond))
+        emb = primitives.silu(self._embed(time, cond))[:, None]
         tokens = PatchEmbedding(self.width, self.patch, dtype, True, name="patches")(x)
         tokens = tokens + self._positions(size).astype(dtype)
         states, mask = Text.of(cond)
@@ -188,7 +189,7 @@ class MMDiT(nn.Module):
         return emb + AddedEmbedding(self.width, name="pooled")(cond["pooled"])
 
     def _positions(self, size: tuple[int, int]) -> Array:
-        """Of an image, [h·w / patch², width], from the middle of the square."""
+        """Position embeddings of an image, [h·w / patch², width], from the middle of the square."""
         height, width = (n // self.patch for n in size)
         first = ((self.max_side - height) // 2, (self.max_side - width) // 2)
         step = 1.0 if self.grid is None else self.grid / self.max_side

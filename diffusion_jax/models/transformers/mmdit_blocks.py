@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.models import primitives
-from diffusion_jax.models.attention import attend
+from diffusion_jax.models.attention import Attend
 from diffusion_jax.models.layers import Dense
 from diffusion_jax.models.text.blocks import MLP, RMSNorm
 from diffusion_jax.models.transformers.dit import modulated
@@ -29,7 +29,7 @@ class QueryKeyValue(nn.Module):
     Attributes:
         heads: how many; they must divide the channels.
         qk_norm: name in ``QK_NORMS``.
-        dtype: of the computation.
+        dtype: dtype of the computation.
     """
 
     heads: int
@@ -54,11 +54,11 @@ class JointLayer(nn.Module):
     All gates are zero at initialisation.
 
     Attributes:
-        heads: of each attention.
-        last: the text is read, but not changed any more.
-        second: the image's tokens attend to one another once more.
+        heads: number of heads of each attention.
+        last: the text is read, but not updated.
+        second: the image's tokens have a second self-attention.
         qk_norm: name in ``QK_NORMS``.
-        dtype: of the computation.
+        dtype: dtype of the computation.
         kind: name in ``attention_memory.ATTENTIONS``.
     """
 
@@ -74,7 +74,7 @@ class JointLayer(nn.Module):
         self,
         image: Float[Array, "b m c"],
         text: Float[Array, "b n c"],
-        emb: Float[Array, "b d"],
+        emb: Float[Array, "b 1 d"],
         mask: Bool[Array, "b k"] | None = None,
         gates: Gates = OPEN,
     ) -> tuple[Array, Array]:
@@ -83,12 +83,12 @@ class JointLayer(nn.Module):
         Args:
             image: [b, m, c].
             text: [b, n, c].
-            emb: the activated embedding.
-            mask: [b, m + n], False for tokens that nobody may see; None keeps all.
+            emb: the activated embedding, of all tokens.
+            mask: [b, m + n], False for tokens to ignore; None keeps all.
             gates: of the hooks.
 
         Returns:
-            Both streams; of the last layer the text as it came.
+            Both streams; in the last layer the text unchanged.
         """
         of_image = self._modulation("image_modulation", 9 if self.second else 6, image, emb)
         of_text = self._modulation("context_modulation", 2 if self.last else 6, text, emb)
@@ -100,7 +100,7 @@ class JointLayer(nn.Module):
         if self.second:
             shift, scale, gate = of_image[6:]
             again = self._qkv("second_qkv", modulated(image, shift, scale, _EPS))
-            again = attend(*again, self.kind, identity=gates.identity)
+            again = Attend(self.kind, name="second_attend")(*again, None, gates.identity)
             h = _added(h, gate, self._out("second_out", again))
         h = _kept(gates, self._mlp("image_mlp", h, of_mlp), image)
         if self.last:
@@ -110,15 +110,15 @@ class JointLayer(nn.Module):
         return h, _kept(gates, self._mlp("context_mlp", t, of_mlp), text)
 
     def _joint(self, image, text, mask, identity) -> tuple[Array, Array]:
-        """What the tokens of each stream read from all, [b, m, c] and [b, n, c]."""
+        """Each stream's attention to all tokens, [b, m, c] and [b, n, c]."""
         m = image[0].shape[1]
         query, key, value = (
             primitives.by_batch(jnp.concatenate(pair, axis=1))
             for pair in zip(image, text, strict=True)
         )
-        # Nobody hears what the text of the last layer would say.
+        # The text output of the last layer is not used.
         query = image[0] if self.last else query
-        h = attend(query, key, value, self.kind, mask)
+        h = Attend(self.kind, name="joint_attend")(query, key, value, mask)
         from_image = h[:, :m]
         if identity is not None:
             own = image[2].reshape(from_image.shape)
@@ -126,7 +126,7 @@ class JointLayer(nn.Module):
         return from_image, h[:, m:]
 
     def _modulation(self, name: str, parts: int, x: Array, emb: Array) -> list[Array]:
-        """So many vectors [b, c], float32."""
+        """``parts`` vectors [b, 1, c], float32."""
         dense = Dense(parts * x.shape[-1], kernel_init=_ZEROS, name=name)
         return jnp.split(dense(emb), parts, axis=-1)
 
@@ -143,7 +143,7 @@ class JointLayer(nn.Module):
 
 
 def _added(x: Array, gate: Array, h: Array) -> Array:
-    return x + (gate[:, None] * h).astype(x.dtype)
+    return x + (gate * h).astype(x.dtype)
 
 
 def _kept(gates: Gates, new: Array, old: Array) -> Array:
@@ -158,5 +158,5 @@ def _rms(name: str) -> Callable[[Array], Array]:
     return RMSNorm(_EPS, name=name)
 
 
-# Each: name of the module -> what is done to the queries or keys of each head.
+# Each: name of the module -> normalisation of the queries or keys of each head.
 QK_NORMS: dict[str, Callable[[str], Callable[[Array], Array]]] = {"none": _as_it_is, "rms": _rms}

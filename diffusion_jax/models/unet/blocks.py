@@ -18,7 +18,7 @@ from diffusion_jax.models.unet.plan import Widths, runs
 
 
 class Gates(NamedTuple):
-    """What guidance perturbs in a block, each [b], 1 where it does, or None: nowhere.
+    """Gates of guidance's perturbations of a block, each [b], 1 where perturbed, or None: nowhere.
 
     Attributes:
         identity: the attention map becomes the identity.
@@ -31,14 +31,14 @@ class Gates(NamedTuple):
 
 OPEN = Gates()
 
-# Keys of cond by which guidance perturbs a net (Ahn et al. 2024; Hyung et al. 2024).
+# Keys of cond for guidance's perturbations (Ahn et al. 2024; Hyung et al. 2024).
 HOOKS = ("identity_attention", "skip_blocks")
 
 
 def read_gates(
     cond: Mapping[str, Any], batch: int, attention_layers: Sequence[str], blocks: Sequence[str]
 ) -> dict[str, Gates]:
-    """Name of a block -> its gates, from the hooks in cond.
+    """Name of a block -> its gates, from cond.
 
     Args:
         cond: may have "identity_attention" [b, len(attention_layers)] and "skip_blocks"
@@ -94,7 +94,7 @@ class Level(nn.Module):
 
     Attributes:
         features: channels of the level.
-        widths: of its blocks.
+        widths: widths of its blocks.
         style: what all blocks share.
         attention: whether each block ends in attention.
         remat: name in ``REMATS``.
@@ -177,8 +177,8 @@ def _keep(block: type[nn.Module], **_: Any) -> type[nn.Module]:
     return block
 
 
-# What the backward pass of a block finds kept: everything, nothing, or the outputs of convolutions
-# and matrix products (it then recomputes norms and activations, which are cheap but large).
+# What is saved for the backward pass of a block: everything, nothing, or outputs of convolutions
+# and matrix products (norms and activations, which are cheap but large, are then recomputed).
 REMATS: dict[str, Callable[..., Any]] = {
     "none": _keep,
     "full": partial(nn.remat, policy=jax.checkpoint_policies.nothing_saveable),

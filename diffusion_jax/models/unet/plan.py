@@ -1,4 +1,4 @@
-"""What blocks a U-Net has, as plain numbers: no arrays, no modules."""
+"""The blocks of a U-Net as plain numbers, without arrays or modules."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def select(layers: Sequence[str], chosen: Any) -> tuple[float, ...]:
 
 
 def check_size(height: int, width: int, patch: int, halvings: int) -> None:
-    """Refuse sizes that patching and halving cannot divide.
+    """Check that a size can be patched and halved.
 
     Raises:
         ValueError: naming the size, the number of halvings and the nearest sizes that work.
@@ -126,8 +126,26 @@ def check_size(height: int, width: int, patch: int, halvings: int) -> None:
     )
 
 
+def check_time(network: str, shape: Sequence[int]) -> None:
+    """Refuse a time for each pixel, frame or token where a network reads one for each example.
+
+    Args:
+        network: its name.
+        shape: of the time.
+
+    Raises:
+        ValueError: naming the network and the shape.
+    """
+    if len(shape) != 1:
+        raise ValueError(
+            f"{network} reads one time for each example, [b], but was given {tuple(shape)}: give "
+            "all of an example one noise level, or take a network that reads a time for each "
+            "token, such as DiT."
+        )
+
+
 def check_name(field: str, name: str, known: Collection[str]) -> None:
-    """Refuse a name that is not in a table.
+    """Check that a name is in a table.
 
     Raises:
         ValueError: listing the known names.
@@ -139,13 +157,13 @@ def check_name(field: str, name: str, known: Collection[str]) -> None:
 def check_keys(
     given: Collection[str], needed: Collection[str], more: Collection[str], fields: str
 ) -> None:
-    """Refuse a cond with other keys than a network reads.
+    """Check that a cond has the keys that a network reads.
 
     Args:
         given: keys of the cond.
-        needed: those that it must have.
-        more: those that it may have.
-        fields: of the network that say so, "num_classes=0".
+        needed: required keys.
+        more: optional keys.
+        fields: fields of the network for the message, "num_classes=0".
 
     Raises:
         ValueError: naming the keys that are missing or unknown.

@@ -1,4 +1,4 @@
-"""The parts of a U-Net that reads text: its embedding, blocks, levels and middle."""
+"""The parts of a text-conditional U-Net: embedding, blocks, levels and middle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from diffusion_jax.models.unet.transformer_2d import SpatialTransformer
 
 
 class Text(NamedTuple):
-    """What cross-attention reads.
+    """The context of cross-attention.
 
     Attributes:
         states: [b, n, d].
@@ -41,7 +41,7 @@ class AddedEmbedding(nn.Module):
     """A pooled text and some numbers -> a summand of the time embedding, float32 throughout.
 
     Podell et al. 2023 (SDXL), section 2.2: the numbers, such as the sizes of the original picture
-    and of the crop, have sinusoidal features each, set beside the pooled text.
+    and of the crop, have sinusoidal features each, concatenated with the pooled text.
 
     Attributes:
         dim: width of the result.
@@ -71,8 +71,8 @@ class Layout(NamedTuple):
 
     Attributes:
         depth: its layers; 0 for no transformer.
-        heads: of each attention.
-        eps: of the group norm before it.
+        heads: number of heads of each attention.
+        eps: epsilon of the group norm before it.
     """
 
     depth: int
@@ -109,7 +109,7 @@ class TextLevel(nn.Module):
 
     Attributes:
         features: channels of the level.
-        widths: of its blocks.
+        widths: widths of its blocks.
         style: what all blocks share.
         layout: of each block's transformer.
         remat: name in ``REMATS``.

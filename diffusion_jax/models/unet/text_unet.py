@@ -27,6 +27,7 @@ from diffusion_jax.models.unet.plan import (
     check_keys,
     check_name,
     check_size,
+    check_time,
     down_widths,
     per_level,
     up_widths,
@@ -43,7 +44,7 @@ _RESAMPLES = {"down": ConvDown, "up": ConvUp}
 
 
 class TextEncoderSide(nn.Module):
-    """What the U-Net and a ControlNet beside it share: the embedding, the way down, the middle.
+    """The part that U-Net and ControlNet share: the embedding, the down path, the middle.
 
     Attributes:
         channels: base width.
@@ -61,7 +62,7 @@ class TextEncoderSide(nn.Module):
         conditioning: name in ``layers.CONDITIONINGS``.
         groups: most groups of a norm (see ``layers.num_groups``).
         group_channels: fewest channels of a group.
-        eps: of the norms of residual blocks.
+        eps: epsilon of the norms of residual blocks.
         transformer_eps: of the group norm before a transformer.
         downsample_padding: before and after each axis of strided convolutions.
         time_features: name in ``embeddings.TIME_FEATURES``.
@@ -137,6 +138,7 @@ class TextEncoderSide(nn.Module):
 
     def _embed(self, time: Array, cond: Mapping[str, Any]) -> Array:
         """The activated embedding, float32 [b, d]."""
+        check_time(type(self).__name__, time.shape)
         dim = self.time_dim or 4 * self.channels
         features = partial(TIME_FEATURES[self.time_features], **(self.time_options or {}))
         told = {"label": cond["label"]} if self.num_classes else {}
@@ -173,7 +175,7 @@ class TextEncoderSide(nn.Module):
         return down_widths(self.features, self.counts)
 
     def _check(self, x: Array, cond: Mapping[str, Any], more: set[str]) -> None:
-        """Refuse a size, a name or a cond that the net has no use for."""
+        """Raise ValueError for a size, a name or a cond that does not fit the network."""
         check_size(x.shape[1], x.shape[2], 1, len(self.channel_mults) - 1)
         check_name("remat", self.remat, REMATS)
         check_name("attention", self.attention, ATTENTIONS)
@@ -190,10 +192,10 @@ class TextEncoderSide(nn.Module):
 
 
 class TextUNet(TextEncoderSide):
-    """A U-Net that reads text: [b, h, w, c], [b], cond -> [b, h, w, out_channels].
+    """A text-conditional U-Net: [b, h, w, c], [b], cond -> [b, h, w, out_channels].
 
-    Attributes beside those of ``TextEncoderSide``:
-        out_channels: of the output.
+    Attributes in addition to those of ``TextEncoderSide``:
+        out_channels: number of channels of the output.
         patch: the net works on patches of this side, folded into channels; 1 for none.
     """
 
@@ -229,7 +231,8 @@ class TextUNet(TextEncoderSide):
 
         Raises:
             ValueError: for a size that cannot be halved, an unknown name, a cond key that is
-                missing or unknown, or gates or a control of another shape.
+                missing or unknown, gates or a control of another shape, or another time than one
+                for each example.
         """
         check_size(x.shape[1], x.shape[2], self.patch, len(self.channel_mults) - 1)
         x = space_to_depth(x, self.patch)

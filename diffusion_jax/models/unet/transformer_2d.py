@@ -24,7 +24,7 @@ class GatedMLP(nn.Module):
     """out(value · gelu(gate)), (value, gate) = in(x): GEGLU of Shazeer 2020, the gelu exact.
 
     Attributes:
-        dtype: of the computation.
+        dtype: dtype of the computation.
         dropout: rate before the last layer; 0 outside training.
         widening: hidden channels per channel.
     """
@@ -48,7 +48,7 @@ class TransformerLayer(nn.Module):
     """Self-attention, attention to the context and a gated MLP, each x + f(layer_norm(x)).
 
     Attributes:
-        heads: of both attentions.
+        heads: number of heads of both attentions.
         style: what all blocks share; of it dtype, dropout and attention count here.
     """
 
@@ -83,7 +83,7 @@ class SpatialTransformer(nn.Module):
 
     Attributes:
         depth: number of layers.
-        heads: of each attention; it must divide c.
+        heads: number of heads of each attention; it must divide c.
         style: what all blocks share.
     """
 

@@ -36,6 +36,7 @@ from diffusion_jax.models.unet.plan import (
     block_names,
     check_name,
     check_size,
+    check_time,
     down_widths,
     per_level,
     runs,
@@ -66,7 +67,7 @@ class UNet(nn.Module):
         patch: the net works on patches of this side, folded into channels; 1 for none.
         groups: most groups of a norm (see ``layers.num_groups``).
         group_channels: fewest channels of a group.
-        eps: of the norms.
+        eps: epsilon of the norms.
         skip_scale: factor on residual sums; sqrt(1/2) in NCSN++.
         mid_attention: whether the middle attends.
         mid_norm: whether the middle attention normalises its input.
@@ -74,7 +75,7 @@ class UNet(nn.Module):
         time_features: name in ``embeddings.TIME_FEATURES``.
         time_options: its options, such as {"max_period": 1e4}.
         time_dim: width of the embedding; None for 4·channels.
-        dtype: of the computation; parameters, norm statistics, softmax, time features and the
+        dtype: dtype of the computation; parameters, norm statistics, softmax, time features and the
             output are float32 whatever it is.
         remat: name in ``REMATS``: what the backward pass of a block recomputes.
         scan_blocks: scan runs of equal blocks within a level (faster compilation of deep levels).
@@ -134,10 +135,11 @@ class UNet(nn.Module):
             float32, zero at initialisation.
 
         Raises:
-            ValueError: for a size that cannot be halved, an unknown name or cond key, or gates of
-                another shape.
+            ValueError: for a size that cannot be halved, an unknown name or cond key, gates of
+                another shape, or another time than one for each example.
         """
         self._check(x)
+        check_time(type(self).__name__, time.shape)
         style, features = self._style(train), self.features
         gates = self._gates(cond, x.shape[0])
         inputs = {key: value for key, value in cond.items() if key not in HOOKS}
@@ -253,7 +255,7 @@ def stack_blocks(unet: UNet, params: Params) -> Params:
 
     Args:
         unet: the net; its own ``scan_blocks`` is not read.
-        params: of the unrolled net.
+        params: parameters of the unrolled net.
     """
     out = dict(params)
     ways = {

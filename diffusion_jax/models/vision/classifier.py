@@ -1,4 +1,4 @@
-"""A small classifier of small images: the judge of conditional samples."""
+"""A small classifier of small images, which judges conditional samples."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageStates(NamedTuple):
-    """What the tower knows of an image.
+    """The states of an image.
 
     Attributes:
         hidden: layers + 1 arrays [b, 1 + patches, d]: the embeddings, then each layer's output;
@@ -40,16 +40,16 @@ class ClipImage(nn.Module):
     """Pixels -> states.
 
     Attributes:
-        width: of the states.
+        width: width of the states.
         layers: number of layers.
-        heads: of each attention.
-        mlp_width: of the middle of each MLP.
+        heads: number of heads of each attention.
+        mlp_width: width of the middle of each MLP.
         size: side of the images.
         patch: side of a patch, a divisor of ``size``.
         activation: name in ``text.blocks.ACTIVATIONS``.
-        eps: of the norms.
+        eps: epsilon of the norms.
         projection: width of the pooled output; 0 for no projection.
-        dtype: of the computation and the states.
+        dtype: dtype of the computation and the states.
     """
 
     width: int = 1024
@@ -68,7 +68,7 @@ class ClipImage(nn.Module):
         """Encode.
 
         Args:
-            pixels: [b, size, size, 3] as ``normalised`` gives.
+            pixels: [b, size, size, 3] from ``normalised``.
 
         Returns:
             The states, in ``dtype``.
@@ -105,11 +105,11 @@ class ClipImage(nn.Module):
 
 
 def normalised(images: Float[Array, "b h w 3"], size: int) -> Float[Array, "b size size 3"]:
-    """Images in [-1, 1] as CLIP takes them: resized (bicubic, antialiased), then standardised.
+    """CLIP's input from images in [-1, 1]: resized (bicubic, antialiased), then standardised.
 
     Args:
-        images: [b, h, w, 3]; a picture that is not square is squeezed: crop it before.
-        size: of the side.
+        images: [b, h, w, 3]; a picture that is not square is distorted: crop it first.
+        size: size of the side.
 
     Returns:
         float32 [b, size, size, 3].

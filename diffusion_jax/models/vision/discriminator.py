@@ -1,7 +1,7 @@
-"""Discriminators: PatchGAN's, of images, and heads on features of another network.
+"""Discriminators: PatchGAN for images, and heads on features of another network.
 
-PatchGAN's (Isola et al. 2017, section 3.2.2) gives a logit for each patch.  With group norm where
-theirs has batch norm: an example's logit is then its own, whatever else is in the batch or on other
+PatchGAN (Isola et al. 2017, section 3.2.2) gives a logit for each patch.  It has group norm in
+place of batch norm: an example's logit then does not depend on the rest of the batch or on other
 devices, and there are no running statistics.
 """
 
@@ -43,7 +43,7 @@ class PatchDiscriminator(nn.Module):
     Attributes:
         channels: base width; it doubles at each halving, up to eight times.
         halvings: of the size; 3 gives patches of 70 pixels, 2 of 34.
-        dtype: of the computation; parameters and logits are float32.
+        dtype: dtype of the computation; parameters and logits are float32.
     """
 
     channels: int = 64
@@ -52,7 +52,7 @@ class PatchDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 1"]:
-        """Pixels in [-1, 1], sides of at least 4·2^halvings -> logits, large for what is real."""
+        """Pixels in [-1, 1], sides of at least 4·2^halvings -> logits, large for real images."""
         dtype = jnp.dtype(self.dtype)
         h = _PatchConv(self.channels, 2, dtype, name="conv_0")(pixels)
         h = jax.nn.leaky_relu(h, 0.2)
@@ -67,24 +67,24 @@ class PatchDiscriminator(nn.Module):
 
 
 class FeatureHeads(nn.Module):
-    """Features of another network -> a logit of each, large for what is real.
+    """Features of another network -> a logit of each, large for real data.
 
-    Each array, [b, places ..., c] or [b, c], has a perceptron of its own, one for all its places,
+    Each array, [b, positions ..., c] or [b, c], has its own perceptron, shared by all positions,
     whose hidden layer is averaged over them: so it serves images, tokens and points of any number.
-    They are normalised over channels first, whatever their network's scale.
+    Features are first normalised over channels, whatever their scale.
 
-    What they are told of the condition is projected on that layer (Miyato & Koyama 2018, equation
-    4), so that an example is judged by whether it is what it was asked to be.
+    A condition vector is projected on the hidden layer (Miyato & Koyama 2018, equation 4), so that
+    the logit depends on whether an example fits its condition.
 
     Attributes:
-        width: of the hidden layers.
+        width: width of the hidden layers.
     """
 
     width: int = 128
 
     @nn.compact
     def __call__(
-        self, features: Sequence[Array], told: Float[Array, "b d"] | None = None
+        self, features: Sequence[Array], condition: Float[Array, "b d"] | None = None
     ) -> Float[Array, "b heads"]:
         """Arrays [b, ..., c] -> [b, heads] float32; 0 at initialisation."""
         zeros, logits = nn.initializers.zeros_init(), []
@@ -94,8 +94,10 @@ class FeatureHeads(nn.Module):
             h = jax.nn.leaky_relu(Dense(self.width, name=f"dense_{i}")(h), 0.2)
             h = jax.nn.leaky_relu(Dense(self.width, name=f"hidden_{i}")(h), 0.2).mean(1)
             logit = Dense(1, kernel_init=zeros, name=f"logit_{i}")(h)
-            if told is not None:
-                of = Dense(self.width, kernel_init=zeros, use_bias=False, name=f"told_{i}")(told)
+            if condition is not None:
+                of = Dense(self.width, kernel_init=zeros, use_bias=False, name=f"told_{i}")(
+                    condition
+                )
                 logit += jnp.sum(of * h, axis=-1, keepdims=True)
             logits.append(logit)
         return jnp.concatenate(logits, axis=-1)

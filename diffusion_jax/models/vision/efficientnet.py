@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# Of the 16 inverted-residual blocks: kernel sizes follow from the weights, strides do not.
+# Strides of the 16 inverted-residual blocks; kernel sizes follow from the weights.
 STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
 BATCH_NORM_EPS = 1e-3
 
@@ -48,7 +48,7 @@ def fold(state: Mapping[str, np.ndarray]) -> Params:
     for i in range(len(STRIDES)):
         block = f"_blocks.{i}."
         names = [("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
-        if block + "_expand_conv.weight" not in state:  # the first block widens nothing
+        if block + "_expand_conv.weight" not in state:  # the first block has no expansion
             names = names[1:]
         pairs += [(block + conv, block + norm) for conv, norm in names]
     try:
@@ -94,7 +94,7 @@ def features(params: Params, images: Array, size: int = 64) -> dict[str, Array]:
 def block_features(
     params: Params, pixels: Float[Array, "n h w c"], blocks: tuple[int, ...] = (0, 2, 4)
 ) -> list[Array]:
-    """What some blocks say of images at their own size, the finest first.
+    """Outputs of some blocks for images at their own size, the finest first.
 
     Args:
         params: from ``fold``.
@@ -134,7 +134,7 @@ def _conv(x: Float[Array, "n h w c"], layer: Mapping[str, np.ndarray], stride: i
 def _depthwise(x: Float[Array, "n h w c"], layer: Mapping[str, np.ndarray], stride: int) -> Array:
     """A convolution of each channel by itself, "SAME", as a sum of shifted images.
 
-    XLA:CPU takes ten times as long over its grouped convolution.
+    XLA:CPU takes ten times as long for a grouped convolution.
     """
     kernel, channels = jnp.asarray(layer["kernel"]), x.shape[-1]
     side, shape = kernel.shape[0], x.shape[:3]

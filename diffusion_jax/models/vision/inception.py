@@ -1,8 +1,8 @@
-"""InceptionV3 as FID uses it: the 2,048 pooled features of the 2015 TensorFlow network.
+"""InceptionV3 for FID: the 2,048 pooled features of the 2015 TensorFlow network.
 
-The weights are the user's: a state dict in the layout of torchvision and pytorch-fid (file
-pt_inception-2015-12-05), as .safetensors or .pth.  Against torchvision's network, average pools do
-not count the padding, and the last block pools by the maximum (Heusel et al. 2017's graph).
+The user provides the weights: a state dict in the layout of torchvision and pytorch-fid (file
+pt_inception-2015-12-05), as .safetensors or .pth.  Unlike torchvision's network, average pools do
+not count the padding, and the last block has a max pool (Heusel et al. 2017's graph).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Two small towers into one space: of an image's features, and of a caption's."""
+"""Two small towers, for image and caption features, into a common space."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from diffusion_jax.models.layers import Dense
 
 
 class Towers(nn.Module):
-    """Features of n images and n captions -> unit vectors that agree where they belong together.
+    """Features of n images and n captions -> unit vectors, close for matching pairs.
 
     Attributes:
         hidden: width of each tower's one hidden layer.
-        width: of the common space.
+        width: width of the common space.
         dropout: rate of the features and of the hidden layer, while training.
     """
 
@@ -26,7 +26,7 @@ class Towers(nn.Module):
     def __call__(
         self, image: Float[Array, "n d"], text: Float[Array, "n e"], *, train: bool = False
     ) -> tuple[Array, Array, Array]:
-        """(image [n, width], text [n, width], logarithm of the temperature's inverse []).
+        """(image [n, width], text [n, width], logarithm of the inverse temperature []).
 
         float32; the temperature is learned (Radford et al. 2021, section 2.3), from 1/14.
         """

@@ -1,6 +1,6 @@
-"""VGG16's features (Simonyan & Zisserman 2015) as LPIPS compares them (Zhang et al. 2018).
+"""VGG16's features (Simonyan & Zisserman 2015) for LPIPS (Zhang et al. 2018).
 
-Weights are the user's own: see ``convert.vgg``.
+The user provides the weights: see ``convert.vgg``.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""Consistency models: one function of x and its level that is the same all along a trajectory.
+"""Consistency models: a function of x and its level that is constant along a trajectory.
 
-All of them are one sentence,
+All of them minimise one loss,
 
     L = w(now, nxt)·d(f_θ(x_now, now), stopgrad f_target(x_nxt, nxt)),   f(x, clean) = x,     (1)
 
-and differ in which two levels, in the way from x_now to x_nxt, and in the parameters, distance and
-weight: the fields of a ``Setting``.
+and differ in the two levels, the step from x_now to x_nxt, the target's parameters, the distance
+and the weight: the fields of a ``Setting``.
 
     distillation  a solver's step with a teacher, EMA target (Song et al. 2023, algorithm 2)
     training      the same x0 and noise at both levels, EMA target (their algorithm 3)
-    improved      own parameters as target, pseudo-Huber, weight 1/gap (Song & Dhariwal 2024)
+    improved      online parameters as target, pseudo-Huber, weight 1/gap (Song & Dhariwal 2024)
     easy          from a diffusion model, nxt moves from clean to now (Geng et al. 2024)
 
-f is the model's x0 at one level, so a diffusion model's parameters are a student's.  Students
-sample with ``consistency()``, or with ``jump(gamma=1)``, or in one call.
+f is the model's x0 at one level, so a student can starts from a diffusion model's parameters.
+Students sample with ``consistency()``, with ``jump(gamma=1)``, or in one step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion_jax.core.bounds import Shown, as_is
+from diffusion_jax.core.bounds import Clip, no_clip
 from diffusion_jax.core.ema import Rate
 from diffusion_jax.core.flow_maps import Boundary, bounded, free
 from diffusion_jax.core.losses import Distance, pseudo_huber, squared
@@ -43,14 +43,20 @@ from diffusion_jax.core.types import (
     Report,
     Solver,
 )
-from diffusion_jax.recipes.few_step import pairs
-from diffusion_jax.recipes.few_step.pairs import Pairs
-from diffusion_jax.recipes.few_step.teachers import Teacher, Tell, initialiser, nothing, still
+from diffusion_jax.recipes.few_step import level_pairs
+from diffusion_jax.recipes.few_step.level_pairs import LevelPairs
+from diffusion_jax.recipes.few_step.teachers import (
+    ExtraCond,
+    Teacher,
+    initialiser,
+    no_extra_cond,
+    stop_gradient,
+)
 from diffusion_jax.recipes.inputs import encode_and_drop
 
 
 class Noised(NamedTuple):
-    """Where a trajectory is: x = alpha·x0 + sigma·eps at ``now``, leaves [b, ...]."""
+    """A point of a trajectory: x = alpha·x0 + sigma·eps at level ``now``, leaves [b, ...]."""
 
     x0: Array
     eps: Array
@@ -58,26 +64,26 @@ class Noised(NamedTuple):
     now: NoiseLevel
 
 
-Way = Callable[[Array, Params, Cond, Noised, NoiseLevel], Array]
+Transition = Callable[[Array, Params, Cond, Noised, NoiseLevel], Array]
 """(key, ``Context.frozen``, cond, noised, nxt) -> x at nxt."""
 
 TargetParams = Callable[[Params, Context], Params]
-"""(params, context) -> those of the target in (1)."""
+"""(params, context) -> the parameters of the target in (1)."""
 
 
 class Setting(NamedTuple):
-    """What (1) leaves open.
+    """What (1) leaves open, one field for each choice.
 
     Attributes:
-        pairs: the two levels.
-        way: from x_now to x_nxt.
-        target: whose f is the target.
+        levels: how the two levels are drawn.
+        transition: the step from x_now to x_nxt.
+        target: the parameters of the target f.
         distance: d.
         weight: (now, nxt) -> w, [b].
     """
 
-    pairs: Pairs
-    way: Way
+    levels: LevelPairs
+    transition: Transition
     target: TargetParams
     distance: Distance
     weight: Callable[[NoiseLevel, NoiseLevel], Array]
@@ -88,21 +94,21 @@ def consistency(
     init_net: Callable[[Array, Array, Any], Params],
     setting: Setting,
     boundary: Boundary | None = None,
-    tell: Tell = nothing,
+    extra_cond: ExtraCond = no_extra_cond,
     condition_dropout: float = 0.0,
-    shown: Shown = as_is,
+    clip: Clip = no_clip,
 ) -> Recipe:
     """Equation (1).
 
     Args:
         model: the student's.
         init_net: (key, x [b, ...], cond) -> the network's parameters.
-        setting: such as ``CONSISTENCY`` makes.
+        setting: such as those of ``CONSISTENCY``.
         boundary: how f(x, clean) = x is kept; None for ``flow_maps.free()``.  A sampler of this
             student has to wrap its denoiser with it (``flow_maps.bounded``).
-        tell: what the student is told beside.
-        condition_dropout: share of examples whose condition is emptied.
-        shown: of both f where they are compared, such as ``bounds.inside()``.
+        extra_cond: what the student is conditioned on beside the batch's condition.
+        condition_dropout: share of examples that get the null condition.
+        clip: clipping of both f before the comparison, such as ``bounds.clip_to()``.
 
     Returns:
         A Recipe over params {"net": ...}.
@@ -110,55 +116,59 @@ def consistency(
     boundary = boundary or free()
 
     def loss(params: Params, context: Context, batch: dict[str, Array], key: Array):
-        of_codec, of_drop, of_tell, of_pair, of_noise, of_way, of_net = jax.random.split(key, 7)
-        x0, cond = encode_and_drop(
-            model, context.frozen, batch, condition_dropout, of_codec, of_drop
+        codec_key, drop_key, extra_key, levels_key, noise_key, transition_key, net_key = (
+            jax.random.split(key, 7)
         )
-        cond = {**cond, **tell(of_tell, x0.shape[0])}
-        now, nxt = setting.pairs(of_pair, x0.shape[0], model.process, context.step)
-        eps = jax.random.normal(of_noise, x0.shape, x0.dtype)
+        x0, cond = encode_and_drop(
+            model, context.frozen, batch, condition_dropout, codec_key, drop_key
+        )
+        cond = {**cond, **extra_cond(extra_key, x0.shape[0])}
+        now, nxt = setting.levels(levels_key, x0.shape[0], model.process, context.step)
+        eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
         noised = Noised(x0, eps, corrupt(x0, eps, now), now)
-        x_nxt = still(setting.way(of_way, context.frozen, cond, noised, nxt))
+        x_nxt = stop_gradient(setting.transition(transition_key, context.frozen, cond, noised, nxt))
 
         def f(params: Params, x: Array, level: NoiseLevel) -> Array:
             # One dropout key: both sides of (1) are the same function.
-            return shown(bounded(denoiser(model, params, of_net), boundary)(x, level, cond).x0)
+            return clip(bounded(denoiser(model, params, net_key), boundary)(x, level, cond).x0)
 
-        goal = still(f(still(setting.target(params, context)), x_nxt, nxt))
-        each = setting.distance(f(params, noised.x, now), goal)
-        return jnp.mean(setting.weight(now, nxt) * each), Report({})
+        goal = stop_gradient(f(stop_gradient(setting.target(params, context)), x_nxt, nxt))
+        per_example = setting.distance(f(params, noised.x, now), goal)
+        return jnp.mean(setting.weight(now, nxt) * per_example), Report({})
 
-    return Recipe(initialiser(model, init_net, tell), loss)
+    return Recipe(initialiser(model, init_net, extra_cond), loss)
 
 
-def same_noise() -> Way:
-    """x_nxt of the same x0 and eps: no teacher (Song et al. 2023, theorem 2)."""
+def same_noise() -> Transition:
+    """x_nxt from the same x0 and eps, without a teacher (Song et al. 2023, theorem 2)."""
     return lambda key, frozen, cond, noised, nxt: corrupt(noised.x0, noised.eps, nxt)
 
 
-def taught(teacher: Teacher, solver: Solver) -> Way:
-    """One step of a solver with the teacher; a solver that needs no memory."""
+def teacher_step(teacher: Teacher, solver: Solver) -> Transition:
+    """One step of a solver along the teacher's flow; the solver must need no history."""
 
-    def way(key: Array, frozen: Params, cond: Cond, noised: Noised, nxt: NoiseLevel) -> Array:
+    def transition(
+        key: Array, frozen: Params, cond: Cond, noised: Noised, nxt: NoiseLevel
+    ) -> Array:
         state = solver.init(noised.x)
         return solver.step(key, teacher(frozen, cond), noised.x, noised.now, nxt, state)[0]
 
-    return way
+    return transition
 
 
-def averaged(params: Params, context: Context) -> Params:
-    """The target is the moving average of params."""
+def ema_target(params: Params, context: Context) -> Params:
+    """The target's parameters are the moving average of params."""
     del params
     return context.ema
 
 
-def own(params: Params, context: Context) -> Params:
-    """The target is the student itself, without gradient."""
+def online_target(params: Params, context: Context) -> Params:
+    """The target's parameters are the student's own, without gradient."""
     del context
     return params
 
 
-def even(now: NoiseLevel, nxt: NoiseLevel) -> Array:
+def uniform_weight(now: NoiseLevel, nxt: NoiseLevel) -> Array:
     """w = 1."""
     del nxt
     return jnp.ones_like(now.alpha)
@@ -174,11 +184,17 @@ def distillation(teacher: Teacher, solver: str = "heun", levels: int = 18) -> Se
 
     Args:
         teacher: see ``recipes.teachers``.
-        solver: a name of ``SOLVERS`` without memory or process, as "ddim" or "heun".
+        solver: a name of ``SOLVERS`` that needs no history or process, as "ddim" or "heun".
         levels: N.
     """
-    way = taught(teacher, SOLVERS[solver]())
-    return Setting(pairs.uniform(pairs.constant(levels)), way, averaged, squared(), even)
+    transition = teacher_step(teacher, SOLVERS[solver]())
+    return Setting(
+        level_pairs.uniform(level_pairs.constant(levels)),
+        transition,
+        ema_target,
+        squared(),
+        uniform_weight,
+    )
 
 
 def training(total: int, first: int = 2, last: int = 150) -> Setting:
@@ -186,10 +202,10 @@ def training(total: int, first: int = 2, last: int = 150) -> Setting:
 
     Args:
         total: training steps.
-        first, last: s0 and s1 of the number of levels.
+        first, last: s0 and s1, the first and last number of levels.
     """
-    levels = pairs.uniform(pairs.square_root(total, first, last))
-    return Setting(levels, same_noise(), averaged, squared(), even)
+    levels = level_pairs.uniform(level_pairs.square_root(total, first, last))
+    return Setting(levels, same_noise(), ema_target, squared(), uniform_weight)
 
 
 def improved(
@@ -204,12 +220,12 @@ def improved(
 
     Args:
         total: training steps.
-        first, last: s0 and s1 of the number of levels, doubled in stages.
-        c: of the pseudo-Huber distance; None for the paper's.
+        first, last: s0 and s1, the first and last number of levels, doubled in stages.
+        c: constant of the pseudo-Huber distance; None for the paper's.
         mean, std: of the proposal of log(sigma/alpha).
     """
-    levels = pairs.log_normal(pairs.doubling(total, first, last), mean, std)
-    return Setting(levels, same_noise(), own, pseudo_huber(c), inverse_gap)
+    levels = level_pairs.log_normal(level_pairs.doubling(total, first, last), mean, std)
+    return Setting(levels, same_noise(), online_target, pseudo_huber(c), inverse_gap)
 
 
 def easy(
@@ -221,18 +237,18 @@ def easy(
     std: float = 2.0,
     c: float = 0.0,
 ) -> Setting:
-    """Easy consistency tuning, ECT (Geng et al. 2024): start from a diffusion model's parameters.
+    """Easy consistency tuning, ECT (Geng et al. 2024): starts from a diffusion model's parameters.
 
     Args:
-        stage: training steps after which nxt moves nearer to now.
-        q, k, b, mean, std: see ``pairs.easing``.
-        c: of the pseudo-Huber distance; 0 is the plain norm.
+        stage: training steps between two reductions of the gap between now and nxt.
+        q, k, b, mean, std: see ``level_pairs.easing``.
+        c: constant of the pseudo-Huber distance; 0 is the plain norm.
     """
-    levels = pairs.easing(stage, q, k, b, mean, std)
-    return Setting(levels, same_noise(), own, pseudo_huber(c), inverse_gap)
+    levels = level_pairs.easing(stage, q, k, b, mean, std)
+    return Setting(levels, same_noise(), online_target, pseudo_huber(c), inverse_gap)
 
 
-def ema_rate(count: pairs.Count, first: int = 2, decay: float = 0.9) -> Rate:
+def ema_rate(count: level_pairs.LevelCount, first: int = 2, decay: float = 0.9) -> Rate:
     """1 - μ(k), μ(k) = exp(s0·log μ0/N(k)): for ``ema.averaged`` (Song et al. 2023, appendix C)."""
     return lambda k: -jnp.expm1(first * math.log(decay) / count(k)).astype(jnp.float32)
 

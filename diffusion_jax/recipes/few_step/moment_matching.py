@@ -1,7 +1,7 @@
 """Inductive moment matching, IMM (Zhou, Ermon & Song 2025).
 
-For s <= r < t the jumps from t to s and from r to s should make the same *distribution*, of which a
-kernel judges by M particles each,
+For s <= r < t the jumps from t to s and from r to s should have the same *distribution*, which a
+kernel compares by M particles of each,
 
     L = w(t)·MMD²({f_θ(x_t, t, s)}, {stopgrad f_θ(x_r, r, s)}),                              (1)
     MMD² = mean_ij k(a_i, a_j) + mean_ij k(b_i, b_j) - 2·mean_ij k(a_i, b_j).                (2)
@@ -11,8 +11,8 @@ its own x0: the same noise.  k is Laplace's kernel,
 
     k(a, b) = exp(-‖a - b‖/(|c_out|·D)),        c_out(t, s) = df/dF,                         (3)
 
-as wide as the network moves f.  For M = 1 (1) is consistency training in another distance, with
-``mean_ij`` over that one pair: it is the pairs i != j that compare distributions.
+as wide as the network's output can move f.  For M = 1 (1) is consistency training with another
+distance: it is the pairs i != j of particles that compare distributions.
 """
 
 from __future__ import annotations
@@ -30,42 +30,48 @@ from diffusion_jax.core.proposals import uniform
 from diffusion_jax.core.schedules import elbo_rate
 from diffusion_jax.core.targets import determinant
 from diffusion_jax.core.types import Context, Model, NoiseLevel, Params, Recipe, Report, Target
-from diffusion_jax.recipes.few_step.consistency import Noised, TargetParams, Way, own, same_noise
-from diffusion_jax.recipes.few_step.teachers import Tell, nothing, still
-from diffusion_jax.recipes.few_step.two_times import Times, below, choose, initialiser
-from diffusion_jax.recipes.inputs import emptied, encode
+from diffusion_jax.recipes.few_step.consistency import (
+    Noised,
+    TargetParams,
+    Transition,
+    online_target,
+    same_noise,
+)
+from diffusion_jax.recipes.few_step.teachers import ExtraCond, no_extra_cond, stop_gradient
+from diffusion_jax.recipes.few_step.two_times import Times, initialiser, select, uniform_end
+from diffusion_jax.recipes.inputs import drop_condition, encode
 
-Between = Callable[[Process, NoiseLevel, NoiseLevel], NoiseLevel]
+MiddleLevel = Callable[[Process, NoiseLevel, NoiseLevel], NoiseLevel]
 """(process, now, end) -> the level r between them, [b]."""
 
 LevelWeight = Callable[[Process, NoiseLevel], Array]
 """(process, now) -> w, shaped as the level."""
 
 
-def less_noise(gap: float) -> Between:
-    """sigma/alpha less by a constant, ``end`` at the least: the paper's choice.
+def less_noise(gap: float) -> MiddleLevel:
+    """sigma/alpha reduced by a constant, but not below that of ``end``: the paper's choice.
 
     Args:
         gap: (η_max - η_min)/2^k of the range of sigma/alpha trained on, k = 12 in the paper.
     """
 
-    def between(process: Process, now: NoiseLevel, end: NoiseLevel) -> NoiseLevel:
+    def middle_level(process: Process, now: NoiseLevel, end: NoiseLevel) -> NoiseLevel:
         s = now.sigma / now.alpha - gap
         inside = s > end.sigma / end.alpha
         level = process.at_log_snr(-2 * jnp.log(jnp.where(inside, s, 1.0)))
-        return choose(inside, level, end)
+        return select(inside, level, end)
 
-    return between
+    return middle_level
 
 
-def less_time(gap: float) -> Between:
-    """t less by a constant, ``end`` at the least."""
+def less_time(gap: float) -> MiddleLevel:
+    """t reduced by a constant, but not below that of ``end``."""
 
-    def between(process: Process, now: NoiseLevel, end: NoiseLevel) -> NoiseLevel:
+    def middle_level(process: Process, now: NoiseLevel, end: NoiseLevel) -> NoiseLevel:
         t = process.quantise(jnp.maximum(now.t - gap, end.t))
-        return choose(t > end.t, process.at(t), end)
+        return select(t > end.t, process.at(t), end)
 
-    return between
+    return middle_level
 
 
 def imm_weight(bias: float = 5.0, power: int = 1) -> LevelWeight:
@@ -87,31 +93,31 @@ def imm_weight(bias: float = 5.0, power: int = 1) -> LevelWeight:
 def moment_matching(
     model: Model,
     init_net: Callable[[Array, Array, Any], Params],
-    between: Between,
+    middle_level: MiddleLevel,
     particles: int = 4,
     times: Times | None = None,
     weight: LevelWeight | None = None,
-    way: Way | None = None,
-    target: TargetParams = own,
-    tell: Tell = nothing,
+    transition: Transition | None = None,
+    target: TargetParams = online_target,
+    extra_cond: ExtraCond = no_extra_cond,
     condition_dropout: float = 0.0,
 ) -> Recipe:
-    """Equation (1), the mean over groups.
+    """Equation (1), averaged over groups.
 
     Args:
-        model: the student's, told ``end``.
+        model: the student's, conditioned on ``end``.
         init_net: (key, x [b, ...], cond) -> the network's parameters.
-        between: how r is chosen.
-        particles: M, which divides the batch; M examples in a row are a group.  If there is a
-            condition, a group of one condition compares what it should.
-        times: of (t, s), drawn once for a group; None for ``below(uniform())``; t's sigma/alpha
-            must be finite.
+        middle_level: how r is chosen.
+        particles: M, which divides the batch; M consecutive examples are a group.  With a
+            condition, the examples of a group should share it.
+        times: how (t, s) are drawn, once for a group; None for ``uniform_end(uniform())``; t's
+            sigma/alpha must be finite.
         weight: None for ``imm_weight()``.
-        way: from x_t to x_r; None for ``consistency.same_noise()``, the paper's; with
-            ``consistency.taught`` both sides are particles of a teacher's trajectories.
-        target: whose the second jump is.
-        tell: what the student is told beside.
-        condition_dropout: share of groups whose condition is emptied.
+        transition: from x_t to x_r; None for ``consistency.same_noise()``, the paper's; with
+            ``consistency.teacher_step`` both sides are points of a teacher's trajectories.
+        target: the parameters of the second jump.
+        extra_cond: what the student is conditioned on beside the batch's condition.
+        condition_dropout: share of groups that get the null condition.
 
     Returns:
         A Recipe over params {"net": ...}.
@@ -119,47 +125,53 @@ def moment_matching(
     Raises:
         ValueError: from the loss, if particles does not divide the batch.
     """
-    times, weight, way = times or below(uniform()), weight or imm_weight(), way or same_noise()
+    times, weight, transition = (
+        times or uniform_end(uniform()),
+        weight or imm_weight(),
+        transition or same_noise(),
+    )
 
     def loss(params: Params, context: Context, batch: dict[str, Array], key: Array):
-        of_codec, of_drop, of_tell, of_times, of_noise, of_way, of_net = jax.random.split(key, 7)
-        x0, cond = encode(model, context.frozen, batch, of_codec)
+        codec_key, drop_key, extra_key, times_key, noise_key, transition_key, net_key = (
+            jax.random.split(key, 7)
+        )
+        x0, cond = encode(model, context.frozen, batch, codec_key)
         groups, rest = divmod(x0.shape[0], particles)
         if rest:
             raise ValueError(f"particles={particles} must divide the batch of {x0.shape[0]}")
-        for_all = lambda tree: jax.tree.map(lambda leaf: jnp.repeat(leaf, particles, 0), tree)
-        drop = for_all(jax.random.bernoulli(of_drop, condition_dropout, (groups,)))
-        cond = emptied(drop, cond, model.null(context.frozen, cond))
-        cond = {**cond, **for_all(tell(of_tell, groups))}
-        drawn = times(of_times, groups, model.process)
-        now, end = for_all(drawn)
-        r = for_all(between(model.process, *drawn))
-        eps = jax.random.normal(of_noise, x0.shape, x0.dtype)
+        repeat = lambda tree: jax.tree.map(lambda leaf: jnp.repeat(leaf, particles, 0), tree)
+        drop = repeat(jax.random.bernoulli(drop_key, condition_dropout, (groups,)))
+        cond = drop_condition(drop, cond, model.null(context.frozen, cond))
+        cond = {**cond, **repeat(extra_cond(extra_key, groups))}
+        group_times = times(times_key, groups, model.process)
+        now, end = repeat(group_times)
+        r = repeat(middle_level(model.process, *group_times))
+        eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
         noised = Noised(x0, eps, corrupt(x0, eps, now), now)
-        x_r = way(of_way, context.frozen, cond, noised, r)
+        x_r = transition(transition_key, context.frozen, cond, noised, r)
 
         def f(params: Params, x: Array, level: NoiseLevel) -> Array:
-            moved = transfer(jumper(model, params, of_net)(x, level, end, cond), end)
+            moved = transfer(jumper(model, params, net_key)(x, level, end, cond), end)
             return moved.reshape(groups, particles, -1)
 
-        theirs = f(still(target(params, context)), x_r, r)
-        width = jnp.maximum(jnp.abs(reach(model.target, *drawn)), 1e-6)
-        each = squared_mmd(f(params, noised.x, now), theirs, width)
-        return jnp.mean(weight(model.process, drawn[0]) * each), Report({})
+        target_particles = f(stop_gradient(target(params, context)), x_r, r)
+        width = jnp.maximum(jnp.abs(c_out(model.target, *group_times)), 1e-6)
+        mmd = squared_mmd(f(params, noised.x, now), target_particles, width)
+        return jnp.mean(weight(model.process, group_times[0]) * mmd), Report({})
 
-    return Recipe(initialiser(model, init_net, tell), loss)
+    return Recipe(initialiser(model, init_net, extra_cond), loss)
 
 
-def reach(target: Target, now: NoiseLevel, end: NoiseLevel) -> Array:
-    """c_out = df/dF: how far the network's output moves x at ``end``; shaped as the levels.
+def c_out(target: Target, now: NoiseLevel, end: NoiseLevel) -> Array:
+    """c_out = df/dF, the derivative of x at ``end`` in the network's output; shaped as the levels.
 
-    s - t for the target ``flow`` on the rectified path.
+    It is s - t for the target ``flow`` on the rectified path.
     """
     return (now.alpha * end.sigma - now.sigma * end.alpha) / determinant(target, now)
 
 
 def squared_mmd(a: Array, b: Array, width: Array) -> Array:
-    """Equation (2), with the pairs i = j, of groups of particles.
+    """Equation (2) for groups of particles; the pairs i = j count too.
 
     Args:
         a, b: [groups, particles, d].
@@ -172,15 +184,15 @@ def squared_mmd(a: Array, b: Array, width: Array) -> Array:
     return mean(a, a) + mean(b, b) - 2 * mean(a, b)
 
 
-def laplace(a: Array, b: Array, width: Array, least: float = 1e-8) -> Array:
+def laplace(a: Array, b: Array, width: Array, minimum: float = 1e-8) -> Array:
     """Equation (3) for each pair: [groups, m, d], [groups, n, d] -> [groups, m, n].
 
     Args:
         a, b: particles.
         width: [groups].
-        least: distances below it count as it, and have no gradient.
+        minimum: smaller distances are set to it, and have no gradient.
     """
     square = jnp.sum((a[:, :, None] - b[:, None]) ** 2, axis=-1)
-    far = square > least**2
-    distance = jnp.where(far, jnp.sqrt(jnp.where(far, square, 1.0)), least)
+    far = square > minimum**2
+    distance = jnp.where(far, jnp.sqrt(jnp.where(far, square, 1.0)), minimum)
     return jnp.exp(-distance / (width[:, None, None] * a.shape[-1]))

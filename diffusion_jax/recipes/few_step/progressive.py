@@ -1,13 +1,13 @@
-"""Progressive distillation (Salimans & Ho 2022): one step of the student for two of its teacher.
+"""Progressive distillation (Salimans & Ho 2022): one student step replaces two teacher steps.
 
     t = i/N, i ~ U{1 ... N};  x at t;  two DDIM steps of the teacher take it to t - 1/N;
     x̃ = (x_end - (sigma_end/sigma)·x) / (alpha_end - (sigma_end/sigma)·alpha)         (algorithm 2)
     L = w(t)·‖x0_student(x, t) - x̃‖²,   w = max(SNR, 1) in the paper
 
-x̃ is the x0 of the secant (``core.flow_maps``): one DDIM step along it ends where the teacher's two
-do.  When the student has learned it, it is the next teacher and N is halved: both are data of
-``Context.frozen``, so a stage compiles nothing.  The student samples with ``ddim`` on
-``grids.trailing`` of N levels, whose steps these are; the last one goes to the clean level.
+x̃ is the x0 of the secant (``core.flow_maps``): one DDIM step with it ends where the teacher's two
+steps do.  A trained student becomes the next teacher and N is halved: both are data in
+``Context.frozen``, so a new stage compiles nothing.  The student samples with ``ddim`` on
+``grids.trailing`` of N levels, which has these steps; the last one goes to the clean level.
 """
 
 from __future__ import annotations
@@ -35,11 +35,17 @@ from diffusion_jax.core.types import (
     like,
 )
 from diffusion_jax.core.weighting import Weight, truncated_snr
-from diffusion_jax.recipes.few_step.teachers import Teacher, Tell, initialiser, nothing, still
+from diffusion_jax.recipes.few_step.teachers import (
+    ExtraCond,
+    Teacher,
+    initialiser,
+    no_extra_cond,
+    stop_gradient,
+)
 from diffusion_jax.recipes.inputs import encode_and_drop
 
 STEPS = "steps"
-"""``frozen["steps"]``: N, int32 [], how many steps the student of this stage takes."""
+"""``frozen["steps"]``: N, int32 [], the number of the student's steps in this stage."""
 
 
 def progressive(
@@ -47,23 +53,25 @@ def progressive(
     teacher: Teacher,
     init_net: Callable[[Array, Array, Any], Params],
     weight: Weight | None = None,
-    tell: Tell = nothing,
+    extra_cond: ExtraCond = no_extra_cond,
     condition_dropout: float = 0.0,
     solver: Solver | None = None,
     distance: losses.Distance | None = None,
 ) -> Recipe:
-    """One stage after another, by ``frozen["teacher"]`` and ``frozen["steps"]``.
+    """Any stage, as ``frozen["teacher"]`` and ``frozen["steps"]`` say.
 
     Args:
-        model: the student's; its target should say x0 at pure noise too, as v and x0 do.
+        model: the student's; its target should determine x0 at pure noise too, as v and x0 do.
         teacher: see ``recipes.teachers``; takes 2N steps.
         init_net: (key, x [b, ...], cond) -> the network's parameters.
-        weight: of the level; None for the paper's ``truncated_snr()``.
-        tell: what the student is told beside, such as the guidance scale of stage two of Meng et
-            al. 2023, whose first teacher is a student of ``recipes.guidance_distillation``.
-        condition_dropout: share of examples whose condition is emptied.
-        solver: of the teacher, one that needs no memory; None for ``ddim()``.
-        distance: of F times the root of its weight; None for ``squared()``, the paper's.
+        weight: loss weight of a level; None for the paper's ``truncated_snr()``.
+        extra_cond: what the student is conditioned on beside the batch's condition, such as the
+            guidance scale in stage two of Meng et al. 2023, whose first teacher is a student of
+            ``recipes.guidance_distillation``.
+        condition_dropout: share of examples that get the null condition.
+        solver: the teacher's, one that needs no history; None for ``ddim()``.
+        distance: between outputs F times the root of the weight; None for ``squared()``, the
+            paper's.
 
     Returns:
         A Recipe over params {"net": ...}.
@@ -72,34 +80,38 @@ def progressive(
     distance = distance or losses.squared()
 
     def loss(params: Params, context: Context, batch: dict[str, Array], key: Array):
-        of_codec, of_drop, of_tell, of_step, of_noise, of_solver, of_net = jax.random.split(key, 7)
-        x0, cond = encode_and_drop(
-            model, context.frozen, batch, condition_dropout, of_codec, of_drop
+        codec_key, drop_key, extra_key, step_key, noise_key, solver_key, net_key = jax.random.split(
+            key, 7
         )
-        cond = {**cond, **tell(of_tell, x0.shape[0])}
-        now, middle, end = step_in_two(of_step, x0.shape[0], model.process, context.frozen[STEPS])
-        x = corrupt(x0, jax.random.normal(of_noise, x0.shape, x0.dtype), now)
+        x0, cond = encode_and_drop(
+            model, context.frozen, batch, condition_dropout, codec_key, drop_key
+        )
+        cond = {**cond, **extra_cond(extra_key, x0.shape[0])}
+        now, middle, end = draw_student_step(
+            step_key, x0.shape[0], model.process, context.frozen[STEPS]
+        )
+        x = corrupt(x0, jax.random.normal(noise_key, x0.shape, x0.dtype), now)
         denoise, state = teacher(context.frozen, cond), solver.init(x)
-        x_end, state = solver.step(of_solver, denoise, x, now, middle, state)
-        x_end, _ = solver.step(of_solver, denoise, x_end, middle, end, state)
-        goal = still(secant(x, x_end, now, end))
-        out = network_output(model, params, x, now, cond, of_net)[..., : x.shape[-1]]
-        root = like(jnp.sqrt(weight(now, model.target)), x)
-        wanted = express(model.target, goal.x0, goal.eps, now)
-        return jnp.mean(distance(root * out, root * wanted)), Report({})
+        x_end, state = solver.step(solver_key, denoise, x, now, middle, state)
+        x_end, _ = solver.step(solver_key, denoise, x_end, middle, end, state)
+        goal = stop_gradient(secant(x, x_end, now, end))
+        out = network_output(model, params, x, now, cond, net_key)[..., : x.shape[-1]]
+        root_weight = like(jnp.sqrt(weight(now, model.target)), x)
+        target_output = express(model.target, goal.x0, goal.eps, now)
+        return jnp.mean(distance(root_weight * out, root_weight * target_output)), Report({})
 
-    return Recipe(initialiser(model, init_net, tell), loss)
+    return Recipe(initialiser(model, init_net, extra_cond), loss)
 
 
-def step_in_two(
+def draw_student_step(
     key: Array, b: int, process: Process, n: Int[Array, "*b"]
 ) -> tuple[NoiseLevel, NoiseLevel, NoiseLevel]:
-    """A step of n drawn for each of b examples: its start, middle and end, [b] each.
+    """A random one of n steps for each of b examples: its start, middle and end, [b] each.
 
     The end of the last step is the clean level.
 
     Args:
-        key: of the draw.
+        key: for the draw.
         b: size of the batch.
         process: gives the levels at times i/n.
         n: number of steps, [] or [b], traced.

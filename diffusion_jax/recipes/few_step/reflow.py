@@ -1,11 +1,11 @@
-"""Rectified flow's second round: regression on pairs that a flow has made (Liu et al. 2023).
+"""Reflow (Liu et al. 2023): regression on pairs of noise and data that a flow generated.
 
     L = w·d(F_θ(x_t, t), F(x0, eps)),   x_t = alpha·x0 + sigma·eps,   (x0, eps) a pair,       (1)
 
-where for the rectified path, the target ``flow`` and squares F = eps - x0 (their equation 1).
-Independent pairs make it flow matching; pairs of noise and of where a teacher takes it make the
-flow straighter with every round (their section 3), so that fewer steps of a solver follow it.
-``straightness`` is by how much it is not yet straight.
+where F = eps - x0 for the target ``flow`` on the rectified path (their equation 1, squared
+distance).  With independent pairs it is flow matching; with pairs of noise and the data that a
+teacher maps it to, the flow gets straighter with every round (their section 3), so that a solver
+needs fewer steps.  ``straightness`` measures how far the flow is from straight.
 """
 
 from __future__ import annotations
@@ -35,36 +35,42 @@ from diffusion_jax.core.types import (
     like,
 )
 from diffusion_jax.core.weighting import Weight, simple
-from diffusion_jax.recipes.few_step.teachers import Teacher, Tell, initialiser, nothing, still
+from diffusion_jax.recipes.few_step.teachers import (
+    ExtraCond,
+    Teacher,
+    initialiser,
+    no_extra_cond,
+    stop_gradient,
+)
 from diffusion_jax.recipes.inputs import encode_and_drop
 
 Coupling = Callable[[Array, Params, Cond, dict[str, Array], Array], tuple[Array, Array]]
 """(key, ``Context.frozen``, cond, batch, x0 of the batch) -> a pair (x0, eps), [b, ...] each."""
 
 NOISE = "noise"
-"""The key of a batch that holds the noise whose image the batch's image is."""
+"""The key of a batch that holds the noise which its image was generated from."""
 
 
-def given() -> Coupling:
-    """The pairs of the batch: its image with its "noise", made beforehand."""
+def pairs_from_batch() -> Coupling:
+    """The pairs of the batch: its image and its "noise", generated beforehand."""
     return lambda key, frozen, cond, batch, x0: (x0, batch[NOISE])
 
 
-def solved(teacher: Teacher, solver: Solver, levels: NoiseLevel) -> Coupling:
-    """Fresh noise and where a teacher's flow takes it; the data lend their condition alone.
+def pairs_from_teacher(teacher: Teacher, solver: Solver, levels: NoiseLevel) -> Coupling:
+    """Fresh noise and the sample that a teacher makes of it; of the data only cond is used.
 
     Args:
-        teacher: see ``recipes.teachers``; the student of the round before.
+        teacher: see ``recipes.teachers``; such as the student of the previous round.
         solver: deterministic.
         levels: [n] of the solver's grid, the first of almost pure noise: x there is
             sqrt(alpha² + sigma²)·eps.
     """
 
     def draw(key: Array, frozen: Params, cond: Cond, batch: dict[str, Array], x0: Array):
-        of_noise, of_solver = jax.random.split(key)
-        eps = jax.random.normal(of_noise, x0.shape, x0.dtype)
+        noise_key, solver_key = jax.random.split(key)
+        eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
         x = jnp.hypot(levels.alpha[0], levels.sigma[0]) * eps
-        return sampling.sample(of_solver, solver, teacher(frozen, cond), x, levels), eps
+        return sampling.sample(solver_key, solver, teacher(frozen, cond), x, levels), eps
 
     return draw
 
@@ -76,20 +82,20 @@ def reflow(
     proposal: Proposal,
     weight: Weight | None = None,
     distance: Distance | None = None,
-    tell: Tell = nothing,
+    extra_cond: ExtraCond = no_extra_cond,
     condition_dropout: float = 0.0,
 ) -> Recipe:
     """Equation (1).
 
     Args:
-        model: the student's, of one time.
+        model: the student's, a network of one time.
         init_net: (key, x [b, ...], cond) -> the network's parameters.
-        coupling: ``solved(teacher, solver, levels)`` or ``given()``.
+        coupling: ``pairs_from_teacher(teacher, solver, levels)`` or ``pairs_from_batch()``.
         proposal: how levels are drawn.
-        weight: of the level; None for ``simple()``.
+        weight: loss weight of a level; None for ``simple()``.
         distance: d; None for ``squared()``.
-        tell: what student and teacher are told beside.
-        condition_dropout: share of examples whose condition is emptied.
+        extra_cond: what student and teacher are conditioned on beside the batch's condition.
+        condition_dropout: share of examples that get the null condition.
 
     Returns:
         A Recipe over params {"net": ...}.
@@ -97,38 +103,38 @@ def reflow(
     weight, distance = weight or simple(), distance or squared()
 
     def loss(params: Params, context: Context, batch: dict[str, Array], key: Array):
-        of_codec, of_drop, of_tell, of_level, of_pair, of_net = jax.random.split(key, 6)
+        codec_key, drop_key, extra_key, level_key, pair_key, net_key = jax.random.split(key, 6)
         x0, cond = encode_and_drop(
-            model, context.frozen, batch, condition_dropout, of_codec, of_drop
+            model, context.frozen, batch, condition_dropout, codec_key, drop_key
         )
-        cond = {**cond, **tell(of_tell, x0.shape[0])}
-        x0, eps = still(coupling(of_pair, context.frozen, cond, batch, x0))
-        level, importance = proposal.draw(of_level, x0.shape[0], model.process, context.carry)
+        cond = {**cond, **extra_cond(extra_key, x0.shape[0])}
+        x0, eps = stop_gradient(coupling(pair_key, context.frozen, cond, batch, x0))
+        level, importance = proposal.draw(level_key, x0.shape[0], model.process, context.carry)
         x = corrupt(x0, eps, level)
-        out = network_output(model, params, x, level, cond, of_net)
+        out = network_output(model, params, x, level, cond, net_key)
         error = distance(out[..., : x0.shape[-1]], express(model.target, x0, eps, level))
-        each = weight(level, model.target) * error
-        carry = proposal.update(context.carry, level, jax.lax.stop_gradient(each))
-        return jnp.mean(importance * each), Report({}, carry)
+        per_example = weight(level, model.target) * error
+        carry = proposal.update(context.carry, level, jax.lax.stop_gradient(per_example))
+        return jnp.mean(importance * per_example), Report({}, carry)
 
-    return Recipe(initialiser(model, init_net, tell), loss, proposal.init)
+    return Recipe(initialiser(model, init_net, extra_cond), loss, proposal.init)
 
 
 def straightness(
     key: Array, solver: Solver, denoise: Denoise, x: Array, levels: NoiseLevel
 ) -> Array:
-    """∫ E‖(z_1 - z_0) - dz/dt‖² dt along a flow, per dimension: [b], 0 if it is straight.
+    """∫ E‖(z_1 - z_0) - dz/dt‖² dt along a flow, per dimension: [b], 0 for a straight flow.
 
     S of Liu et al. 2023 (section 2.2), in z = x/(alpha + sigma) and t = sigma/(alpha + sigma),
     which are x and t of the rectified path.  A sum over the solver's steps of dz/dt at their
     starts.
 
     Args:
-        key: of the solver.
+        key: for the solver.
         solver: deterministic.
-        denoise: whose flow it is.
+        denoise: the denoiser that defines the flow.
         x: [b, ...] at levels[0].
-        levels: [n], noisiest first, the last before the clean one.
+        levels: [n], noisiest first, without the clean one.
     """
     x_t, x0 = sampling.trajectory(key, solver, denoise, x, levels)
     n = levels.alpha + levels.sigma

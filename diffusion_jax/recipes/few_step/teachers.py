@@ -1,4 +1,4 @@
-"""What distillation adds to a training batch: a teacher, and numbers that the student is told."""
+"""What distillation adds to a training batch: a teacher, and extra conditions of the student."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from diffusion_jax.recipes.inputs import encode
 Teacher = Callable[[Params, Cond], Denoise]
 """(``Context.frozen``, cond) -> Denoise, guidance included."""
 
-Tell = Callable[[Array, int], dict[str, Array]]
-"""(key, b) -> what the student's cond has beside the batch's own, [b] each."""
+ExtraCond = Callable[[Array, int], dict[str, Array]]
+"""(key, b) -> what the student's cond has beside the batch's condition, [b] each."""
 
 SCALE = "guidance_scale"
-"""The key of cond by which a student is told the guidance scale that it shall show."""
+"""The key of cond that holds a student's guidance scale."""
 
 _CFG = GUIDANCES["cfg"]()
 
 
-def plain(model: Model) -> Teacher:
-    """The network of ``frozen["teacher"]``, told all that its student is told."""
+def unguided(model: Model) -> Teacher:
+    """The network of ``frozen["teacher"]``, with all of its student's cond."""
     return lambda frozen, cond: condition(denoiser(model, frozen["teacher"]), cond)
 
 
@@ -34,9 +34,9 @@ def guided(model: Model, guidance: Guidance = _CFG, scale: Weight | None = None)
     """The network of ``frozen["teacher"]`` under guidance.
 
     Args:
-        model: of the teacher; its network is not told the scale.
+        model: the teacher's; its network is not conditioned on the scale.
         guidance: see ``core.guidance``.
-        scale: None for that of each example, ``cond["guidance_scale"]``, 1 being no guidance.
+        scale: None for the scale of each example, ``cond["guidance_scale"]``, 1 being no guidance.
     """
 
     def teacher(frozen: Params, cond: Cond) -> Denoise:
@@ -48,16 +48,16 @@ def guided(model: Model, guidance: Guidance = _CFG, scale: Weight | None = None)
     return teacher
 
 
-def nothing(key: Array, n: int) -> dict[str, Array]:
-    """A student that is told nothing more."""
+def no_extra_cond(key: Array, n: int) -> dict[str, Array]:
+    """No condition beside the batch's."""
     del key, n
     return {}
 
 
-def scales(low: float = 1.0, high: float = 5.0) -> Tell:
+def guidance_scales(low: float = 1.0, high: float = 5.0) -> ExtraCond:
     """A guidance scale ~ U(low, high) for each example (Meng et al. 2023, section 3.1).
 
-    In the convention of ``core.guidance``: 1 is no guidance, the paper's w is the scale less 1.
+    In the convention of ``core.guidance``: 1 is no guidance, the paper's w is the scale minus 1.
 
     Raises:
         ValueError: if low is above high.
@@ -68,25 +68,27 @@ def scales(low: float = 1.0, high: float = 5.0) -> Tell:
 
 
 def initialiser(
-    model: Model, init_net: Callable[[Array, Array, Any], Params], tell: Tell = nothing
+    model: Model,
+    init_net: Callable[[Array, Array, Any], Params],
+    extra_cond: ExtraCond = no_extra_cond,
 ) -> Callable[[Array, dict[str, Array]], Params]:
     """``Recipe.init`` of a student: (key, batch) -> {"net": ...}.
 
     Args:
         model: the student's.
-        init_net: (key, x [b, ...], cond) -> parameters; ``train.loop.train`` puts a teacher's in
-            their place, if it is told to start from them.
-        tell: what cond has beside the batch's own.
+        init_net: (key, x [b, ...], cond) -> parameters; ``train.loop.train`` replaces them where
+            it is given parameters to start from, such as a teacher's.
+        extra_cond: what cond has beside the batch's condition.
     """
 
     def init(key: Array, batch: dict[str, Array]) -> Params:
-        of_net, of_codec, of_tell = jax.random.split(key, 3)
-        x0, cond = encode(model, {}, batch, of_codec)
-        return {"net": init_net(of_net, x0, {**cond, **tell(of_tell, x0.shape[0])})}
+        net_key, codec_key, extra_key = jax.random.split(key, 3)
+        x0, cond = encode(model, {}, batch, codec_key)
+        return {"net": init_net(net_key, x0, {**cond, **extra_cond(extra_key, x0.shape[0])})}
 
     return init
 
 
-def still(tree: Any) -> Any:
-    """Constants of the loss: no gradient flows into them."""
+def stop_gradient(tree: Any) -> Any:
+    """``jax.lax.stop_gradient`` of each leaf."""
     return jax.tree.map(jax.lax.stop_gradient, tree)

@@ -3,20 +3,17 @@
 import os
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from diffusion_jax.apps.generate import prompted
+from drawing_by_hand import author_sampler, compiled
 from PIL import Image
 
 from configs import sample as config_file
-from diffusion_jax.build.checkpoint.control import hints, steered
+from diffusion_jax import jobs
+from diffusion_jax.apps.plan import Request
+from diffusion_jax.build.checkpoint.control import control, equipped
 from diffusion_jax.build.checkpoint.text_to_image import text_to_image
 from diffusion_jax.convert.stable_diffusion import read_checkpoint
-from diffusion_jax.core.grids import GRIDS
-from diffusion_jax.core.solvers import SOLVERS
-from diffusion_jax.jobs import prompting
-from diffusion_jax.spec import build
 
 pytestmark = pytest.mark.parity
 
@@ -76,56 +73,55 @@ def test_the_same_images(given, count):
     pipe, folder, nets, root, pictures = given
     latents = np.random.default_rng(1).normal(size=(2, 8, 8, 4)).astype(np.float32)
     wanted = theirs_of(pipe, nets, pictures, latents, count)
-    checkpoint = read_checkpoint(folder)
-    specs = [f"{root / f'control_{i}'}:{SCALES[i]}" for i in range(count)]
-    made = steered(text_to_image(checkpoint), checkpoint, specs)
-    process = made.model.process
-    levels = build(GRIDS, made.sampling.grid, "grid", process=process, n=STEPS)
-    solver = build(SOLVERS, made.sampling.solver, "solver", process=process, steps=STEPS)
-    draw = jax.jit(
-        prompted(made.model, (8, 8, 4), solver, levels, end=process.at(jnp.asarray(1 / 1000)))
-    )
-    rows, avoid = made.pair(PROMPTS, NEGATIVE, (SIDE, SIDE), chunks=1)
-    steer = hints([p / 127.5 - 1 for p in pictures[:count]], 2)
-    key, scale = jax.random.key(0), jnp.float32(SCALE)
-    got = draw(made.weights, key, rows | steer, avoid | steer, scale, {"noise": latents})
-    assert np.abs(np.asarray(got, float) - wanted * 255).max() <= 2
-    unsteered = hints([np.zeros((SIDE, SIDE, 3))] * count, 2)  # so that nothing passes unread
-    other = draw(made.weights, key, rows | unsteered, avoid | unsteered, scale, {"noise": latents})
-    assert np.abs(np.asarray(other, float) - wanted * 255).max() > 20
+    plain = text_to_image(read_checkpoint(folder))
+    paths = [(str(root / f"control_{i}"), str(root / f"picture_{i}.png")) for i in range(count)]
+    edits = [control(*path, scale) for path, scale in zip(paths, SCALES, strict=False)]
+    sampler = author_sampler(plain, plain.sampling, STEPS)
+    generator, draw = compiled(plain, sampler, edits)
+    rows, avoid = generator.inputs.pair(PROMPTS, NEGATIVE, (SIDE, SIDE), chunks=1)
+    request = Request(size=(SIDE, SIDE))
+    arrays = [edit.arrays(generator, request) for edit in edits]
+    both = lambda leaf: np.stack([leaf, leaf])
+    got = draw(rows, avoid, latents, SCALE, jax.tree.map(both, arrays))
+    assert np.abs(got - wanted * 255).max() <= 2
+    blind = [{**each, "hint": 0 * each["hint"]} for each in arrays]  # so nothing passes unread
+    other = draw(rows, avoid, latents, SCALE, jax.tree.map(both, blind))
+    assert np.abs(other - wanted * 255).max() > 20
 
 
 def config_of(given, **changes):
     config = config_file.get_config()
     config.update(checkpoint=str(given[1]), prompt="a red cat", image_size=(SIDE, SIDE))
     config.sampler.steps = 2
-    config.control = (str(given[3] / "control_0"),)
-    config.control_image = (str(given[3] / "picture_0.png"),)
+    config.edits = (steering(given[3] / "control_0", given[3] / "picture_0.png"),)
     config.update(changes)
     return config
 
 
+def steering(network, picture, scale=1.0):
+    return f"control({str(network)!r}, {str(picture)!r}, {scale})"
+
+
 def test_the_job_draws_with_the_picture(given, tmp_path):
-    steered_by = prompting.draw_prompts(config_of(given), tmp_path / "a")
-    config = config_of(given, control_image=(str(given[3] / "picture_1.png"),))
-    other = prompting.draw_prompts(config, tmp_path / "b")
+    root = given[3]
+    steered_by = jobs.sample(config_of(given), tmp_path / "a").images
+    other = steering(root / "control_0", root / "picture_1.png")
+    other = jobs.sample(config_of(given, edits=(other,)), tmp_path / "b").images
     assert steered_by.shape == (1, SIDE, SIDE, 3) and (steered_by != other).any()
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("edit", "words"),
     [
-        ({"control_image": ()}, "give one picture for each"),
-        ({"control": ("nowhere",)}, "there is no ControlNet at nowhere"),
-        (
-            {"control_image": ("nowhere.png",)},
-            "config.control_image = 'nowhere.png' cannot be read",
-        ),
+        ("control('nowhere', 'picture.png')", "there is no ControlNet at nowhere"),
+        ("control('CONTROL', 'nowhere.png')", "'nowhere.png' cannot be read as a picture"),
+        ("control('CONTROL')", "missing a required argument: 'picture'"),
     ],
 )
-def test_a_wrong_request_is_a_sentence(given, changes, words, tmp_path):
+def test_a_wrong_request_is_a_sentence(given, edit, words, tmp_path):
+    edit = edit.replace("CONTROL", str(given[3] / "control_0"))
     with pytest.raises((ValueError, FileNotFoundError), match=words):
-        prompting.draw_prompts(config_of(given, **changes), tmp_path)
+        jobs.sample(config_of(given, edits=(edit,)), tmp_path)
 
 
 def test_another_familys_control_is_named(given):
@@ -134,4 +130,4 @@ def test_another_familys_control_is_named(given):
     unet = {**checkpoint.configs["unet"], "cross_attention_dim": 64}
     other = checkpoint._replace(configs={**checkpoint.configs, "unet": unet})
     with pytest.raises(ValueError, match="of the checkpoint's family"):
-        steered(text_to_image(checkpoint), other, [str(root / "control_0")])
+        equipped(str(root / "control_0"), text_to_image(checkpoint)._replace(origin=other))

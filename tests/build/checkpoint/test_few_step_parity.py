@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from diffusion_jax.apps.generate import guided, to_uint8
 
 from configs import sample as settings
 from diffusion_jax import jobs
+from diffusion_jax.apps.plan import guided
 from diffusion_jax.build.checkpoint.additions import with_loras
 from diffusion_jax.build.checkpoint.text_to_image import text_to_image
-from diffusion_jax.convert.schedulers import sampling_of
+from diffusion_jax.build.sampling import sampler_of, settled
 from diffusion_jax.convert.single_file import unet_from_diffusers
 from diffusion_jax.convert.stable_diffusion import read_checkpoint
 from diffusion_jax.convert.tensors import write_safetensors
@@ -22,7 +22,7 @@ from diffusion_jax.core.grids import GRIDS
 from diffusion_jax.core.guidance import GUIDANCES, POSTS
 from diffusion_jax.core.sampling import STARTS
 from diffusion_jax.core.solvers import SOLVERS
-from diffusion_jax.jobs import prompting
+from diffusion_jax.data import to_uint8
 from diffusion_jax.spec import build
 
 pytestmark = pytest.mark.parity
@@ -84,28 +84,28 @@ class Case:
         return np.round(images * 255)
 
     def ours(self, steps, scale, loras=()):
-        """What ``apps.generate.prompted`` does, step by step, with FRESH as the solver's noise."""
+        """What ``apps.draw`` does, step by step, with FRESH as the solver's noise."""
         checkpoint = with_loras(read_checkpoint(self.folder), loras)
         made = text_to_image(checkpoint)
-        model, weights, chosen = made.model._replace(net=self.net), made.weights, made.sampling
+        model, weights, own = made.model._replace(net=self.net), made.weights, made.sampling
         process = model.process
-        levels = build(GRIDS, chosen.grid, "grid", process=process, n=steps)
+        levels = build(GRIDS, own["grid"], "grid", process=process, n=steps)
         level = lambda i: jax.tree.map(lambda leaf: leaf[i], levels)
-        cond = self.read(weights.frozen, made.rows([PROMPT], (SIDE, SIDE), chunks=1))
+        cond = self.read(weights.frozen, made.inputs.rows([PROMPT], (SIDE, SIDE), chunks=1))
         null = self.null(weights.frozen, cond) if scale > 1 else None
-        weigh = posted(GUIDANCES["cfg"](), chosen.post)
+        weigh = posted(GUIDANCES["cfg"](), own["post"])
         scale = jnp.float32(scale) if scale > 1 or model.student else None
         denoise = guided(model, weights.params, weights.frozen, cond, scale, weigh, null)
-        x = START * STARTS[chosen.start](level(0))
+        x = START * STARTS[own["start"]](level(0))
         for i in range(steps - 1):
-            own = {"process": process, "steps": steps}
-            if chosen.solver in NOISY:
-                own["noise"] = lambda key, x, now, nxt, i=i: jnp.asarray(FRESH[i])
-            solver = build(SOLVERS, chosen.solver, "solver", **own)
+            context = {"process": process, "steps": steps}
+            if own["solver"] in NOISY:
+                context["noise"] = lambda key, x, now, nxt, i=i: jnp.asarray(FRESH[i])
+            solver = build(SOLVERS, own["solver"], "solver", **context)
             x, _ = solver.step(jax.random.key(0), denoise, x, level(i), level(i + 1), ())
-        assert chosen.ends_clean
+        assert own["end"] == "clean"
         x0 = denoise(x, level(-1)).x0
-        return np.asarray(to_uint8(self.decode(weights.frozen, x0)), np.float32)
+        return np.asarray(to_uint8(self.decode(weights.frozen, x0, jax.random.key(0))), np.float32)
 
     def job(self, **changes):
         """The sampling command's image of seed 3, and the noise that it starts from."""
@@ -203,16 +203,14 @@ def test_a_whole_lcm_is_told_its_guidance(tmp_path):
         case.job(negative_prompt="fog")
 
 
-def test_what_a_scale_asks_for():
+def test_what_a_scale_asks_for(case):
+    """As in diffusers, a scale of 1 or less is no guidance: one network evaluation a step."""
+    generator = text_to_image(case.checkpoint)
     config = settings.get_config()
-    made = mock.Mock()
-    made.model.student = None
     for scale, guidance, wanted in (
-        (0.0, "cfg()", None), (1.0, "cfg()", None), (2.0, "cfg()", 2.0),
-        (0.5, "cfg_plus_plus()", 0.5),
+        (0.0, "cfg()", False), (1.0, "cfg()", False), (2.0, "cfg()", True),
+        (0.5, "cfg_plus_plus()", True),
     ):  # fmt: skip
         config.sampler.guidance_scale, config.sampler.guidance = scale, guidance
-        assert prompting.guidance_scale(config, made) == wanted
-    made.model.student = lambda *a: None
-    config.sampler.guidance_scale = 1.0
-    assert prompting.guidance_scale(config, made) == 1.0
+        of = sampler_of(settled(config.sampler, generator), generator)
+        assert of(generator.model, generator.weights).guided == wanted

@@ -12,9 +12,10 @@ from PIL import Image
 from configs import sample as sampling_config
 from configs.checkpoints import lora as stable_diffusion_lora
 from diffusion_jax import jobs
-from diffusion_jax.build.checkpoint import finetune, tuning
-from diffusion_jax.build.checkpoint.additions import with_loras
+from diffusion_jax.build.checkpoint import finetune
 from diffusion_jax.build.checkpoint.text_to_image import text_to_image
+from diffusion_jax.build.checkpoint.training_data import training_data
+from diffusion_jax.build.generator import open_source
 from diffusion_jax.convert.lora import read_lora
 from diffusion_jax.convert.stable_diffusion import read_checkpoint
 from diffusion_jax.core.types import Context
@@ -93,9 +94,8 @@ def test_a_lora_is_trained_saved_and_used(place, tmp_path):
 def test_dreambooth_adds_its_kind(place):
     config = config_of(place)
     config.prior.update(data="image_folder/kind", prompt="a photo of a dog", weight=0.5)
-    made = text_to_image(with_loras(read_checkpoint(place[0]), ()))
-    experiment = finetune.finetune(config, made, tuning.plan(config))
-    batch = next(iter(finetune.training_data(config, made)(0)))
+    experiment = finetune.experiment(config, open_source)
+    batch = next(iter(experiment.data()(0)))
     assert batch["image"].shape == batch["prior_image"].shape == (2, 32, 32, 3)
     assert np.any(batch["ids_0"] != batch["prior_ids_0"]) and np.all(batch["weights_0"] == 1)
     frozen = experiment.frozen()
@@ -139,7 +139,7 @@ def test_sdxl_is_told_sizes_and_crops_of_buckets(place, tmp_path):
     config.data.name = "image_folder/wide"
     config.data.buckets = ((16, 32), (32, 16), (24, 24))
     made = text_to_image(read_checkpoint(checkpoint))
-    stream = finetune.training_data(config, made)(0)
+    stream = training_data(config, made)(0)
     # Resized to cover: 24x72 to 16x48, of which the middle 16x32 is left; a square is not cut.
     wanted = {
         (16, 32): [24, 72, 0, 8, 16, 32],
@@ -155,10 +155,12 @@ def test_sdxl_is_told_sizes_and_crops_of_buckets(place, tmp_path):
         np.testing.assert_array_equal(batch["time_ids"], [wanted[size]] * 2)
         seen.add(size)
     assert seen == set(wanted)
-    np.testing.assert_array_equal(made.rows(["a"], (8, 16))["time_ids"], [[8, 16, 0, 0, 8, 16]])
+    np.testing.assert_array_equal(
+        made.inputs.rows(["a"], (8, 16))["time_ids"], [[8, 16, 0, 0, 8, 16]]
+    )
 
     config.prior.update(data="image_folder/kind", prompt="a photo of a dog")  # all are 40x40
-    stream = finetune.training_data(config, made)(0)
+    stream = training_data(config, made)(0)
     for _ in range(6):
         batch = next(stream)
         height, width = size = batch["image"].shape[1:3]

@@ -7,18 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawing_by_hand import author_sampler, compiled
 
-from diffusion_jax.apps.generate import prompted
 from diffusion_jax.build.checkpoint.additions import with_loras
 from diffusion_jax.build.checkpoint.text_to_image import text_to_image
 from diffusion_jax.convert.lora import read_lora, write_lora
-from diffusion_jax.convert.schedulers import sampling_of
 from diffusion_jax.convert.single_file import unet_from_diffusers
 from diffusion_jax.convert.stable_diffusion import read_checkpoint
 from diffusion_jax.convert.tensors import read_safetensors, write_safetensors
-from diffusion_jax.core.grids import GRIDS
-from diffusion_jax.core.solvers import SOLVERS
-from diffusion_jax.spec import build
 
 pytestmark = pytest.mark.parity
 
@@ -107,19 +103,14 @@ class Case:
         self.checkpoint = read_checkpoint(path)
         self.config = self.checkpoint.configs["unet"]
         self.made = made = text_to_image(self.checkpoint)
-        chosen, process = sampling_of(self.checkpoint.scheduler), made.model.process
-        levels = build(GRIDS, chosen.grid, "grid", process=process, n=STEPS)
-        solver = build(SOLVERS, chosen.solver, "solver", process=process, steps=STEPS)
-        end = None if chosen.ends_clean else process.at(jnp.asarray(1 / 1000))
         latent = (SIDE // 8, SIDE // 8, 4)
-        self.draw = jax.jit(prompted(made.model, latent, solver, levels, end=end))
+        _, self.draw = compiled(made, author_sampler(made, made.sampling, STEPS))
         self.noise = np.random.default_rng(0).normal(size=(1, *latent)).astype(np.float32)
 
     def ours(self, weights):
-        rows, avoid = self.made.pair(["a photo of a red cat"], ["dog"], (SIDE, SIDE), chunks=1)
-        start = {"noise": self.noise}
-        made = self.draw(weights, jax.random.key(0), rows, avoid, jnp.float32(GUIDANCE), start)
-        return np.asarray(made, np.float32)
+        prompts = (["a photo of a red cat"], ["dog"])
+        rows, avoid = self.made.inputs.pair(*prompts, (SIDE, SIDE), chunks=1)
+        return self.draw(rows, avoid, self.noise, GUIDANCE, weights=weights)
 
     def theirs(self):
         latents = torch.tensor(self.noise).permute(0, 3, 1, 2)

@@ -2,19 +2,17 @@
 
 import os
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawing_by_hand import author_sampler, compiled
 
-from diffusion_jax.apps.generate import prompted
-from diffusion_jax.build.checkpoint.text_to_image import text_to_image
-from diffusion_jax.convert.schedulers import sampling_of
+from diffusion_jax.apps.edits.image_to_image import image_to_image
+from diffusion_jax.apps.plan import Sampler
+from diffusion_jax.build.checkpoint.text_to_image import sampling_settings, text_to_image
+from diffusion_jax.build.sampling import ENDS
 from diffusion_jax.convert.stable_diffusion import read_checkpoint
 from diffusion_jax.core import grids
-from diffusion_jax.core.grids import GRIDS
 from diffusion_jax.core.solvers import SOLVERS
-from diffusion_jax.spec import build
 
 pytestmark = pytest.mark.parity
 
@@ -44,16 +42,11 @@ def both(request, tmp_path_factory):
     return stable_diffusion.pipeline(request.param, tmp_path_factory.mktemp("checkpoint"))
 
 
-def drawn(made, config, latents, prompts, negative):
-    chosen = sampling_of(config)
-    process = made.model.process
-    levels = build(GRIDS, chosen.grid, "grid", process=process, n=STEPS)
-    solver = build(SOLVERS, chosen.solver, "solver", process=process, steps=STEPS)
-    end = None if chosen.ends_clean else process.at(jnp.asarray(1 / 1000))
-    draw = prompted(made.model, latents.shape[1:], solver, levels, end=end)
-    rows, avoid = made.pair(prompts, negative, (SIDE, SIDE), chunks=1)
-    scale, start = jnp.float32(SCALE), {"noise": latents}
-    return jax.jit(draw)(made.weights, jax.random.key(0), rows, avoid, scale, start)
+def drawn(generator, config, latents, prompts, negative):
+    own = sampling_settings(config)
+    _, draw = compiled(generator, author_sampler(generator, own, STEPS))
+    rows, avoid = generator.inputs.pair(prompts, negative, (SIDE, SIDE), chunks=1)
+    return draw(rows, avoid, latents, SCALE)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -73,10 +66,10 @@ def test_the_same_images(both, name):
     ours = drawn(made, config, latents, PROMPTS, NEGATIVE)
     want = np.round(theirs * 255)
     assert want.std() > 10  # a picture, not one colour
-    assert np.abs(np.asarray(ours, np.float32) - want).max() <= 2
+    assert np.abs(ours - want).max() <= 2
     if name == "ddim":
         other = drawn(made, config, latents, PROMPTS[::-1], NEGATIVE)
-        assert np.abs(np.asarray(other, np.float32) - want).max() > 20  # the text matters
+        assert np.abs(other - want).max() > 20  # the text matters
 
 
 def test_image_to_image(both):
@@ -93,15 +86,14 @@ def test_image_to_image(both):
         PROMPTS[0], image=torch.tensor(x0).permute(0, 3, 1, 2), strength=0.5, guidance_scale=SCALE,
         num_inference_steps=STEPS, generator=torch.Generator().manual_seed(5), output_type="np",
     ).images  # fmt: skip
-    process = made.model.process
-    levels = grids.truncate(grids.leading(process, STEPS, 1), 0.5)
+    levels = grids.leading(made.model.process, STEPS, 1)
+    sampler = Sampler(SOLVERS["ddim"](), levels, end=ENDS["first"](made.model))
     # A picture that is a latent already, as diffusers takes it too.
     model = made.model._replace(codec=made.model.codec._replace(encode=lambda frozen, x, key: x))
-    end = process.at(jnp.asarray(1 / 1000))
-    draw = jax.jit(prompted(model, x0.shape[1:], SOLVERS["ddim"](), levels, end=end))
-    rows = made.rows(PROMPTS[:1], (SIDE, SIDE))
-    start = {"noise": noise.permute(0, 2, 3, 1).numpy(), "pixels": x0}
-    ours = draw(made.weights, jax.random.key(0), rows, None, jnp.float32(SCALE), start)
+    edit = image_to_image("picture.png", 0.5)
+    _, draw = compiled(made._replace(model=model), sampler, (edit,))
+    rows = made.inputs.rows(PROMPTS[:1], (SIDE, SIDE))
+    ours = draw(rows, None, noise.permute(0, 2, 3, 1).numpy(), SCALE, (x0,))
     want = np.round(theirs * 255)
     assert want.std() > 10
-    assert np.abs(np.asarray(ours, np.float32) - want).max() <= 2
+    assert np.abs(ours - want).max() <= 2

@@ -16,6 +16,7 @@ from configs.checkpoints import word as stable_diffusion_word
 from diffusion_jax import jobs
 from diffusion_jax.build.checkpoint import finetune, tuning
 from diffusion_jax.build.checkpoint.text_to_image import text_to_image
+from diffusion_jax.build.generator import open_source
 from diffusion_jax.convert.lora import read_lora
 from diffusion_jax.convert.stable_diffusion import read_checkpoint
 from diffusion_jax.convert.textual_inversion import read_word
@@ -99,10 +100,8 @@ def test_the_first_loss_is_the_checkpoints_whatever_is_tuned(place):
     for settings in (stable_diffusion_full, stable_diffusion_lora):
         config = config_of(place, settings)
         config.loss.condition_dropout = 0.0
-        plan = tuning.plan(config)
-        made = finetune.opened(config, read_checkpoint(config.checkpoint), plan)
-        experiment = finetune.finetune(config, made, plan)
-        batch = next(iter(finetune.training_data(config, made)(0)))
+        experiment = finetune.experiment(config, open_source)
+        batch = next(iter(experiment.data()(0)))
         params = experiment.start()
         if params is None:
             params = experiment.recipe.init(jax.random.key(0), batch)
@@ -123,7 +122,7 @@ def test_a_word_is_taught_alone(place, tmp_path, kind, vectors):
     before = read_checkpoint(config.checkpoint)
     learnt = read_word(tmp_path / "word.safetensors")
     assert learnt.name == "<pet>"
-    encoders, tokenizers = before.text_encoders, text_to_image(before).tokenizers
+    encoders, tokenizers = before.text_encoders, text_to_image(before).inputs.tokenizers
     for i, vector in enumerate(learnt.vectors):
         np.testing.assert_array_equal(vector, state.ema["vectors"][i])
         row = tokenizers[i].raw(["cat"])[0][0]
@@ -216,13 +215,13 @@ def test_of_an_lcm_lora_the_checkpoint_itself_is_the_teacher(place):
     """With factors that change nothing, as with factors that do, the loss is the recipe's own."""
     config = lcm_of(place)
     plan = tuning.plan(config)
-    made = finetune.opened(config, read_checkpoint(config.checkpoint), plan)
-    experiment = finetune.finetune(config, made, plan)
-    batch = next(iter(finetune.training_data(config, made)(0)))
+    experiment = finetune.experiment(config, open_source)
+    made = experiment.generator
+    batch = next(iter(experiment.data()(0)))
     params = experiment.recipe.init(jax.random.key(0), batch)
     frozen, key = experiment.frozen(), jax.random.key(1)
     teacher = teachers.guided(made.model, scale=jnp.float32(7.5))
-    own = latent_consistency(made.model, teacher, None, 50, teachers.nothing)
+    own = latent_consistency(made.model, teacher, None, 50, teachers.no_extra_cond)
     loss = jax.jit(lambda p, f: experiment.recipe.loss(p, Context(0, p, f, ()), batch, key)[0])
 
     def plain(params):
@@ -241,7 +240,7 @@ def test_of_an_lcm_lora_the_checkpoint_itself_is_the_teacher(place):
     [
         (
             {"distill": "latent_consistency()"},
-            "tells its network .'guidance_scale',.; a",
+            "conditions its network on .'guidance_scale',.; a",
         ),
         ({"distill": "distribution_matching()"}, "trains several networks; a checkpoint takes"),
         ({"distill": "latent()"}, "unknown name 'latent'"),

@@ -43,7 +43,7 @@ def test_prompts_with_new_words(both, tmp_path):
         assert read[-1].name == name and np.array_equal(read[-1].vectors[0], vectors)
     made = text_to_image(read_checkpoint(folder), words=read)
     prompts = ["a photo of <mine> on the hill", "<two> and the red <mine>", "a cat"]
-    ours = made.model.condition(made.weights.frozen, made.rows(prompts, chunks=1))["context"]
+    ours = made.model.condition(made.weights.frozen, made.inputs.rows(prompts, chunks=1))["context"]
     with torch.no_grad():
         theirs = pipe.encode_prompt(prompts, "cpu", 1, False)[0]
     error = np.abs(np.asarray(ours) - theirs.numpy()).max()

@@ -49,12 +49,12 @@ def test_each_config_trains_a_student_that_is_sampled_alone(name, teacher, tmp_p
     # A student's first step is from its teacher's parameters.
     config.optimizer.learning_rate, config.ema = 1e-12, "constant(decay=0.5)"
     state = jobs.train(config, tmp_path)
-    theirs = averaged(teacher, read_config(teacher)["ema"])[0]["net"]
+    teacher_net = averaged(teacher, read_config(teacher)["ema"])[0]["net"]
     ours = jax.device_get(state.params["net"])
-    told = distillation.method(config).scalars
-    for scalar in told:
+    scalars = distillation.read_method(config).scalars
+    for scalar in scalars:
         ours["embed"].pop(scalar)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), ours, theirs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), ours, teacher_net)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
     assert all(np.isfinite(json.loads(line)["loss"]) for line in lines)
@@ -62,12 +62,12 @@ def test_each_config_trains_a_student_that_is_sampled_alone(name, teacher, tmp_p
     held = read_config(tmp_path)
     held["teacher"] = "nowhere"  # a student needs no teacher any more
     (tmp_path / "config.json").write_text(json.dumps(held))
-    own = jobs.run_config(tmp_path)
-    drawn = jobs.sample(own, tmp_path).images
-    assert drawn.shape == (64, 2) and np.isfinite(drawn).all()
-    if told:  # told another scale, an untrained student says the same: its embedding is still 0
-        own.sampler.guidance_scale = 4.0
-        np.testing.assert_allclose(jobs.sample(own, tmp_path).images, drawn, atol=1e-5)
+    student_config = jobs.run_config(tmp_path)
+    samples = jobs.sample(student_config, tmp_path).images
+    assert samples.shape == (64, 2) and np.isfinite(samples).all()
+    if scalars:  # an untrained student ignores the scale: its embedding is still 0
+        student_config.sampler.guidance_scale = 4.0
+        np.testing.assert_allclose(jobs.sample(student_config, tmp_path).images, samples, atol=1e-5)
     with pytest.raises(ValueError, match=r"config\.distill says what the parameters of"):
         jobs.run_config(tmp_path, {"distill": "easy()"})
 
@@ -93,7 +93,7 @@ def test_a_method_of_data_can_follow_its_teacher(teacher, tmp_path, name, distil
 
 
 def both_ways(config, folder):
-    """The state of a run of four steps, and of one that was stopped after the second."""
+    """The state of a run of four steps, and of one that was interrupted after two."""
     whole = jobs.train(config, folder / "whole")
     config.train.checkpoint_every = 2
     jobs.train(config, folder / "half")
@@ -101,7 +101,7 @@ def both_ways(config, folder):
     return whole, jobs.train(config, folder / "half")
 
 
-def test_several_players_go_on_bit_for_bit_each_in_its_turn(teacher, tmp_path):
+def test_several_networks_resume_bit_for_bit_in_their_turns(teacher, tmp_path):
     config = config_of("sid", teacher, 4)
     config.distill = "score_identity(ratio=3, fake=2.0)"
     whole, again = both_ways(config, tmp_path)
@@ -114,7 +114,7 @@ def test_several_players_go_on_bit_for_bit_each_in_its_turn(teacher, tmp_path):
     assert written == [["net", 1.0, 3], ["fake", 2.0, 1]]
 
 
-def test_a_student_goes_on_bit_for_bit_and_can_teach(teacher, tmp_path):
+def test_a_student_resumes_bit_for_bit_and_can_teach(teacher, tmp_path):
     whole, again = both_ways(config_of("progressive", teacher, 4), tmp_path)
     jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)
     after = config_of("progressive", tmp_path / "whole")
@@ -165,10 +165,10 @@ def test_mistakes_are_sentences(teacher, tmp_path, changes, says):
         jobs.train(config, tmp_path / "new")
 
 
-def test_a_student_that_is_told_more_teaches_no_other(teacher, tmp_path):
-    jobs.train(config_of("lcm", teacher), tmp_path / "told")
+def test_a_student_with_scalar_conditions_is_no_teacher(teacher, tmp_path):
+    jobs.train(config_of("lcm", teacher), tmp_path / "conditional")
     with pytest.raises(ValueError, match="was distilled by 'latent_consistency"):
-        jobs.train(config_of("ect", tmp_path / "told"), tmp_path / "new")
+        jobs.train(config_of("ect", tmp_path / "conditional"), tmp_path / "new")
 
 
 @pytest.mark.parametrize("name", ["scd", "mean_flow", "sid"])
@@ -179,7 +179,7 @@ def test_a_student_starts_from_another(teacher, tmp_path, name):
     config.optimizer.learning_rate = 1e-12
     params = jax.device_get(jobs.train(config, tmp_path / "next").params)
     of = lambda run: averaged(run, read_config(run)["ema"])[0]["net"]
-    for scalar in distillation.method(config).scalars:
+    for scalar in distillation.read_method(config).scalars:
         params["net"]["embed"].pop(scalar)
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9)
     jax.tree.map(close, params["net"], of(tmp_path / "cd"))
@@ -187,10 +187,10 @@ def test_a_student_starts_from_another(teacher, tmp_path, name):
         jax.tree.map(close, params["fake"], of(teacher))
 
 
-def test_a_student_of_another_network_is_no_start(teacher, tmp_path):
-    jobs.train(config_of("lcm", teacher), tmp_path / "told")
+def test_a_student_of_another_network_is_refused_as_start(teacher, tmp_path):
+    jobs.train(config_of("lcm", teacher), tmp_path / "conditional")
     config = config_of("ect", teacher)
-    config.student = str(tmp_path / "told")
+    config.student = str(tmp_path / "conditional")
     says = "config.student = .* has another network than config.teacher = .*scalars is .*guidance"
     with pytest.raises(ValueError, match=says):
         jobs.train(config, tmp_path / "new")
@@ -199,12 +199,12 @@ def test_a_student_of_another_network_is_no_start(teacher, tmp_path):
         jobs.train(config, tmp_path / "new")
 
 
-def test_a_release_in_codes_teaches_with_its_own_first_stage_and_prompts():
+def test_a_latent_release_teaches_with_its_first_stage_and_prompts():
     release = str(Path(__file__).parents[3] / "weights" / "emoji")
     config = config_of("lcm", release)
     whole = distillation.with_teacher(config)
     assert whole.model.autoencoder == f"{release}/autoencoder"
-    assert whole.data.name == "latents/noto_emoji"  # sampling names pictures, training reads codes
+    assert whole.data.name == "latents/noto_emoji"  # training reads latents
     assert "red heart" in whole.sampler.prompts and not config.sampler.prompts
     asked = config_of("lcm", release)
     asked.sampler.prompts = ("a dog",)

@@ -17,7 +17,7 @@ from diffusion_jax.core import sampling
 from diffusion_jax.core.types import NoiseLevel, Prediction
 
 ROOM = 50  # levels of the walk that is compiled: shorter ones are padded, so that they share it
-LOADER = Path(__file__).parents[3] / "scripts" / "load_k_diffusion.py"
+LOADER = Path(__file__).parents[3] / "scripts" / "benchmarks" / "load_k_diffusion.py"
 
 
 def needed(name):

@@ -5,9 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.core.encodings import ENCODINGS
 from diffusion_jax.core.types import Codec
 from diffusion_jax.models.autoencoders.autoencoder import AutoencoderKL, AutoencoderVQ
-from diffusion_jax.models.autoencoders.codec import Tiling, _starts, _tiled, _weights, codec
+from diffusion_jax.models.autoencoders.codec import (
+    IDENTITY,
+    Tiling,
+    _starts,
+    _tiled,
+    _weights,
+    codec,
+)
 
 SHAPE = {"channels": 4, "channel_mults": (1, 1), "blocks": 1, "attention": False}
 
@@ -47,7 +55,7 @@ def test_codes_are_shifted_then_scaled_for_each_channel(kl, pixels):
     sample = compiled(module, scale, shift, "sample").encode(frozen, pixels, key)
     np.testing.assert_allclose(sample, (posterior.sample(key) - shift) * scale, atol=1e-5)
     back = run(posterior.mean, "decode")
-    np.testing.assert_allclose(mode.decode(frozen, x), back, atol=1e-5)
+    np.testing.assert_allclose(mode.decode(frozen, x, key), back, atol=1e-5)
 
 
 def test_the_code_of_a_codebook_is_its_entries(pixels):
@@ -68,7 +76,33 @@ def test_one_tile_that_covers_all_is_the_whole(kl, pixels):
     key = jax.random.key(3)
     x = plain.encode(frozen, pixels, key)
     np.testing.assert_array_equal(tiled.encode(frozen, pixels, key), x)
-    np.testing.assert_array_equal(tiled.decode(frozen, x), plain.decode(frozen, x))
+    np.testing.assert_array_equal(tiled.decode(frozen, x, key), plain.decode(frozen, x, key))
+
+
+def test_there_is_nothing_to_draw_of_a_codebook_or_of_pixels(pixels):
+    module = AutoencoderVQ(**SHAPE, latent_channels=2, entries=8)
+    key, cases = (
+        jax.random.key(0),
+        ((compiled(module, 0.5, 0.2), initialised(module)), (IDENTITY, {})),
+    )
+    for one, frozen in cases:
+        mean, deviation = one.posterior(frozen, pixels)
+        assert not np.any(deviation) and deviation.shape == mean.shape
+        encode = lambda name, one=one, frozen=frozen: ENCODINGS[name](one, frozen, pixels, key)
+        np.testing.assert_array_equal(encode("sample"), encode("mode"))
+        np.testing.assert_allclose(
+            encode("scaled_mode"), one.encode(frozen, pixels, key), atol=1e-6
+        )
+
+
+def test_a_posterior_is_read_by_tiles_too(kl, pixels):
+    module, frozen = kl
+    tiled = compiled(module, 0.7, 0.3, tiling=Tiling(4, 2))
+    key = jax.random.key(3)
+    drawn = ENCODINGS["scaled_sample"](tiled, frozen, pixels, key)
+    np.testing.assert_allclose(drawn, tiled.encode(frozen, pixels, key), atol=1e-5)
+    whole = ENCODINGS["scaled_sample"](compiled(module, 0.7, 0.3), frozen, pixels, key)
+    assert np.abs(whole - drawn).max() > 1e-4
 
 
 @pytest.mark.parametrize("n", [5, 7, 8, 13, 16, 31])
@@ -110,7 +144,7 @@ def test_tiles_are_near_the_whole_and_have_gradients(kl):
     assert tiles.shape == (1, 24, 24, 2)
     assert float(jnp.abs(tiles - whole).mean()) < 0.3 * float(whole.std())
     assert not np.array_equal(tiles, whole)
-    grads = jax.jit(jax.grad(lambda x: tiled.decode(frozen, x).sum()))(whole)
+    grads = jax.jit(jax.grad(lambda x: tiled.decode(frozen, x, key).sum()))(whole)
     assert bool((jnp.abs(grads).max(-1) > 0).all())
 
 

@@ -10,8 +10,11 @@ from diffusion_jax.convert.sd_autoencoder import (
     from_diffusers_autoencoder,
     module_of,
     parameter_shapes,
+    scale_of,
     to_diffusers_autoencoder,
 )
+from diffusion_jax.core.encodings import ENCODINGS
+from diffusion_jax.models.autoencoders.codec import codec
 
 pytestmark = pytest.mark.parity
 
@@ -80,6 +83,50 @@ def test_kl(case):
     again = to_diffusers_autoencoder(params)
     assert again.keys() == state.keys()
     assert all(np.array_equal(again[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("case", ["stable diffusion", "without quant layers, 16 channels"])
+def test_the_latents_of_conditions(case):
+    """Mode or draw, raw or scaled: each is what a pipeline of theirs makes of ``latent_dist``."""
+    theirs = with_random_weights(diffusers.AutoencoderKL(**{**TINY, **KL[case]}))
+    state = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    module, params = from_diffusers_autoencoder(state, theirs.config)
+    ours, frozen = codec(module, *scale_of(theirs.config)), {"autoencoder": params}
+    x = np.random.default_rng(0).normal(size=(2, 16, 24, 3)).astype(np.float32)
+    key = jax.random.key(7)
+    scale, shift = theirs.config.scaling_factor, theirs.config.shift_factor or 0.0
+    with torch.no_grad():
+        law = theirs.encode(nchw(x)).latent_dist
+        # Our noise in their formula, mean + std·noise; their own draws have no other law.
+        noise = jax.random.normal(key, nhwc(law.mean).shape)
+        drawn = law.mean + law.std * nchw(np.array(noise))
+        back = theirs.decode(law.mode()).sample
+    run = {
+        name: jax.jit(f, static_argnums=0)(ours, frozen, x, key) for name, f in ENCODINGS.items()
+    }
+    close(run["mode"], nhwc(law.mode()))
+    close(run["sample"], nhwc(drawn))
+    close(run["scaled_mode"], nhwc((law.mode() - shift) * scale))
+    close(run["scaled_sample"], nhwc((drawn - shift) * scale))
+    assert np.abs(run["sample"] - run["mode"]).max() > 1e-3
+    trained = jax.jit(ours.encode)(frozen, x, key)
+    np.testing.assert_array_equal(run["scaled_sample"], trained)
+    np.testing.assert_allclose(ours.unscale(ours.scale(run["mode"])), run["mode"], atol=1e-5)
+    close(jax.jit(ours.decode)(frozen, ours.scale(nhwc(law.mode())), key), nhwc(back))
+
+
+def test_their_draws_have_the_moments_of_the_posterior():
+    theirs = with_random_weights(diffusers.AutoencoderKL(**TINY))
+    state = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    module, params = from_diffusers_autoencoder(state, theirs.config)
+    x = np.random.default_rng(1).normal(size=(1, 4, 6, 3)).astype(np.float32)
+    mean, deviation = jax.jit(codec(module, 1.0).posterior)({"autoencoder": params}, x)
+    with torch.no_grad():
+        law = theirs.encode(nchw(x)).latent_dist
+        draws = np.stack([nhwc(law.sample()) for _ in range(4000)])
+    error = (draws.mean(0) - mean) / deviation
+    assert np.abs(error).max() < 5 / np.sqrt(4000)
+    np.testing.assert_allclose(draws.std(0), deviation, rtol=5 / np.sqrt(8000))
 
 
 def test_vq():

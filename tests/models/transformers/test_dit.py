@@ -53,7 +53,7 @@ def test_positions_are_sines_of_the_column_then_of_the_row():
 
 def test_modulation_is_of_the_normed_input():
     x = np.random.default_rng(2).normal(3, 5, (2, 4, 6)).astype(np.float32)
-    shift, scale = np.ones((2, 6), np.float32), np.full((2, 6), 0.5, np.float32)
+    shift, scale = np.ones((2, 1, 6), np.float32), np.full((2, 1, 6), 0.5, np.float32)
     normed = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
     np.testing.assert_allclose(modulated(x, shift, scale, 0.0), 1.5 * normed + 1, atol=1e-5)
 
@@ -87,6 +87,47 @@ def test_forward_mode_is_the_finite_difference(params):
     ahead, behind = jax.jit(f)(X + h * dx, TIME + h), jax.jit(f)(X - h * dx, TIME - h)
     wanted = (ahead - behind) / (2 * h)
     np.testing.assert_allclose(slope, wanted, atol=2e-2 * np.abs(wanted).max())
+
+
+def test_one_time_for_every_token_is_the_time_of_the_example(params):
+    plain = run(params)
+    each = np.broadcast_to(TIME[:, None, None], (2, 4, 2))
+    np.testing.assert_allclose(run(params, time=each), plain, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run(params, time=each.reshape(2, 8)), plain, rtol=1e-4, atol=1e-5)
+    told = {"label": LABEL, "end": np.array([3.0, 40.0], np.float32)}
+    shapes = lambda: init_params(DiT(**FIELDS, scalars=("end",)), jax.random.key(0), X.shape, told)
+    rng = np.random.default_rng(1)
+    own = jax.tree.map(
+        lambda s: rng.normal(0, 0.2, s.shape).astype(np.float32), jax.eval_shape(shapes)
+    )
+    one, many = (run(own, time=t, cond=told, scalars=("end",)) for t in (TIME, each))
+    np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-5)
+
+
+def test_a_token_is_modulated_by_its_own_time(params):
+    """With attention silent tokens do not hear of one another: a patch is that of its own time."""
+    silent = {
+        name: {**part, "attention": jax.tree.map(np.zeros_like, part["attention"])}
+        if name.startswith("layer_") else part
+        for name, part in params.items()
+    }  # fmt: skip
+    time = np.random.default_rng(5).uniform(0, 900, (2, 4, 2)).astype(np.float32)
+    out = run(silent, time=time)
+    for row, column in ((0, 0), (2, 1), (3, 0)):
+        of_one = run(silent, time=time[:, row, column])
+        there = np.s_[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        np.testing.assert_allclose(out[there], of_one[there], rtol=1e-4, atol=1e-5)
+        assert np.abs(out - of_one).max() > 1e-2
+    # And with attention they do.
+    moved = np.array(time)
+    moved[:, 3, 0] += 100
+    assert np.abs((run(params, time=moved) - run(params, time=time))[:, :2]).max() > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 2, 4), (2, 8, 4), (2, 4, 2, 1)])
+def test_times_of_another_grid_are_refused(params, shape):
+    with pytest.raises(ValueError, match=r"each of its 4x2 patches, \(2, 4, 2\)"):
+        run(params, time=np.zeros(shape, np.float32))
 
 
 def test_a_size_that_patches_do_not_cover_is_refused(params):

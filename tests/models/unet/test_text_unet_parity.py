@@ -10,6 +10,7 @@ from sd_configs import TINY
 from diffusion_jax.convert.controlnet import from_diffusers_controlnet, to_diffusers_controlnet
 from diffusion_jax.convert.sd_unet import from_sd_unet, to_sd_unet
 from diffusion_jax.models.adapter import net_from_module
+from diffusion_jax.models.image_tokens import with_image_tokens
 from diffusion_jax.models.unet.control import control_from_module, with_control
 
 pytestmark = pytest.mark.parity
@@ -159,3 +160,55 @@ def test_without_control_the_output_differs(case):
             mid_block_additional_residual=added.mid_block_res_sample,
         ).sample
     assert relative(steered, plain) > 0.05
+
+
+def image_adapter(theirs, width):
+    """An IP-Adapter file of random weights, and our paths of its attentions in its order."""
+    generator = torch.Generator().manual_seed(5)
+    draw = lambda *shape: 0.3 * torch.randn(*shape, generator=generator)
+    names = [n for n in theirs.attn_processors if n.endswith("attn2.processor")]
+    file, paths = {}, []
+    for i, name in enumerate(names):
+        parts = name.split(".")
+        channels = theirs.get_submodule(name.removesuffix(".processor")).to_q.out_features
+        for kind in ("k", "v"):
+            file[f"{2 * i + 1}.to_{kind}_ip.weight"] = draw(channels, width)
+        side = parts[0].removesuffix("_blocks").removesuffix("_block")
+        place = side if side == "mid" else f"{side}_{parts[1]}/block_{parts[3]}"
+        layer = parts[parts.index("transformer_blocks") + 1]
+        paths.append(f"{place}/transformer/layer_{layer}/cross_attention/attend")
+    projection = {"proj.weight": draw(4 * width, 6), "proj.bias": draw(4 * width)}
+    projection |= {"norm.weight": 1 + draw(width), "norm.bias": draw(width)}
+    return {"image_proj": projection, "ip_adapter": file}, paths
+
+
+@pytest.mark.parametrize("case", ["sd1", "sdxl"])
+def test_image_tokens_have_the_same_output_as_an_ip_adapter(case):
+    config = TINY[case]
+    theirs, state = random_model(diffusers.UNet2DConditionModel, config)
+    unet, params = from_sd_unet(state, theirs.config)
+    x, time, cond = inputs(config)
+    file, paths = image_adapter(theirs, config["cross_attention_dim"])
+    theirs._load_ip_adapter_weights([file], low_cpu_mem_usage=False)
+    for name, processor in theirs.attn_processors.items():
+        if name.endswith("attn2.processor"):
+            processor.scale = [0.7]
+    picture = torch.tensor(np.random.default_rng(3).normal(size=(2, 1, 6)), dtype=torch.float32)
+    arguments = their_arguments(x, time, cond)
+    added = arguments.pop("added_cond_kwargs", {}) | {"image_embeds": [picture]}
+    with torch.no_grad():
+        expected = to_ours(theirs(**arguments, added_cond_kwargs=added).sample)
+        tokens = theirs.encoder_hid_proj([picture])[0].reshape(2, 4, -1).numpy()
+    kernel = lambda i, kind: {"kernel": file["ip_adapter"][f"{i}.to_{kind}_ip.weight"].numpy().T}
+    read = {
+        path: {"key": kernel(2 * i + 1, "k"), "value": kernel(2 * i + 1, "v")}
+        for i, path in enumerate(paths)
+    }
+    net = net_from_module(unet)
+    cond |= {"image_tokens": tokens, "image_scale": np.float32(0.7)}
+    both = {"net": params, "image_tokens": read}
+    out = quick(with_image_tokens(net))(both, x, time, cond)
+    off = quick(with_image_tokens(net))(both, x, time, cond | {"image_scale": np.float32(0)})
+    error = relative(out, expected)
+    print(f"{case}: relative error {error:.1e}, {len(paths)} attentions")
+    assert error < 1e-5 and relative(off, expected) > 0.02

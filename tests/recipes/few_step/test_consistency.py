@@ -8,12 +8,11 @@ import toy
 from numpy.testing import assert_allclose
 
 from diffusion_jax.core import ema, flow_maps, losses, oracles, process, schedules, targets
-from diffusion_jax.core.bounds import as_is, inside
+from diffusion_jax.core.bounds import clip_to, no_clip
 from diffusion_jax.core.process import Process
 from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.core.types import Solver
-from diffusion_jax.recipes.few_step import consistency as made
-from diffusion_jax.recipes.few_step import pairs
+from diffusion_jax.recipes.few_step import consistency, level_pairs
 
 pytestmark = pytest.mark.optimized  # its students are trained
 
@@ -45,10 +44,10 @@ EXACT = Solver(
 )
 
 
-def _recipe(setting, path="ve", target="edm", bump=lambda x: jnp.cos(2 * x), shown=as_is):
+def _recipe(setting, path="ve", target="edm", bump=lambda x: jnp.cos(2 * x), clip=no_clip):
     here, row = _edm(path), targets.TARGETS[target]()
     model = toy.model_of(toy.oracle_net(here, row, _to_clean, bump), here, row)
-    return made.consistency(model, lambda *a: {}, setting, shown=shown)
+    return consistency.consistency(model, lambda *a: {}, setting, clip=clip)
 
 
 def _loss(recipe, n=256, key=1, step=0):
@@ -62,9 +61,11 @@ def _loss(recipe, n=256, key=1, step=0):
     return loss
 
 
-def _distilled(solver, levels=18, target=made.averaged):
-    setting = made.distillation(_exact_teacher, levels=levels)
-    return setting._replace(way=made.taught(_exact_teacher, solver), target=target)
+def _distilled(solver, levels=18, target=consistency.ema_target):
+    setting = consistency.distillation(_exact_teacher, levels=levels)
+    return setting._replace(
+        transition=consistency.teacher_step(_exact_teacher, solver), target=target
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,10 +83,10 @@ def test_with_a_solver_the_minimum_is_as_near_as_its_step_is(x64, solver, order)
     assert abs(slope - order) < 0.25, slope
 
 
-def test_what_is_beyond_the_range_on_both_sides_is_no_error(x64):
-    """f of the student is off by theta everywhere, but shown at most at a range's end."""
+def test_clipping_ignores_errors_beyond_the_range(x64):
+    """f of the student is off by theta everywhere, but clipped to the range."""
     of = lambda high: _loss(
-        _recipe(_distilled(EXACT), shown=inside(-9.0, high), bump=jnp.ones_like)
+        _recipe(_distilled(EXACT), shown=clip_to(-9.0, high), bump=jnp.ones_like)
     )
     theta, far = jnp.float64(0.3), -4.0  # below all of the data, so that all is shown as -4
     assert float(of(far)(theta)) == 0.0 and float(jax.grad(of(far))(theta)) == 0.0
@@ -93,9 +94,9 @@ def test_what_is_beyond_the_range_on_both_sides_is_no_error(x64):
 
 
 def test_only_one_side_has_a_gradient(x64):
-    """Of own parameters as target, too: what a moving average that equals them would give."""
+    """The same for the online target and for a moving average that equals it."""
     theta = jnp.float64(0.3)
-    of_own = _loss(_recipe(_distilled(EXACT, target=made.own)))
+    of_own = _loss(_recipe(_distilled(EXACT, target=consistency.online_target)))
     of_average = _loss(_recipe(_distilled(EXACT)))
     assert_allclose(of_own(theta), of_average(theta, theta), rtol=1e-12)
     gradient = jax.grad(of_own)(theta)
@@ -109,18 +110,20 @@ def test_only_one_side_has_a_gradient(x64):
 
 def test_training_has_the_mean_gradient_of_distillation(x64):
     """Song et al. 2023, theorem 2; exactly, where f is linear in x and the solver is DDIM."""
-    count = pairs.constant(8)
-    no_teacher = made.training(10)._replace(pairs=pairs.uniform(count), target=made.own)
-    teacher = _distilled(DDIM, 8, made.own)
+    count = level_pairs.constant(8)
+    no_teacher = consistency.training(10)._replace(
+        levels=level_pairs.uniform(count), target=consistency.online_target
+    )
+    teacher = _distilled(DDIM, 8, consistency.online_target)
     gradients = []
     for setting in (no_teacher, teacher):
         recipe = _recipe(setting, bump=lambda x: x)  # linear too
 
         @jax.jit
         def gradient(key, recipe=recipe):
-            of_x, of_loss = jax.random.split(key)
-            batch = {"image": oracles.sample(of_x, _data(), 4096)}
-            loss = lambda theta: recipe.loss({"net": theta}, toy.context(), batch, of_loss)[0]
+            x_key, loss_key = jax.random.split(key)
+            batch = {"image": oracles.sample(x_key, _data(), 4096)}
+            loss = lambda theta: recipe.loss({"net": theta}, toy.context(), batch, loss_key)[0]
             return jax.grad(loss)(jnp.float64(0.2))
 
         gradients.append(jax.lax.map(gradient, jax.random.split(jax.random.key(0), 32)))
@@ -133,11 +136,13 @@ def test_training_has_the_mean_gradient_of_distillation(x64):
 def test_the_loss_is_the_weighted_distance(x64, name):
     """f off by theta·(1, 1) at every point: w·d, of the levels that the key draws."""
     distance = losses.DISTANCES[name]()
-    setting = made.improved(1000)._replace(
-        way=made.taught(_exact_teacher, EXACT), distance=distance, target=made.averaged
+    setting = consistency.improved(1000)._replace(
+        transition=consistency.teacher_step(_exact_teacher, EXACT),
+        distance=distance,
+        target=consistency.ema_target,
     )
     got = _loss(_recipe(setting, target="x0", bump=jnp.ones_like))(jnp.float64(0.1))
-    now, nxt = setting.pairs(jax.random.split(jax.random.key(1), 7)[3], 256, _edm(), jnp.int32(0))
+    now, nxt = setting.levels(jax.random.split(jax.random.key(1), 7)[3], 256, _edm(), jnp.int32(0))
     c = 0.00054 * np.sqrt(2)
     d = {"squared": 0.01, "absolute": 0.1, "pseudo_huber": np.sqrt(0.02 + c**2) - c}[name]
     assert_allclose(got, d * np.mean(1 / (now.sigma - nxt.sigma)), rtol=1e-6)
@@ -153,13 +158,13 @@ def test_distances_near_zero():
 
 
 def test_numbers_of_levels_are_the_papers():
-    root = jax.jit(jax.vmap(pairs.square_root(800, 2, 150)))(jnp.array([0, 200, 800, 900]))
+    root = jax.jit(jax.vmap(level_pairs.square_root(800, 2, 150)))(jnp.array([0, 200, 800, 900]))
     assert root.tolist() == [2, int(np.ceil(np.sqrt(0.25 * (151**2 - 4) + 4) - 1)) + 1, 151, 151]
     # K' = ⌊800/(7 + 1)⌋: eight stages of 100 steps.
     steps = jnp.array([0, 99, 100, 700, 799, 2000])
-    doubled = jax.jit(jax.vmap(pairs.doubling(800)))(steps)
+    doubled = jax.jit(jax.vmap(level_pairs.doubling(800)))(steps)
     assert doubled.tolist() == [11, 11, 21, 1281, 1281, 1281]
-    rate = ema.averaged(made.ema_rate(pairs.square_root(800), 2, 0.9))
+    rate = ema.averaged(consistency.ema_rate(level_pairs.square_root(800), 2, 0.9))
     state = rate.update(rate.init({"w": jnp.float32(0)}), {"w": jnp.float32(1)}, jnp.int32(0))
     assert_allclose(state["w"], 1 - 0.9, rtol=1e-5)  # μ(0) = μ0, as N(0) = s0
 
@@ -169,8 +174,8 @@ def test_pairs_are_neighbours_on_the_grid_of_karras_as_often_as_stated():
     key = jax.random.key(0)
     grid = (0.002 ** (1 / 7) + np.arange(11) / 10 * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7
     for draw, mass in (
-        (pairs.log_normal(pairs.doubling(100)), None),
-        (pairs.uniform(pairs.constant(11)), np.full(10, 0.1)),
+        (level_pairs.log_normal(level_pairs.doubling(100)), None),
+        (level_pairs.uniform(level_pairs.constant(11)), np.full(10, 0.1)),
     ):
         now, nxt = jax.jit(lambda k, d=draw: d(k, n, here, jnp.int32(0)))(key)
         index = np.searchsorted(grid, np.asarray(nxt.sigma) * 1.001) - 1
@@ -186,14 +191,18 @@ def test_pairs_are_neighbours_on_the_grid_of_karras_as_often_as_stated():
 
 def test_pairs_of_a_table_are_its_levels():
     here = Process(schedules.linear(), process.vp)
-    now, nxt = pairs.uniform(pairs.constant(51))(jax.random.key(0), 500, here, jnp.int32(0))
+    now, nxt = level_pairs.uniform(level_pairs.constant(51))(
+        jax.random.key(0), 500, here, jnp.int32(0)
+    )
     low = np.round(np.asarray(nxt.t) * 1000)
     assert set(low) == {1, *range(20, 1000, 20)}
     assert_allclose(np.round(np.asarray(now.t) * 1000), np.where(low == 1, 20, low + 20))
 
 
 def test_easing_closes_the_gap_by_stages():
-    draw = jax.jit(lambda step: pairs.easing(100)(jax.random.key(0), 2000, _edm("rectified"), step))
+    draw = jax.jit(
+        lambda step: level_pairs.easing(100)(jax.random.key(0), 2000, _edm("rectified"), step)
+    )
     for step, a in ((0, 1), (99, 1), (100, 2), (450, 5)):
         now, nxt = draw(jnp.int32(step))
         t, r = (np.asarray(level.sigma / level.alpha) for level in (now, nxt))
@@ -207,12 +216,12 @@ def test_easing_closes_the_gap_by_stages():
 
 def test_easing_from_clean_data_is_regression_on_it(x64):
     """In the first stage f at nxt = clean is x itself: the target is x0."""
-    setting = made.easy(10**6)._replace(
-        pairs=lambda key, b, here, step: (lambda now: (now, process.clean(now)))(
+    setting = consistency.easy(10**6)._replace(
+        levels=lambda key, b, here, step: (lambda now: (now, process.clean(now)))(
             here.at(jnp.linspace(0.1, 0.9, b))
         ),
         distance=losses.squared(),
-        weight=made.even,
+        weight=consistency.uniform_weight,
     )
     recipe = _recipe(setting, target="x0")
     key = jax.random.key(1)
@@ -233,15 +242,17 @@ def test_both_sides_of_the_loss_have_one_dropout_mask(x64):
 
     model = toy.model_of(net, _edm(), targets.v())
     with jax.disable_jit():
-        _loss(made.consistency(model, lambda *a: {}, made.improved(100)))(jnp.float64(0.5))
+        _loss(consistency.consistency(model, lambda *a: {}, consistency.improved(100)))(
+            jnp.float64(0.5)
+        )
     assert len(keys) == 2 and (keys[0] == keys[1]).all()
 
 
 POINTS = {
-    "distillation": (made.distillation(lambda frozen, cond: _toy_denoise, "heun"), 1000),
-    "training": (made.training(1000, 2, 40), 1000),
-    "improved": (made.improved(1000, 10, 80, 0.03), 1000),
-    "easy": (made.easy(250, 2.0, 8.0, 1.0), 1500),
+    "distillation": (consistency.distillation(lambda frozen, cond: _toy_denoise, "heun"), 1000),
+    "training": (consistency.training(1000, 2, 40), 1000),
+    "improved": (consistency.improved(1000, 10, 80, 0.03), 1000),
+    "easy": (consistency.easy(250, 2.0, 8.0, 1.0), 1500),
 }
 
 
@@ -250,13 +261,13 @@ def _toy_denoise(x, level):
 
 
 @pytest.mark.parametrize("name", POINTS)
-def test_points_in_one_and_two_calls(name):
+def test_points_in_one_and_two_steps(name):
     """From scratch, beside DDIM of the exact denoiser."""
     here = _edm()
     net, init = toy.mlp()
     model = toy.edm_model(net, here)
     setting, steps = POINTS[name]
-    params = toy.train(made.consistency(model, init, setting), steps)
+    params = toy.train(consistency.consistency(model, init, setting), steps)
     student = flow_maps.to_clean(lambda x, level: targets.denoiser(model, params)(x, level, {}))
     times = lambda *s: here.at_log_snr(-2 * jnp.log(jnp.array(s)))
     one = toy.distance(toy.draw(student, SOLVERS["jump"](here, 1.0), times(80.0)))

@@ -9,17 +9,16 @@ from numpy.testing import assert_allclose
 
 from diffusion_jax.core import flow_maps, losses, oracles, process, proposals, targets
 from diffusion_jax.core.types import Prediction
-from diffusion_jax.recipes.few_step import mean_flow as made
-from diffusion_jax.recipes.few_step import teachers, two_times
-from diffusion_jax.recipes.few_step.continuous_consistency import of_data, of_teacher
+from diffusion_jax.recipes.few_step import mean_flow, teachers, two_times
+from diffusion_jax.recipes.few_step.continuous_consistency import data_velocity, teacher_velocity
 
-TAUGHT = of_teacher(toy.gaussian_teacher)
-VARIANTS = {"mean_flow": made.along_target, "improved": made.along_own}
+TAUGHT = teacher_velocity(toy.gaussian_teacher)
+VARIANTS = {"mean_flow": mean_flow.target_tangent, "improved": mean_flow.network_tangent}
 WAVY = lambda x: jnp.sin(2 * x) + 0.3 * x[:, ::-1] ** 2
 
 
 def _recipe(model, velocity=TAUGHT, **options):
-    return made.mean_flow(model, lambda *a: {}, velocity, **options)
+    return mean_flow.mean_flow(model, lambda *a: {}, velocity, **options)
 
 
 def _batch(n=256):
@@ -44,7 +43,7 @@ def _loss(recipe, key=1):
 def test_the_mean_velocity_is_the_minimum(x64, variant, path, target):
     sign = -1.0 if target in ("edm", "x0") else 1.0
     model = toy.two_time_model(path, target, lambda x: sign * jnp.ones_like(x))
-    recipe = _recipe(model, along=VARIANTS[variant], distance=losses.squared())
+    recipe = _recipe(model, tangent=VARIANTS[variant], distance=losses.squared())
     toy.assert_truth_is_the_minimum(_loss(recipe))
 
 
@@ -64,7 +63,7 @@ def test_the_derivative_is_that_along_the_trajectory(x64, path):
 
     h = 1e-6
     true = oracles.predict(toy.gaussian(), x, now)
-    got = made.derivative(jump, here, x, now, end, {}, true.eps - true.x0)
+    got = mean_flow.derivative(jump, here, x, now, end, {}, true.eps - true.x0)
     assert_allclose(got[0], u(t), rtol=1e-9)
     assert_allclose(got[1], (u(t + h) - u(t - h)) / (2 * h), rtol=1e-5, atol=1e-5)
 
@@ -80,7 +79,11 @@ def test_loss_and_gradient_are_the_papers(x64, variant):
 
     model = toy.two_time_model(bump=WAVY)
     recipe = _recipe(
-        model, of_data(), times=times, along=VARIANTS[variant], distance=losses.adaptive(power, c)
+        model,
+        data_velocity(),
+        times=times,
+        tangent=VARIANTS[variant],
+        distance=losses.adaptive(power, c),
     )
     value, gradient = jax.value_and_grad(_loss(recipe))(jnp.float64(theta))
 
@@ -108,14 +111,14 @@ def test_with_drawn_velocities_the_truth_is_the_minimum_in_the_mean(x64, variant
     """The mean gradient of many batches: zero at the truth, far from it on either side."""
     model = toy.two_time_model(bump=jnp.tanh)
     times = two_times.ordered(proposals.logit_normal(), 0.25)
-    recipe = _recipe(model, of_data(), times=times, along=VARIANTS[variant])
+    recipe = _recipe(model, data_velocity(), times=times, tangent=VARIANTS[variant])
 
     @jax.jit
     def gradients(theta):
         def one(key):
-            of_x, of_loss = jax.random.split(key)
-            batch = {"image": oracles.sample(of_x, toy.gaussian(), 4096)}
-            loss = lambda theta: recipe.loss({"net": theta}, toy.context(), batch, of_loss)[0]
+            x_key, loss_key = jax.random.split(key)
+            batch = {"image": oracles.sample(x_key, toy.gaussian(), 4096)}
+            loss = lambda theta: recipe.loss({"net": theta}, toy.context(), batch, loss_key)[0]
             return jax.grad(loss)(theta)
 
         return jax.lax.map(one, jax.random.split(jax.random.key(0), 24))
@@ -162,7 +165,7 @@ def _guided(scale, **options):
     net = toy.oracle_net(here, row, truth, jnp.ones_like)
     teach = lambda frozen, cond: lambda x, level: _moved(x, level, level, MEAN(cond["label"]))
     model = toy.model_of(net, here, row, labels=True)
-    recipe = _recipe(model, of_teacher(teach), distance=losses.squared(), **options)
+    recipe = _recipe(model, teacher_velocity(teach), distance=losses.squared(), **options)
     batch = {**_batch(), "label": jnp.arange(256) % 2}
     loss = lambda theta: recipe.loss({"net": theta}, toy.context(), batch, jax.random.key(1))[0]
     run = jax.jit(jax.value_and_grad(loss))
@@ -173,11 +176,16 @@ def _guided(scale, **options):
 def test_the_guided_mean_velocity_is_a_fixed_point(x64, variant):
     """Of a fixed ω = 2, κ = 0.5, the scale 4, and of each example's own scale."""
     if variant == "mean_flow":
-        loss = _guided(lambda cond: 4.0, mix=made.mixed(2.0, 0.5), condition_dropout=0.3)
+        loss = _guided(
+            lambda cond: 4.0, guidance=mean_flow.constant_guidance(2.0, 0.5), condition_dropout=0.3
+        )
     else:
         scale = lambda cond: cond["guidance_scale"][:, None]
-        options = {"mix": made.mixed_as_told(), "tell": teachers.scales(1.0, 4.0)}
-        loss = _guided(scale, along=made.along_own, condition_dropout=0.3, **options)
+        options = {
+            "guidance": mean_flow.guidance_from_cond(),
+            "extra_cond": teachers.guidance_scales(1.0, 4.0),
+        }
+        loss = _guided(scale, tangent=mean_flow.network_tangent, condition_dropout=0.3, **options)
     value, gradient = loss(0.0)
     assert abs(value) < 1e-20 and abs(gradient) < 1e-9
     assert loss(0.1)[0] > 1e-5
@@ -188,7 +196,10 @@ def test_guidance_has_no_gradient_and_is_not_for_dropped_conditions(x64):
     times = two_times.ordered(proposals.uniform(), 1.0)
     for dropout, omega in ((0.0, 2.0), (1.0, 1.0)):
         loss = _guided(
-            lambda cond: 4.0, mix=made.mixed(2.0, 0.5), times=times, condition_dropout=dropout
+            lambda cond: 4.0,
+            guidance=mean_flow.constant_guidance(2.0, 0.5),
+            times=times,
+            condition_dropout=dropout,
         )
         value, gradient = loss(0.1)
         assert_allclose(value, (omega * 0.1) ** 2, rtol=1e-9)
@@ -212,27 +223,27 @@ def test_times_are_drawn_as_stated():
     same, last = np.asarray(now.t == end.t), np.asarray(end.sigma == 0)
     assert abs(same.mean() - 0.5) < 0.02 and abs(last[~same].mean() - 0.25) < 0.02
 
-    draw = jax.jit(lambda key: two_times.below(proposals.uniform(), 0.25)(key, n, here))
+    draw = jax.jit(lambda key: two_times.uniform_end(proposals.uniform(), 0.25)(key, n, here))
     now, end = draw(jax.random.key(0))
     assert abs((end.sigma == 0).mean() - 0.25) < 0.02
     share = np.asarray((end.t / now.t)[end.sigma > 0])
     assert share.max() <= 1 and abs(share.mean() - 0.5) < 0.01 and abs(share.var() - 1 / 12) < 0.01
     for wrong in (lambda: two_times.ordered(proposals.uniform(), 1.5),
                   lambda: two_times.ordered(proposals.uniform(), 0.5, 1.5),
-                  lambda: two_times.below(proposals.uniform(), -1.0)):  # fmt: skip
+                  lambda: two_times.uniform_end(proposals.uniform(), -1.0)):  # fmt: skip
         with pytest.raises(ValueError, match="share of the batch"):
             wrong()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_points_in_one_and_two_calls(variant):
+def test_points_in_one_and_two_steps(variant):
     """From scratch, without a teacher."""
     net, init = toy.mlp(scalars=("end",))
     model = toy.flow_model(net)
     times = two_times.ordered(proposals.logit_normal(0.0, 2.0), 0.5)
     # In two dimensions an error is as large as its spread: a weight by it would move the mean.
-    recipe = made.mean_flow(
-        model, init, times=times, along=VARIANTS[variant], distance=losses.squared()
+    recipe = mean_flow.mean_flow(
+        model, init, times=times, tangent=VARIANTS[variant], distance=losses.squared()
     )
     params = toy.train(recipe, 1000, rate=4e-3)
     one, two = toy.distances_in(model, params, (1.0, 0.0), (1.0, 0.5))
@@ -241,7 +252,7 @@ def test_points_in_one_and_two_calls(variant):
     assert one < 0.08 and two < 0.08 and one < 0.2 * plain, (one, two, plain)
 
 
-def test_clean_ends_are_told(x64):
+def test_a_clean_end_is_finite(x64):
     """A level of sigma = 0 as end leaves the derivative finite."""
     model = toy.two_time_model()
     times = lambda key, b, here: (here.at(jnp.linspace(0.1, 0.9, b)),

@@ -1,4 +1,4 @@
-"""IMM: kernel and loss written out, the flow as its minimum, levels between; and points."""
+"""IMM: kernel and loss written out, the flow as its minimum, middle levels; and points."""
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,14 @@ from numpy.testing import assert_allclose
 from diffusion_jax.core import oracles, process, proposals, schedules, targets
 from diffusion_jax.core.process import Process
 from diffusion_jax.core.types import Solver
-from diffusion_jax.recipes.few_step import consistency, two_times
-from diffusion_jax.recipes.few_step import moment_matching as made
+from diffusion_jax.recipes.few_step import consistency, moment_matching, two_times
 
 WAVY = lambda x: jnp.sin(2 * x) + 0.3 * x[:, ::-1] ** 2
 EXACT = Solver(
     lambda x: (),
     lambda key, denoise, x, now, nxt, state: (oracles.flow_map(toy.gaussian(), x, now, nxt), state),
 )
-ALONG_THE_FLOW = consistency.taught(toy.gaussian_teacher, EXACT)
+ALONG_THE_FLOW = consistency.teacher_step(toy.gaussian_teacher, EXACT)
 ONE = lambda here, now: jnp.ones_like(now.alpha)
 
 
@@ -27,8 +26,13 @@ def _batch(n=256):
 
 
 def _loss(model, key=1, **options):
-    options = {"particles": 8, "between": made.less_time(0.2), "weight": ONE, **options}
-    recipe = made.moment_matching(model, lambda *a: {}, **options)
+    options = {
+        "particles": 8,
+        "middle_level": moment_matching.less_time(0.2),
+        "weight": ONE,
+        **options,
+    }
+    recipe = moment_matching.moment_matching(model, lambda *a: {}, **options)
 
     def loss(theta, average=0.0):
         context = toy.context(0, {"net": jnp.asarray(average, jnp.float64)})
@@ -41,7 +45,7 @@ def _loss(model, key=1, **options):
     ("path", "target"), [("rectified", "flow"), ("vp", "v"), ("rectified", "x0")]
 )
 def test_the_flow_is_the_minimum_on_its_trajectories(x64, path, target):
-    loss = _loss(toy.two_time_model(path, target), way=ALONG_THE_FLOW)
+    loss = _loss(toy.two_time_model(path, target), transition=ALONG_THE_FLOW)
     toy.assert_truth_is_the_minimum(loss, fixed=1e-12)
 
 
@@ -55,8 +59,8 @@ def test_mmd_is_the_sum_over_pairs(x64):
         - 2 * sum(k(p, q, w) for p in x for q in y) / 25
         for x, y, w in zip(a, b, width, strict=True)
     ]
-    assert_allclose(made.squared_mmd(a, b, width), want, rtol=1e-6)
-    gradient = jax.grad(lambda a: made.squared_mmd(a, a, width).sum())(jnp.asarray(a))
+    assert_allclose(moment_matching.squared_mmd(a, b, width), want, rtol=1e-6)
+    gradient = jax.grad(lambda a: moment_matching.squared_mmd(a, a, width).sum())(jnp.asarray(a))
     assert np.isfinite(gradient).all()
 
 
@@ -64,14 +68,14 @@ def test_mmd_is_the_sum_over_pairs(x64):
 def test_loss_and_gradient_are_the_papers(x64, target):
     """In DDIM's terms on the rectified path; the gradient by differences of one side."""
     theta, of_average, gap, groups = 0.2, 0.05, 0.2, 32
-    params = {"own": consistency.own, "averaged": consistency.averaged}[target]
+    params = {"own": consistency.online_target, "averaged": consistency.ema_target}[target]
     model = toy.two_time_model(bump=WAVY)
-    loss = _loss(model, target=params, weight=made.imm_weight(4.0, 2))
+    loss = _loss(model, target=params, weight=moment_matching.imm_weight(4.0, 2))
     value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.float64(theta), of_average)
 
     here, x0 = model.process, _batch()["image"]
     keys = jax.random.split(jax.random.key(1), 7)
-    now, end = two_times.below(proposals.uniform())(keys[3], groups, here)
+    now, end = two_times.uniform_end(proposals.uniform())(keys[3], groups, here)
     eps = jax.random.normal(keys[4], x0.shape, x0.dtype)
     t, s = now.t, end.t
     r = jnp.maximum(t - gap, s)
@@ -92,7 +96,7 @@ def test_loss_and_gradient_are_the_papers(x64, target):
     @jax.jit
     def written(theta, of_target):
         a, b = f(theta, x_t, t), f(of_target, x_r, r)
-        return jnp.mean(weight * made.squared_mmd(a, b, t - s))
+        return jnp.mean(weight * moment_matching.squared_mmd(a, b, t - s))
 
     of_target = theta if target == "own" else of_average
     assert np.isfinite([value, gradient]).all()
@@ -105,16 +109,16 @@ def test_loss_and_gradient_are_the_papers(x64, target):
 def test_with_the_same_noise_the_truth_is_the_minimum_in_the_mean(x64):
     """Of many particles and a small gap, as pairs i = i and the gap pull by themselves."""
     model = toy.two_time_model(bump=jnp.tanh)
-    recipe = made.moment_matching(
-        model, lambda *a: {}, made.less_time(0.05), 64, weight=ONE,
+    recipe = moment_matching.moment_matching(
+        model, lambda *a: {}, moment_matching.less_time(0.05), 64, weight=ONE,
     )  # fmt: skip
 
     @jax.jit
     def gradients(theta):
         def one(key):
-            of_x, of_loss = jax.random.split(key)
-            batch = {"image": oracles.sample(of_x, toy.gaussian(), 2048)}
-            loss = lambda theta: recipe.loss({"net": theta}, toy.context(), batch, of_loss)[0]
+            x_key, loss_key = jax.random.split(key)
+            batch = {"image": oracles.sample(x_key, toy.gaussian(), 2048)}
+            loss = lambda theta: recipe.loss({"net": theta}, toy.context(), batch, loss_key)[0]
             return jax.grad(loss)(theta)
 
         return jax.lax.map(one, jax.random.split(jax.random.key(0), 16))
@@ -128,7 +132,7 @@ def test_with_the_same_noise_the_truth_is_the_minimum_in_the_mean(x64):
 
 
 @pytest.mark.parametrize("name", ["flow", "v", "edm"])
-def test_reach_is_how_far_the_network_moves_x(x64, name):
+def test_c_out_is_how_far_the_network_moves_x(x64, name):
     row = targets.TARGETS[name]()
     x = jnp.array([[0.3, -0.4], [1.0, 0.5]])
     for path in ("rectified", "vp"):
@@ -136,22 +140,24 @@ def test_reach_is_how_far_the_network_moves_x(x64, name):
         now, end = here.at(jnp.array([0.9, 0.4])), here.at(jnp.array([0.2, 0.1]))
 
         def moved(out, now=now, end=end):
-            return made.transfer(targets.predict(row, jnp.full((2, 2), out), x, now), end)
+            return moment_matching.transfer(
+                targets.predict(row, jnp.full((2, 2), out), x, now), end
+            )
 
-        got = made.reach(row, now, end)
+        got = moment_matching.c_out(row, now, end)
         assert_allclose(got, jax.jvp(moved, (0.0,), (1.0,))[1][:, 0], rtol=1e-9)
         if (path, name) == ("rectified", "flow"):
             assert_allclose(got, end.t - now.t, rtol=1e-9)
 
 
-def test_levels_between_are_as_stated(x64):
+def test_middle_levels_are_as_stated(x64):
     here = Process(schedules.edm(), process.vp)
     s = lambda level: np.asarray(level.sigma / level.alpha)
     now, end = here.at(jnp.array([0.9, 0.5, 0.2])), here.at(jnp.array([0.1, 0.4, 0.19]))
-    r = made.less_noise(0.3)(here, now, end)
+    r = moment_matching.less_noise(0.3)(here, now, end)
     assert_allclose(s(r), np.maximum(s(now) - 0.3, s(end)), rtol=1e-6)
     assert s(r)[0] > s(end)[0] and r.t[2] == end.t[2]
-    r = made.less_time(0.15)(here, now, process.clean(end))
+    r = moment_matching.less_time(0.15)(here, now, process.clean(end))
     assert_allclose(r.t, [0.75, 0.35, 0.05], atol=1e-6)
 
 
@@ -166,7 +172,9 @@ def test_groups_share_their_levels_and_must_fill_the_batch():
     batch, model = {"image": jnp.zeros((12, 2))}, toy.model_of(net, here, targets.flow())
 
     def loss(particles):
-        recipe = made.moment_matching(model, lambda *a: {}, made.less_time(0.1), particles)
+        recipe = moment_matching.moment_matching(
+            model, lambda *a: {}, moment_matching.less_time(0.1), particles
+        )
         return recipe.loss({"net": {}}, toy.context(), batch, jax.random.key(0))
 
     loss(4)
@@ -177,13 +185,18 @@ def test_groups_share_their_levels_and_must_fill_the_batch():
         loss(5)
 
 
-def test_points_in_one_and_two_calls():
+def test_points_in_one_and_two_steps():
     """From scratch, without a teacher."""
     net, init = toy.mlp(scalars=("end",))
     model = toy.flow_model(net)
-    times = two_times.below(proposals.uniform(), 0.25)
-    recipe = made.moment_matching(
-        model, init, made.less_time(0.1), 16, times, weight=lambda here, now: jnp.ones_like(now.t)
+    times = two_times.uniform_end(proposals.uniform(), 0.25)
+    recipe = moment_matching.moment_matching(
+        model,
+        init,
+        moment_matching.less_time(0.1),
+        16,
+        times,
+        weight=lambda here, now: jnp.ones_like(now.t),
     )
     params = toy.train(recipe, 800, rate=4e-3)
     one, two = toy.distances_in(model, params, (1.0, 0.0), (1.0, 0.5))

@@ -1,4 +1,4 @@
-"""Several players in one step: exact ones stand still, wrong ones move back, none moves another."""
+"""Several networks in one step: exact ones are fixed points, wrong ones return; gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +8,20 @@ import pytest
 import toy
 from numpy.testing import assert_allclose, assert_array_equal
 
-from diffusion_jax.build.few_step.several_networks import about, critic_of
+from diffusion_jax.build.few_step.several_networks import class_or_text_embedding, make_critic
 from diffusion_jax.core import oracles, process, targets
 from diffusion_jax.core.process import corrupt
 from diffusion_jax.core.types import Model
 from diffusion_jax.recipes.autoencoder import GAMES
 from diffusion_jax.recipes.few_step import adversarial, critics, players
-from diffusion_jax.recipes.few_step.distribution_matching import distribution_matching, matching
+from diffusion_jax.recipes.few_step.distribution_matching import (
+    distribution_matching,
+    distribution_matching_gradient,
+)
 from diffusion_jax.recipes.few_step.improved_distribution_matching import (
     improved_distribution_matching,
 )
-from diffusion_jax.recipes.few_step.score_identity import identity, score_identity
+from diffusion_jax.recipes.few_step.score_identity import score_identity, score_identity_loss
 
 HEADS = critics.Critic(
     lambda key, features, cond: {"a": jnp.float64(0.3), "b": jnp.float64(0.2)},
@@ -57,7 +60,7 @@ def _recipes(model, ratio=1, weight=0.0):
     # Where alpha is 1e-9 and not 0, x0 of a target as v is a number.
     noise = model.process.at(jnp.float64(1 - 1e-6))
     one = jax.tree.map(lambda c: c[None], noise)
-    start = players.simulated(model, one)
+    start = players.backward_simulation(model, one)
 
     def coupling(key, frozen, cond, batch, x0):
         eps = jax.random.normal(key, x0.shape)
@@ -66,15 +69,16 @@ def _recipes(model, ratio=1, weight=0.0):
 
     middle = lambda net, x, level, cond: [x + net["shift"]]
     teacher, critic = toy.gaussian_teacher, HEADS._replace(weight=weight)
-    draw = players.between(0.1, 0.9)
-    init = lambda *a: {}
+    draw = players.uniform_levels(0.1, 0.9)
+    init, levels = lambda *a: {}, {"draw_levels": draw}
     return {
-        "dmd": distribution_matching(model, init, teacher, coupling, noise, ratio, draw=draw),
+        "dmd": distribution_matching(model, init, teacher, coupling, noise, ratio, **levels),
         "dmd2": improved_distribution_matching(
-            model, init, teacher, start, critic, middle, ratio, draw=draw, noise=draw
+            model, init, teacher, start, critic, middle, ratio,
+            draw_discriminator_levels=draw, **levels,
         ),
-        "sid": score_identity(model, init, teacher, start, ratio, draw=draw),
-    }
+        "sid": score_identity(model, init, teacher, start, ratio, **levels),
+    }  # fmt: skip
 
 
 def _slopes(recipe, params, step=0):
@@ -88,7 +92,7 @@ def _slopes(recipe, params, step=0):
     ("name", "path", "target"),
     [("dmd", "vp", "v"), ("dmd2", "rectified", "flow"), ("dmd2", "vp", "eps"), ("sid", "ve", "x0")],
 )
-def test_exact_players_leave_the_student_where_it_is(x64, name, path, target):
+def test_exact_networks_leave_the_student_unchanged(x64, name, path, target):
     recipe = _recipes(_model(path, target))[name]
     _, metrics, grads = _slopes(recipe, _params([0.0, 0.0], [0.0, 0.0]))
     assert np.abs(grads["net"]["shift"]).max() < 1e-7, grads
@@ -97,7 +101,7 @@ def test_exact_players_leave_the_student_where_it_is(x64, name, path, target):
 
 
 @pytest.mark.parametrize("name", ["dmd", "dmd2", "sid"])
-def test_a_student_that_is_off_comes_back_if_its_score_is_known(x64, name):
+def test_a_wrong_student_returns_if_its_score_is_known(x64, name):
     recipe = _recipes(_model())[name]
     for shift in ([0.3, -0.1], [-0.2, -0.4]):
         _, _, grads = _slopes(recipe, _params(shift, shift))
@@ -123,13 +127,13 @@ def _still_to_go(level):
     return of(level.sigma) * np.linalg.inv(of(level.alpha) * c + of(level.sigma) * np.eye(2))
 
 
-def test_matching_is_the_weighted_difference_of_scores(x64):
+def test_distribution_matching_is_the_weighted_difference_of_scores(x64):
     made, x, level = _noised()
     delta = np.array([0.3, -0.1])
     model = _model("vp", "x0")
     exact = lambda x, level: oracles.predict(toy.gaussian(), x, level)
-    fake = players.denoiser_of(model, _params(delta, delta)["fake"], {})
-    got = matching(exact, fake, made, x, level)
+    fake = players.frozen_denoiser(model, _params(delta, delta)["fake"], {})
+    got = distribution_matching_gradient(exact, fake, made, x, level)
     scores = [
         -np.asarray(f(x, level).eps) / np.asarray(level.sigma)[:, None] for f in (fake, exact)
     ]
@@ -140,18 +144,18 @@ def test_matching_is_the_weighted_difference_of_scores(x64):
     assert_allclose(got, np.einsum("bij,j->bi", _still_to_go(level), delta) / near[:, None])
 
 
-def test_the_identity_has_its_gradient_through_both_networks(x64):
+def test_score_identity_has_its_gradient_through_both_networks(x64):
     """For a Gaussian moved by δ, d = real - fake is -K·δ wherever y is: dL/dy = K²·δ/w."""
     made, x, level = _noised()
     eps = (x - level.alpha[:, None] * made) / level.sigma[:, None]
     delta = np.array([0.3, -0.1])
     model = _model("vp", "x0")
-    fake = players.denoiser_of(model, _params(delta, delta)["fake"], {})
+    fake = players.frozen_denoiser(model, _params(delta, delta)["fake"], {})
 
     def loss(made):
         x = corrupt(made, eps, level)
         real = oracles.predict(toy.gaussian(), x, level).x0
-        return identity(real, fake(x, level).x0, made, 1.2)
+        return score_identity_loss(real, fake(x, level).x0, made, 1.2)
 
     real = np.asarray(oracles.predict(toy.gaussian(), x, level).x0)
     near = np.abs(real - np.asarray(made)).mean(1, keepdims=True)
@@ -165,7 +169,7 @@ def test_the_identity_has_its_gradient_through_both_networks(x64):
 
 
 @pytest.mark.parametrize("name", ["dmd", "dmd2", "sid"])
-def test_no_player_has_the_gradient_of_another(x64, name):
+def test_no_network_has_the_gradient_of_another_loss(x64, name):
     params = _params([0.3, -0.1], [0.1, 0.2])
     recipe = _recipes(_model(), ratio=5, weight=0.5)[name]
     off, metrics, others = _slopes(recipe, params, step=3)
@@ -182,15 +186,16 @@ def test_no_player_has_the_gradient_of_another(x64, name):
 
 
 def test_the_adversarial_loss_is_written_out(x64):
-    """ADD on the points themselves: both games, the penalty, and the pull to the teacher."""
+    """ADD on the points themselves: both adversarial losses, the penalty, and distillation."""
     model, params = _model(), _params([0.3, -0.1], [0.0, 0.0])
     del params["fake"]
     critic = HEADS._replace(game=GAMES["hinge"], r1=0.3)
     levels = model.process.at(jnp.array([0.9, 0.5]))
-    start, draw = players.noised_data(levels), players.between(0.1, 0.9)
+    start, draw = players.noised_data(levels), players.uniform_levels(0.1, 0.9)
     recipe = adversarial.adversarial(
         model, lambda *a: {}, toy.gaussian_teacher, start, critic,
-        lambda frozen, key, x0, cond: [x0], lambda *a: {}, distillation=0.7, draw=draw,
+        lambda frozen, key, x0, cond: [x0], lambda *a: {}, distillation_weight=0.7,
+        draw_levels=draw,
     )  # fmt: skip
     value, metrics, grads = _slopes(recipe, params)
 
@@ -204,7 +209,7 @@ def test_the_adversarial_loss_is_written_out(x64):
     slope = np.stack([0.3 + 0 * x0[:, 1], 0.4 * x0[:, 1]], 1)
     told = np.maximum(1 - logit(x0), 0).mean() + np.maximum(1 + logit(y), 0).mean()
     told += 0.3 * (slope**2).sum(1).mean()
-    x_t, _, at = players.noised(keys[4], draw, y, model.process)
+    x_t, _, at = players.add_noise(keys[4], draw, y, model.process)
     goal = oracles.predict(toy.gaussian(), x_t, at).x0
     apart = np.mean(at.alpha[:, None] * (y - goal) ** 2)
     assert_allclose(value, told - 0.5 * logit(y).mean() + 0.7 * apart, rtol=1e-9)
@@ -214,10 +219,10 @@ def test_the_adversarial_loss_is_written_out(x64):
     assert_allclose(grads["net"]["shift"], want, rtol=1e-8)
 
 
-def test_what_a_student_is_trained_on_is_what_it_sees_when_it_samples(x64):
-    """An exact student's way: data, noised to each of the levels; the first is pure noise."""
+def test_backward_simulation_gives_the_inputs_of_the_sampler(x64):
+    """An exact student's inputs: data, noised to each of the levels; the first is pure noise."""
     model, levels = _model(), _model().process.at(jnp.array([1 - 1e-6, 0.6, 0.3]))
-    start = jax.jit(players.simulated(model, levels))
+    start = jax.jit(players.backward_simulation(model, levels))
     params, zeros = _params([0.0, 0.0], [0.0, 0.0]), jnp.zeros((20_000, 2))
     seen = {}
     for key in jax.random.split(jax.random.key(0), 12):
@@ -233,13 +238,13 @@ def test_what_a_student_is_trained_on_is_what_it_sees_when_it_samples(x64):
         assert_allclose(np.cov(x.T), covariance, atol=0.04)
 
 
-def test_times_that_are_out_of_order_are_refused():
+def test_times_out_of_order_are_refused():
     with pytest.raises(ValueError, match="give 0 <= low < high <= 1"):
-        players.between(0.5, 0.2)
+        players.uniform_levels(0.5, 0.2)
 
 
-def test_a_critic_that_is_told_the_class_sees_what_is_made_of_another():
-    """Two classes of points, made with their classes swapped: as a whole they are the same."""
+def test_a_conditional_discriminator_detects_swapped_classes():
+    """Two classes of points, generated with swapped labels: the marginals are the same."""
     label = jnp.arange(256) % 2
     rng = np.random.default_rng(0)
     side = jnp.array([1.0, -1.0])  # heads normalise over channels
@@ -247,12 +252,12 @@ def test_a_critic_that_is_told_the_class_sees_what_is_made_of_another():
     real, made, cond = [of(label)], [of(1 - label)], {"label": label}
 
     def apart(told):
-        critic = critic_of("hinge", 1.0, width=16, told=told)
+        critic = make_critic("hinge", 1.0, width=16, head_cond=told)
         params, optimiser = critic.init(jax.random.key(0), real, cond), optax.adam(1e-2)
 
         @jax.jit
         def step(params, state):
-            of = lambda p: critics.told_apart(critic, p, real, made, cond)[0]
+            of = lambda p: critics.discriminator_loss(critic, p, real, made, cond)[0]
             value, grads = jax.value_and_grad(of)(params)
             updates, state = optimiser.update(grads, state)
             return optax.apply_updates(params, updates), state, value
@@ -263,23 +268,24 @@ def test_a_critic_that_is_told_the_class_sees_what_is_made_of_another():
         return value
 
     assert apart(lambda cond: None) > 1.9  # 2 is of a coin
-    assert apart(about(2)) < 0.2
+    assert apart(class_or_text_embedding(2)) < 0.2
 
 
-def test_what_heads_are_told_of_a_condition():
+def test_the_condition_of_discriminator_heads():
     label, context = jnp.array([2, 0, 3]), jnp.arange(24.0).reshape(3, 2, 4)
-    assert_array_equal(about(3)({"label": label}), np.eye(4)[[2, 0, 3], :3])  # 3 is the null class
+    want_onehot = np.eye(4)[[2, 0, 3], :3]  # 3 is the null class
+    assert_array_equal(class_or_text_embedding(3)({"label": label}), want_onehot)
     mask = jnp.array([[True, False], [True, True], [False, False]])
     text = {"context": context, "context_mask": mask}
     want = [context[0, 0], context[1].mean(0), np.zeros(4)]
-    assert_allclose(about(0)(text), np.stack(want))
-    assert_array_equal(about(0)({**text, "pooled": label}), label)
-    assert about(0)({}) is None
+    assert_allclose(class_or_text_embedding(0)(text), np.stack(want))
+    assert_array_equal(class_or_text_embedding(0)({**text, "pooled": label}), label)
+    assert class_or_text_embedding(0)({}) is None
 
 
-def test_pixels_are_looked_at_under_noise_that_hides_what_is_fainter():
+def test_pixel_noise_hides_fainter_differences():
     x0 = jnp.zeros((512, 4, 4, 1)).at[:256].add(0.01)  # a trace that a plain look would tell
-    look = lambda noise: adversarial.of_pixels(_model(), lambda params, x: [x], noise)
+    look = lambda noise: adversarial.pixel_features(_model(), lambda params, x: [x], noise)
     see = lambda noise, seed: look(noise)({"perceptual": {}}, jax.random.key(seed), x0, {})[0]
     assert_array_equal(see(0.0, 0), x0)
     noised = see(0.3, 0)

@@ -1,4 +1,4 @@
-"""Players on points in the plane: each recipe from a trained teacher's weights to one call."""
+"""Players on points in the plane: each recipe from a trained teacher's weights to one step."""
 
 import functools
 
@@ -8,7 +8,7 @@ import pytest
 import toy
 from numpy.testing import assert_array_equal
 
-from diffusion_jax.build.few_step.several_networks import FROZEN, critic_of
+from diffusion_jax.build.few_step.several_networks import FROZEN, make_critic
 from diffusion_jax.core import grids, proposals, schedules, targets, weighting
 from diffusion_jax.core.process import vp
 from diffusion_jax.core.solvers import SOLVERS
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.optimized  # its students are trained
 HERE = toy.process_of(schedules.cosine(), vp)
 NET, INIT = toy.mlp()
 MODEL = toy.v_model(NET, HERE)
-TEACHER = teachers.plain(MODEL)
+TEACHER = teachers.unguided(MODEL)
 ONE = grids.trailing(HERE, 1)
 
 
@@ -52,26 +52,29 @@ def _groups(ratio, *others):
 def _features(chosen):
     module = toy.mlp_module()
     names = getattr(LAYERS["mlp"](module), chosen)
-    return critics.of_network(MODEL, features_from_module(module, names))
+    return critics.network_features(MODEL, features_from_module(module, names))
 
 
 def _against(seen, shown, critic):
     start, heads = players.noised_data(ONE), critics.initialiser(critic, shown)
     made = adversarial.adversarial(
-        MODEL, INIT, TEACHER, start, critic, seen, heads, ratio=2, distillation=0.1
+        MODEL, INIT, TEACHER, start, critic, seen, heads, ratio=2, distillation_weight=0.1
     )
     return made, (("net", 0.5, 2), ("discriminator", 1.0, 1))
 
 
 def _dmd():
-    coupling = reflow.solved(TEACHER, SOLVERS["dpmpp_2m"](), grids.trailing(HERE, 8))
+    coupling = reflow.pairs_from_teacher(TEACHER, SOLVERS["dpmpp_2m"](), grids.trailing(HERE, 8))
     noise = HERE.at(1.0)
-    made = distribution_matching(MODEL, INIT, TEACHER, coupling, noise, ratio=2, share=0.25)
+    made = distribution_matching(MODEL, INIT, TEACHER, coupling, noise, ratio=2, pair_share=0.25)
     return made, _groups(2, "fake")
 
 
 def _dmd2():
-    start, critic = players.simulated(MODEL, ONE), critic_of("non_saturating", 0.01, width=32)
+    start, critic = (
+        players.backward_simulation(MODEL, ONE),
+        make_critic("non_saturating", 0.01, width=32),
+    )
     made = improved_distribution_matching(
         MODEL, INIT, TEACHER, start, critic, _features("middle"), ratio=5
     )
@@ -79,7 +82,7 @@ def _dmd2():
 
 
 def _sid(ratio=5, calls=1):
-    start = players.simulated(MODEL, grids.trailing(HERE, calls))
+    start = players.backward_simulation(MODEL, grids.trailing(HERE, calls))
     made = score_identity(MODEL, INIT, TEACHER, start, ratio)
     return made, _groups(ratio, "fake")
 
@@ -88,13 +91,13 @@ def _add():
     waves, _ = FROZEN["waves"]()
     seen = lambda frozen, key, x0, cond: waves({}, x0)
     shown = lambda net, x, level, cond: waves({}, x)
-    return _against(seen, shown, critic_of("hinge", 1.0, 0.1, width=64))
+    return _against(seen, shown, make_critic("hinge", 1.0, 0.1, width=64))
 
 
 def _ladd():
     features, draw = _features("all"), latent_adversarial.logit_normal(-2.0)
-    seen = latent_adversarial.of_teacher(MODEL, features, draw)
-    return _against(seen, features, critic_of("hinge", 1.0, 0.1, width=64))
+    seen = latent_adversarial.teacher_features(MODEL, features, draw)
+    return _against(seen, features, make_critic("hinge", 1.0, 0.1, width=64))
 
 
 RECIPES = {"dmd": _dmd, "dmd2": _dmd2, "sid": _sid, "add": _add, "ladd": _ladd}
@@ -116,15 +119,15 @@ def _distance(params, levels):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_one_call_draws_the_points(name):
+def test_one_step_draws_the_points(name):
     params = _train(name, 1200)
     far, mean = _distance(params, ONE), toy.distance_of_the_mean()
     print(name, far, mean)
     assert far < 0.1 and far < 0.25 * mean
 
 
-def test_two_calls_are_learned_where_they_are_made():
-    """A student of one call is asked at t = 1 alone, and knows nothing of a second level."""
+def test_a_two_step_student_learns_its_second_level():
+    """A one-step student is trained at t = 1 alone, and not at a second level."""
     two = grids.trailing(HERE, 2)
     alone = _distance(_train("sid", 1200), two)
     both = _distance(_train("sid", 1200, calls=2), two)
@@ -132,19 +135,19 @@ def test_two_calls_are_learned_where_they_are_made():
     assert both < 0.1 and both < 0.5 * alone
 
 
-def test_the_fake_score_follows_a_student_that_waits_its_turn():
-    """What the teacher makes in one call is one blob, of which a teacher knows nothing."""
+def test_the_fake_score_tracks_a_student_between_its_updates():
+    """The teacher's one-step samples are one blob, which differs from its data."""
     params = _train("sid", 150, ratio=1000)
     jax.tree.map(assert_array_equal, params["net"], _teacher()["net"])
 
     @jax.jit
     def error(net):
-        x, level = players.simulated(MODEL, ONE)(
+        x, level = players.backward_simulation(MODEL, ONE)(
             jax.random.key(1), params, {}, jnp.zeros((4096, 2))
         )
         made = targets.denoiser(MODEL, params)(x, level, {}).x0
-        return players.denoising(
-            MODEL, net, jax.random.key(2), made, {}, players.between()
+        return players.denoising_loss(
+            MODEL, net, jax.random.key(2), made, {}, players.uniform_levels()
         ), players.spread(made)
 
     (before, spread), (after, _) = error(_teacher()["net"]), error(params["fake"])

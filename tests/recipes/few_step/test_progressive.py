@@ -1,4 +1,4 @@
-"""Progressive and guidance distillation against what the teacher does, step for step."""
+"""Progressive and guidance distillation compared with the teacher, step for step."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from diffusion_jax.core.types import Prediction
 from diffusion_jax.recipes.diffusion import diffusion, regression
 from diffusion_jax.recipes.few_step import teachers
 from diffusion_jax.recipes.few_step.guidance_distillation import guidance_distillation
-from diffusion_jax.recipes.few_step.progressive import progressive, step_in_two
+from diffusion_jax.recipes.few_step.progressive import draw_student_step, progressive
 
 pytestmark = pytest.mark.optimized  # its students are trained
 
@@ -93,7 +93,7 @@ def test_the_loss_is_the_weighted_error_of_x0(x64):
     recipe = progressive(toy.model_of(net, here, row), teacher, lambda *a: {})
     key, frozen = jax.random.key(3), {"steps": jnp.int32(N)}
     got = recipe.loss({"net": jnp.float64(0.1)}, toy.context(frozen=frozen), _batch(), key)[0]
-    now, _, _ = step_in_two(jax.random.split(key, 7)[3], 64, here, jnp.int32(N))
+    now, _, _ = draw_student_step(jax.random.split(key, 7)[3], 64, here, jnp.int32(N))
     want = jnp.mean(0.01 * jnp.maximum((now.alpha / now.sigma) ** 2, 1))
     assert_allclose(got, want, rtol=1e-8)
 
@@ -107,13 +107,13 @@ def test_another_distance_is_of_f_times_the_root_of_its_weight(x64):
     )
     key, frozen = jax.random.key(3), {"steps": jnp.int32(N)}
     got = recipe.loss({"net": jnp.float64(0.1)}, toy.context(frozen=frozen), _batch(), key)[0]
-    now, _, _ = step_in_two(jax.random.split(key, 7)[3], 64, here, jnp.int32(N))
+    now, _, _ = draw_student_step(jax.random.split(key, 7)[3], 64, here, jnp.int32(N))
     assert_allclose(got, jnp.mean(0.1 * jnp.maximum(now.alpha / now.sigma, 1)), rtol=1e-8)
 
 
 def test_steps_are_those_of_the_trailing_grid_for_any_n():
     here = Process(schedules.cosine(), process.vp)
-    drawn = jax.jit(lambda n: step_in_two(jax.random.key(0), 400, here, n))
+    drawn = jax.jit(lambda n: draw_student_step(jax.random.key(0), 400, here, n))
     for n in (1, 2, 4):
         now, middle, end = drawn(jnp.int32(n))
         fine = np.append(np.asarray(grids.trailing(here, 2 * n).t), 0.0)
@@ -143,7 +143,11 @@ def test_a_guided_teacher_is_matched_at_every_scale(x64):
     student = toy.model_of(toy.oracle_net(here, row, guided), here, row, labels=True)
     teacher = teachers.guided(toy.model_of(plain, here, row, labels=True))
     recipe = guidance_distillation(
-        student, teacher, lambda *a: {}, proposals.uniform(), tell=teachers.scales(1.0, 4.0)
+        student,
+        teacher,
+        lambda *a: {},
+        proposals.uniform(),
+        extra_cond=teachers.guidance_scales(1.0, 4.0),
     )
     frozen = {"teacher": {"net": {}}, "steps": jnp.int32(2)}
     loss = lambda theta: recipe.loss(
@@ -159,7 +163,9 @@ def test_a_guided_teacher_is_matched_at_every_scale(x64):
         return jnp.zeros_like(x)
 
     both = toy.model_of(told, here, row, labels=True)
-    second = progressive(both, teachers.plain(both), lambda *a: {}, tell=teachers.scales(2.0, 3.0))
+    second = progressive(
+        both, teachers.unguided(both), lambda *a: {}, extra_cond=teachers.guidance_scales(2.0, 3.0)
+    )
     second.loss({"net": 0.0}, toy.context(frozen=frozen), _batch(), jax.random.key(0))
     assert len(seen) == 3 and all((s >= 2).all() and (s <= 3).all() for s in seen)
     assert_allclose(seen[0], seen[-1])
@@ -171,7 +177,7 @@ def test_a_guided_teacher_is_matched_at_every_scale(x64):
 
 def test_scales_in_the_wrong_order_are_named():
     with pytest.raises(ValueError, match=r"from 5.0 to 1.0"):
-        teachers.scales(5.0, 1.0)
+        teachers.guidance_scales(5.0, 1.0)
 
 
 def test_points_in_four_two_and_one_steps():
@@ -185,7 +191,7 @@ def test_points_in_four_two_and_one_steps():
         toy.draw(condition(denoiser(model, params), {}), ddim(), grids.trailing(here, n))
     )
     teacher, plain = far(params, 16), {n: far(params, n) for n in (1, 4)}
-    recipe = progressive(model, teachers.plain(model), init)
+    recipe = progressive(model, teachers.unguided(model), init)
     got, before = {}, toy._run._cache_size()
     for n in (8, 4, 2, 1):
         frozen = {"teacher": params, "steps": jnp.int32(n)}

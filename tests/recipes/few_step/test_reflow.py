@@ -20,7 +20,7 @@ from diffusion_jax.core import (
 from diffusion_jax.core.guidance import condition
 from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.core.types import Prediction
-from diffusion_jax.recipes.few_step import reflow as made
+from diffusion_jax.recipes.few_step import reflow
 
 DDIM, HEUN = SOLVERS["ddim"](), SOLVERS["heun"]()
 
@@ -43,13 +43,13 @@ def _straight(x, level, cond):
 
 
 def _exact_jump(frozen, cond):
-    """Of one call from noise: the x0 of the jump to clean data."""
+    """One step from noise: the x0 of the jump to clean data."""
     return lambda x, level: oracles.average(toy.gaussian(), x, level, process.clean(level))
 
 
 def _loss(coupling, path="rectified", target="flow", weight=None):
     model = toy.two_time_model(path, target, truth=_straight)
-    recipe = made.reflow(model, lambda *a: {}, coupling, proposals.uniform(), weight)
+    recipe = reflow.reflow(model, lambda *a: {}, coupling, proposals.uniform(), weight)
     eps = jax.random.normal(jax.random.key(3), (256, 2))
     batch = {"image": _clean_of(eps), "noise": eps}
     return lambda theta: recipe.loss({"net": theta}, toy.context(), batch, jax.random.key(1))[0]
@@ -59,7 +59,10 @@ def _loss(coupling, path="rectified", target="flow", weight=None):
 @pytest.mark.parametrize(("path", "target"), [("rectified", "flow"), ("vp", "v")])
 def test_the_straight_flow_is_the_minimum(x64, pairs, path, target):
     noise = toy.rectified(path).at(jnp.ones((1,)))
-    couplings = {"given": made.given(), "solved": made.solved(_exact_jump, DDIM, noise)}
+    couplings = {
+        "given": reflow.pairs_from_batch(),
+        "solved": reflow.pairs_from_teacher(_exact_jump, DDIM, noise),
+    }
     toy.assert_truth_is_the_minimum(_loss(couplings[pairs], path, target))
 
 
@@ -69,14 +72,18 @@ def test_the_loss_is_the_weighted_error_of_the_velocity(x64):
             jax.random.split(jax.random.key(1), 6)[3], (256,), minval=1e-6, maxval=1.0
         )
     )
-    got = _loss(made.given(), weight=weighting.mse("x0"))(jnp.float64(0.1))
+    got = _loss(reflow.pairs_from_batch(), weight=weighting.mse("x0"))(jnp.float64(0.1))
     assert_allclose(got, 0.01 * jnp.mean(level.sigma**2), rtol=1e-8)
 
 
 def test_a_distance_stands_for_the_square(x64):
     model = toy.two_time_model("rectified", "flow", truth=_straight)
-    recipe = made.reflow(
-        model, lambda *a: {}, made.given(), proposals.u_shaped(), distance=losses.absolute()
+    recipe = reflow.reflow(
+        model,
+        lambda *a: {},
+        reflow.pairs_from_batch(),
+        proposals.u_shaped(),
+        distance=losses.absolute(),
     )
     eps = jax.random.normal(jax.random.key(3), (256, 2))
     batch = {"image": _clean_of(eps), "noise": eps}
@@ -85,7 +92,7 @@ def test_a_distance_stands_for_the_square(x64):
     assert loss(jnp.float64(0.0)) < 1e-12
 
 
-def test_solved_pairs_are_where_the_teacher_goes(x64):
+def test_pairs_from_teacher_are_its_samples(x64):
     """Heun's of many steps, with the condition and the frozen parameters handed on."""
 
     def teacher(frozen, cond):
@@ -94,7 +101,7 @@ def test_solved_pairs_are_where_the_teacher_goes(x64):
         return lambda x, level: Prediction(*(frozen["one"] * p for p in exact(x, level)[:2]))
 
     here = toy.rectified()
-    coupling = made.solved(teacher, HEUN, here.at(jnp.linspace(1.0, 1e-4, 65)))
+    coupling = reflow.pairs_from_teacher(teacher, HEUN, here.at(jnp.linspace(1.0, 1e-4, 65)))
     cond, zeros = {"label": jnp.zeros(64, int)}, jnp.zeros((64, 2))
     x0, eps = jax.jit(coupling)(jax.random.key(0), {"one": 1.0}, cond, {}, zeros)
     assert_allclose(x0, _clean_of(eps), atol=2e-3)
@@ -110,7 +117,7 @@ def test_straightness_of_a_gaussian_is_its_integral(x64, path):
     levels = here.at_log_snr(levels.log_snr)
     x = jax.random.normal(jax.random.key(0), (16, 2))
     x = x * (levels.alpha[0] + levels.sigma[0])
-    run = jax.jit(lambda f: made.straightness(jax.random.key(0), HEUN, f, x, levels),
+    run = jax.jit(lambda f: reflow.straightness(jax.random.key(0), HEUN, f, x, levels),
                   static_argnums=0)  # fmt: skip
     t = np.linspace(0, 1, 20_001)
     rate = ((t - c * (1 - t)) / np.sqrt((1 - t) ** 2 * c + t**2)) ** 2
@@ -128,8 +135,8 @@ def test_points_become_straight():
     net, init = toy.mlp()
     model = toy.flow_model(net)
     exact = lambda x, level: oracles.predict(toy.data(), x, level)
-    coupling = made.solved(lambda frozen, cond: exact, DDIM, grids.trailing(here, 16))
-    recipe = made.reflow(model, init, coupling, proposals.uniform())
+    coupling = reflow.pairs_from_teacher(lambda frozen, cond: exact, DDIM, grids.trailing(here, 16))
+    recipe = reflow.reflow(model, init, coupling, proposals.uniform())
     params = toy.train(recipe, 800, rate=4e-3)
     student = condition(targets.denoiser(model, params), {})
 
@@ -138,7 +145,8 @@ def test_points_become_straight():
         x = jax.random.normal(key, (4096, 2))
         levels, noise, half = here.at(jnp.linspace(1.0, 1 / 16, 16)), here.at(1.0), here.at(0.5)
         bent = [
-            made.straightness(key, DDIM, denoise, x, levels).mean() for denoise in (student, exact)
+            reflow.straightness(key, DDIM, denoise, x, levels).mean()
+            for denoise in (student, exact)
         ]
         one = student(x, noise)
         return bent, one.x0, student(flow_maps.transfer(one, half), half).x0

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 from diffusion_jax.core import flow_maps, oracles, process, proposals, schedules, targets
 from diffusion_jax.core.process import Process
 from diffusion_jax.core.solvers import SOLVERS
-from diffusion_jax.recipes.few_step import continuous_consistency as scm
+from diffusion_jax.recipes.few_step import continuous_consistency
 
 pytestmark = pytest.mark.optimized  # its students are trained
 
@@ -30,7 +30,9 @@ def _to_clean(x, level, cond):
     return oracles.average(_data(), x, level, process.clean(level))
 
 
-TEACHER = scm.of_teacher(lambda frozen, cond: lambda x, level: oracles.predict(_data(), x, level))
+TEACHER = continuous_consistency.teacher_velocity(
+    lambda frozen, cond: lambda x, level: oracles.predict(_data(), x, level)
+)
 CURVED = lambda x: jnp.sin(3 * x) + 0.5 * x[:, ::-1] ** 2 / (1 + jnp.sum(x**2, -1, keepdims=True))
 
 
@@ -41,7 +43,7 @@ def _model(path="ve", target=None, bump=jnp.ones_like):
 
 def _recipe(model, velocity=TEACHER, **options):
     options = {"warm_up": 0, "sigma_data": SD, **options}
-    return scm.continuous_consistency(
+    return continuous_consistency.continuous_consistency(
         model, lambda *a: {}, velocity, proposals.log_normal(-0.8, 1.0), **options
     )
 
@@ -83,11 +85,11 @@ def test_the_tangent_is_the_slope_of_f_along_the_flow(x64, path):
     want = jnp.cos(t)[:, None] * (f(t + h) - f(t - h)) / (2 * h)
     true = oracles.predict(data, x, level)
     rate = SD * targets.express(targets.trigflow(SD), true.x0, true.eps, level)
-    now, g = scm.tangent(network, here, x, level, rate, SD)
+    now, g = continuous_consistency.tangent(network, here, x, level, rate, SD)
     assert_allclose(now, network(x, level), rtol=1e-10)
     assert_allclose(g, want, rtol=1e-5, atol=1e-8)
     # r leaves out all but -cos² t·(sd·F - dx/dt).
-    _, steady = scm.tangent(network, here, x, level, rate, SD, 0.0)
+    _, steady = continuous_consistency.tangent(network, here, x, level, rate, SD, 0.0)
     assert_allclose(steady, -(jnp.cos(t)[:, None] ** 2) * (SD * now - rate), rtol=1e-9)
 
 
@@ -151,7 +153,7 @@ def test_the_gradient_is_minus_twice_the_tangent(x64):
     true = oracles.predict(_data(), x, level)
     rate = SD * targets.express(targets.trigflow(SD), true.x0, true.eps, level)
     network = lambda x, level: model.net({"net": theta}, x, level.log_snr, {})
-    _, g = scm.tangent(network, model.process, x, level, rate, SD)
+    _, g = continuous_consistency.tangent(network, model.process, x, level, rate, SD)
     unit = g / (jnp.linalg.norm(g, axis=1, keepdims=True) + 0.1)
     assert_allclose(got, -2 * jnp.mean(unit * CURVED(x)), rtol=1e-8)
     assert abs(got) > 1e-3
@@ -160,15 +162,15 @@ def test_the_gradient_is_minus_twice_the_tangent(x64):
 def test_training_has_the_mean_gradient_of_distillation(x64):
     """dx_t/dt enters the tangent linearly; a large c leaves the normalisation linear too."""
     gradients = []
-    for velocity in (TEACHER, scm.of_data()):
+    for velocity in (TEACHER, continuous_consistency.data_velocity()):
         recipe = _recipe(_model(bump=jnp.sin), velocity, c=1e6)
 
         @jax.jit
         def gradient(key, recipe=recipe):
-            of_x, of_loss = jax.random.split(key)
-            batch = {"image": oracles.sample(of_x, _data(), 4096)}
+            x_key, loss_key = jax.random.split(key)
+            batch = {"image": oracles.sample(x_key, _data(), 4096)}
             params = lambda theta: {"net": theta, "weight": {"kernel": jnp.zeros(8)}}
-            loss = lambda theta: recipe.loss(params(theta), toy.context(), batch, of_loss)[0]
+            loss = lambda theta: recipe.loss(params(theta), toy.context(), batch, loss_key)[0]
             return 1e6 * jax.grad(loss)(jnp.float64(0.5))
 
         gradients.append(jax.lax.map(gradient, jax.random.split(jax.random.key(0), 32)))
@@ -197,8 +199,8 @@ def test_the_weight_learns_the_log_of_the_error_and_r_warms_up(x64):
 
 
 POINTS = {
-    "sCD": scm.of_teacher(lambda frozen, cond: _toy_denoise),
-    "sCT": scm.of_data(),
+    "sCD": continuous_consistency.teacher_velocity(lambda frozen, cond: _toy_denoise),
+    "sCT": continuous_consistency.data_velocity(),
 }
 
 
@@ -207,12 +209,14 @@ def _toy_denoise(x, level):
 
 
 @pytest.mark.parametrize("name", POINTS)
-def test_points_in_one_and_two_calls(name):
+def test_points_in_one_and_two_steps(name):
     here = _edm()
     net, init = toy.mlp()
     model = toy.edm_model(net, here)
     proposal = proposals.log_normal(-0.8, 1.6)
-    recipe = scm.continuous_consistency(model, init, POINTS[name], proposal, SD, 300)
+    recipe = continuous_consistency.continuous_consistency(
+        model, init, POINTS[name], proposal, SD, 300
+    )
     params = toy.train(recipe, 1500)
     student = flow_maps.to_clean(lambda x, level: targets.denoiser(model, params)(x, level, {}))
     times = lambda *s: here.at_log_snr(-2 * jnp.log(jnp.array(s)))

@@ -8,17 +8,16 @@ import toy
 from numpy.testing import assert_allclose
 
 from diffusion_jax.core import oracles
-from diffusion_jax.recipes.few_step import consistency
-from diffusion_jax.recipes.few_step import shortcut as made
-from diffusion_jax.recipes.few_step.continuous_consistency import of_data, of_teacher
-from diffusion_jax.recipes.few_step.progressive import step_in_two
+from diffusion_jax.recipes.few_step import consistency, shortcut
+from diffusion_jax.recipes.few_step.continuous_consistency import data_velocity, teacher_velocity
+from diffusion_jax.recipes.few_step.progressive import draw_student_step
 
-TAUGHT = of_teacher(toy.gaussian_teacher)
+TAUGHT = teacher_velocity(toy.gaussian_teacher)
 WAVY = lambda x: jnp.sin(2 * x) + 0.3 * x[:, ::-1] ** 2
 
 
 def _recipe(model, velocity=TAUGHT, **options):
-    return made.shortcut(model, lambda *a: {}, velocity, **options)
+    return shortcut.shortcut(model, lambda *a: {}, velocity, **options)
 
 
 def _batch(n=256):
@@ -49,17 +48,17 @@ def test_the_flow_is_the_minimum(x64, path, target):
 def test_loss_and_gradient_are_the_papers(x64, target):
     """Equation (1) in the paper's terms, for drawn velocities; only one side has a gradient."""
     theta, finest, half = 0.2, 8, 128
-    params = {"own": consistency.own, "averaged": consistency.averaged}[target]
+    params = {"own": consistency.online_target, "averaged": consistency.ema_target}[target]
     model = toy.two_time_model(bump=WAVY)
-    recipe = _recipe(model, of_data(), finest=finest, bootstrap=0.5, target=params)
+    recipe = _recipe(model, data_velocity(), finest=finest, bootstrap=0.5, target=params)
     of_average = 0.05
     run = jax.jit(jax.value_and_grad(_reported(recipe), has_aux=True))
     (value, report), gradient = run(jnp.float64(theta), of_average)
 
     here, x0 = model.process, _batch()["image"]
     keys = jax.random.split(jax.random.key(1), 7)
-    n = made.steps(jax.random.fold_in(keys[4], 1), half, finest)
-    t = step_in_two(keys[4], half, here, n)[0].t
+    n = shortcut.draw_step_counts(jax.random.fold_in(keys[4], 1), half, finest)
+    t = draw_student_step(keys[4], half, here, n)[0].t
     level = jax.random.uniform(keys[3], (half,), minval=1e-6, maxval=1.0)
     eps = jax.random.normal(keys[5], x0.shape, x0.dtype)
     column = lambda a: a[:, None]
@@ -87,23 +86,25 @@ def test_loss_and_gradient_are_the_papers(x64, target):
 
 
 def test_steps_are_all_powers_of_two_alike():
-    n = np.asarray(made.steps(jax.random.key(0), 7000, 128))
+    n = np.asarray(shortcut.draw_step_counts(jax.random.key(0), 7000, 128))
     values, counts = np.unique(n, return_counts=True)
     assert values.tolist() == [1, 2, 4, 8, 16, 32, 64]
     assert (np.abs(counts - 1000) < 150).all()
 
 
 @pytest.mark.parametrize(("name", "value"), [("finest", 100), ("finest", 1), ("bootstrap", 1.5)])
-def test_what_cannot_be_is_named(name, value):
+def test_wrong_arguments_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}={value}"):
-        made.shortcut(toy.two_time_model(), lambda *a: {}, **{name: value})
+        shortcut.shortcut(toy.two_time_model(), lambda *a: {}, **{name: value})
 
 
-def test_points_in_one_and_two_calls():
+def test_points_in_one_and_two_steps():
     """From scratch, without a teacher."""
     net, init = toy.mlp(scalars=("end",))
     model = toy.flow_model(net)
-    recipe = made.shortcut(model, init, bootstrap=0.5, finest=32, target=consistency.own)
+    recipe = shortcut.shortcut(
+        model, init, bootstrap=0.5, finest=32, target=consistency.online_target
+    )
     params = toy.train(recipe, 800, rate=4e-3)
     one, two = toy.distances_in(model, params, (1.0, 0.0), (1.0, 0.5))
     plain = toy.distance_of_the_mean()

@@ -49,7 +49,7 @@ def drawn():
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_image_to_image_keeps_the_distribution_and_more_of_the_image_for_less_noise(x64, name):
-    """Data noised to any level is what an exact student makes data of, here in one call and 3."""
+    """An exact student maps data noised to any level to data, here in one step and in 3."""
     mean, covariance = oracles.moments(toy.gaussian())
     model, given, kept = STUDENTS[name](), drawn(), []
     for strength in (0.25, 0.75):
@@ -65,7 +65,7 @@ def test_image_to_image_keeps_the_distribution_and_more_of_the_image_for_less_no
 
 
 def filled(name, project, start, noise=white, steps=8):
-    """A student's samples that are made to agree with what is known."""
+    """A student's samples, projected to agree with what is known."""
     student = guided(STUDENTS[name](), PARAMS, {}, {}, None)
     levels, solver = grids.karras(HERE, steps, s_min=0.05, s_max=20.0), jump(HERE, 1.0, noise)
     return sampling.sample(jax.random.key(4), solver, projected(student, project), start, levels)

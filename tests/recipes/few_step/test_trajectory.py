@@ -1,4 +1,4 @@
-"""CTM: the flow map is the minimum, the loss written out, levels between; and points."""
+"""CTM: the flow map is the minimum, the loss written out, solver levels; and points."""
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,11 @@ from numpy.testing import assert_allclose
 
 from diffusion_jax.core import oracles, process, proposals
 from diffusion_jax.core.types import Solver
-from diffusion_jax.recipes.few_step import consistency, two_times
-from diffusion_jax.recipes.few_step import trajectory as made
-from diffusion_jax.recipes.few_step.continuous_consistency import of_teacher
+from diffusion_jax.recipes.few_step import consistency, trajectory, two_times
+from diffusion_jax.recipes.few_step.continuous_consistency import teacher_velocity
 
 WAVY = lambda x: jnp.sin(2 * x) + 0.3 * x[:, ::-1] ** 2
-TAUGHT = of_teacher(toy.gaussian_teacher)
+TAUGHT = teacher_velocity(toy.gaussian_teacher)
 EXACT = Solver(
     lambda x: (),
     lambda key, denoise, x, now, nxt, state: (oracles.flow_map(toy.gaussian(), x, now, nxt), state),
@@ -27,7 +26,7 @@ def _batch(n=256):
 
 def _reported(model, **options):
     options = {"solver": EXACT, "steps": 2, "velocity": TAUGHT, **options}
-    recipe = made.trajectory(model, lambda *a: {}, toy.gaussian_teacher, **options)
+    recipe = trajectory.trajectory(model, lambda *a: {}, toy.gaussian_teacher, **options)
 
     def loss(theta, average=0.0):
         context = toy.context(0, {"net": jnp.asarray(average, jnp.float64)})
@@ -41,14 +40,16 @@ def _reported(model, **options):
     [("rectified", "flow", 1.0), ("rectified", "x0", 0.0), ("vp", "v", 0.0), ("ve", "edm", 1.0)],
 )
 def test_the_flow_is_the_minimum(x64, path, target, matching):
-    loss = _reported(toy.two_time_model(path, target), matching=matching)
+    loss = _reported(toy.two_time_model(path, target), denoising_weight=matching)
     toy.assert_truth_is_the_minimum(lambda theta: loss(theta)[0])
 
 
 def test_with_a_solver_the_minimum_is_as_near_as_its_steps_are(x64):
     """Heun's error falls with the square of its steps, the squared loss with their fourth power."""
     value = lambda steps: float(
-        jax.jit(_reported(toy.two_time_model(), solver=None, steps=steps, matching=0.0))(0.0)[0]
+        jax.jit(_reported(toy.two_time_model(), solver=None, steps=steps, denoising_weight=0.0))(
+            0.0
+        )[0]
     )
     slope = np.log2(value(4) / value(16)) / 2
     assert abs(slope - 4) < 0.5, slope
@@ -58,16 +59,16 @@ def test_with_a_solver_the_minimum_is_as_near_as_its_steps_are(x64):
 def test_loss_and_gradient_are_the_papers(x64, target):
     """In G = (s/t)·x + (1 - s/t)·g of the rectified path's t; the gradient by differences."""
     theta, of_average, matching = 0.2, 0.05, 0.7
-    params = {"own": consistency.own, "averaged": consistency.averaged}[target]
+    params = {"own": consistency.online_target, "averaged": consistency.ema_target}[target]
     model = toy.two_time_model(bump=WAVY)
-    loss = _reported(model, target=params, velocity=None, matching=matching)
+    loss = _reported(model, target=params, velocity=None, denoising_weight=matching)
     run = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (value, report), gradient = run(jnp.float64(theta), of_average)
 
     here, x0 = model.process, _batch()["image"]
     keys = jax.random.split(jax.random.key(1), 7)
-    now, end = two_times.below(proposals.uniform(), 0.1)(keys[3], 256, here)
-    u = made.between(jax.random.fold_in(keys[3], 1), here, now, end, 2)
+    now, end = two_times.uniform_end(proposals.uniform(), 0.1)(keys[3], 256, here)
+    u = trajectory.solver_levels(jax.random.fold_in(keys[3], 1), here, now, end, 2)
     u = jax.tree.map(lambda leaf: leaf[-1], u)
     eps = jax.random.normal(keys[4], x0.shape, x0.dtype)
     t, s = now.t[:, None], end.t[:, None]
@@ -102,26 +103,26 @@ def test_loss_and_gradient_are_the_papers(x64, target):
     assert_allclose(gradient, (total(theta + h) - total(theta - h)) / (2 * h), rtol=1e-5)
 
 
-def test_levels_between_go_down_evenly_to_u():
+def test_solver_levels_are_uniform_down_to_u():
     here = toy.rectified()
     now, end = here.at(jnp.full((2000,), 0.8)), process.clean(here.at(jnp.full((2000,), 0.4)))
-    way = made.between(jax.random.key(0), here, now, end, 4)
+    way = trajectory.solver_levels(jax.random.key(0), here, now, end, 4)
     assert way.t.shape == (5, 2000) and (way.t[0] == now.t).all()
     assert_allclose(np.diff(way.t, 2, axis=0), 0, atol=1e-6)
     u = np.asarray(way.t[-1])
     assert abs(u.mean() - 0.4) < 0.02 and u.min() >= 0 and u.max() <= 0.8
 
 
-def test_points_in_one_and_two_calls():
+def test_points_in_one_and_two_steps():
     """From scratch, taught by the exact denoiser."""
     net, init = toy.mlp(scalars=("end",))
     model = toy.flow_model(net)
     exact = lambda x, level: oracles.predict(toy.data(), x, level)
-    recipe = made.trajectory(
+    recipe = trajectory.trajectory(
         model,
         init,
         lambda frozen, cond: exact,
-        two_times.below(proposals.uniform(), 0.3),
+        two_times.uniform_end(proposals.uniform(), 0.3),
         steps=2,
     )
     params = toy.train(recipe, 700, rate=4e-3)

@@ -1,7 +1,7 @@
-"""Two levels of one trajectory for each example: what consistency losses compare.
+"""Pairs of levels of one trajectory, which consistency losses compare.
 
-A ``Pairs`` draws (now, nxt), ``now`` the noisier; how far apart they are follows the training step,
-which is traced.  Most divide the process's own time into N(k) - 1 equal intervals: with the ``edm``
+``LevelPairs`` draws (now, nxt), ``now`` the noisier; their gap is a function of the training step,
+which is traced.  Most divide the process's time into N(k) - 1 equal intervals: with the ``edm``
 schedule that is the grid of Karras et al. 2022 (equation 5) between sigma_min and sigma_max.
 """
 
@@ -17,19 +17,19 @@ from jaxtyping import Array
 from diffusion_jax.core.process import Process, clean
 from diffusion_jax.core.types import NoiseLevel
 
-Pairs = Callable[[Array, int, Process, Array], tuple[NoiseLevel, NoiseLevel]]
+LevelPairs = Callable[[Array, int, Process, Array], tuple[NoiseLevel, NoiseLevel]]
 """(key, b, process, training step) -> (now, nxt), [b] each."""
 
-Count = Callable[[Array], Array]
+LevelCount = Callable[[Array], Array]
 """training step k -> N(k), the number of levels, at least 2."""
 
 
-def constant(levels: int) -> Count:
+def constant(levels: int) -> LevelCount:
     """N levels throughout: consistency distillation's 18 (Song et al. 2023, table 3)."""
     return lambda k: jnp.asarray(levels)
 
 
-def square_root(total: int, first: int = 2, last: int = 150) -> Count:
+def square_root(total: int, first: int = 2, last: int = 150) -> LevelCount:
     """N(k) = ⌈sqrt(k/K·((s1 + 1)² - s0²) + s0²) - 1⌉ + 1 (Song et al. 2023, appendix C).
 
     Args:
@@ -40,20 +40,20 @@ def square_root(total: int, first: int = 2, last: int = 150) -> Count:
     def count(k: Array) -> Array:
         share = jnp.clip(k / total, 0.0, 1.0)
         root = jnp.sqrt(share * ((last + 1) ** 2 - first**2) + first**2)
-        # A square that float32 rounds above its integer is still that integer.
+        # Allow for float32 rounding a perfect square's root above the integer.
         return jnp.ceil(root - 1 - 1e-4).astype(jnp.int32) + 1
 
     return count
 
 
-def doubling(total: int, first: int = 10, last: int = 1280) -> Count:
+def doubling(total: int, first: int = 10, last: int = 1280) -> LevelCount:
     """N(k) = min(s0·2^⌊k/K'⌋, s1) + 1, K' = ⌊K/(log2⌊s1/s0⌋ + 1)⌋ (Song & Dhariwal 2024, eq. 5)."""
     stage = max(1, math.floor(total / (math.log2(last // first) + 1)))
     return lambda k: jnp.minimum(first * 2.0 ** (k // stage), last).astype(jnp.int32) + 1
 
 
-def uniform(count: Count) -> Pairs:
-    """Any of the N(k) - 1 intervals (Song et al. 2023, algorithms 2 and 3)."""
+def uniform(count: LevelCount) -> LevelPairs:
+    """One of the N(k) - 1 intervals, uniformly (Song et al. 2023, algorithms 2 and 3)."""
 
     def draw(key: Array, b: int, process: Process, step: Array):
         n = count(step) - 1
@@ -62,11 +62,11 @@ def uniform(count: Count) -> Pairs:
     return draw
 
 
-def log_normal(count: Count, mean: float = -1.1, std: float = 2.0) -> Pairs:
-    """Interval i with the mass of N(mean, std²) between its log(sigma/alpha).
+def log_normal(count: LevelCount, mean: float = -1.1, std: float = 2.0) -> LevelPairs:
+    """Interval i with the probability of N(mean, std²) between its log(sigma/alpha).
 
-    Song & Dhariwal 2024, equation 6: a normal of log(sigma/alpha) cut off at both ends of the
-    process falls into its interval, which needs no table of N probabilities.
+    Song & Dhariwal 2024, equation 6: log(sigma/alpha) is drawn from a normal truncated to the
+    process, and its interval taken, which needs no table of N probabilities.
     """
 
     def draw(key: Array, b: int, process: Process, step: Array):
@@ -83,7 +83,7 @@ def log_normal(count: Count, mean: float = -1.1, std: float = 2.0) -> Pairs:
 
 def easing(
     stage: int, q: float = 2.0, k: float = 8.0, b: float = 1.0, mean: float = -1.1, std: float = 2.0
-) -> Pairs:
+) -> LevelPairs:
     """From diffusion to consistency: r = t·(1 - n(t)/q^a), n(t) = 1 + k·sigmoid(-b·t), r >= 0.
 
     Geng et al. 2024, "Consistency Models Made Easy", equations 13 to 15, in t = sigma/alpha ~
@@ -92,7 +92,7 @@ def easing(
 
     Args:
         stage: training steps between two increments of a.
-        q, k, b: of the schedule.
+        q, k, b: constants of the schedule of r.
         mean, std: of log t.
     """
 
@@ -119,13 +119,13 @@ def _interval(process: Process, i: Array, n: Array) -> tuple[NoiseLevel, NoiseLe
     return at(i + 1), at(i)
 
 
-PAIRS: dict[str, Callable[..., Pairs]] = {
+LEVEL_PAIRS: dict[str, Callable[..., LevelPairs]] = {
     "uniform": uniform,
     "log_normal": log_normal,
     "easing": easing,
 }
 
-COUNTS: dict[str, Callable[..., Count]] = {
+LEVEL_COUNTS: dict[str, Callable[..., LevelCount]] = {
     "constant": constant,
     "square_root": square_root,
     "doubling": doubling,
