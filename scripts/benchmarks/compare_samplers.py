@@ -98,12 +98,12 @@ def drawer(row: Row, run: Run):
 
     @jax.jit
     def draw(key, weights, rows, levels):
-        of_x, of_solver = jax.random.split(key)
+        of_x, of_solver, of_decoder = jax.random.split(key, 3)
         cond, size = model.condition(weights.frozen, rows), len(jax.tree.leaves(rows)[0])
         x = prior(of_x, (size, *run.experiment.shape), levels)
         denoise = guided(model, weights.params, weights.frozen, cond, None)
         x = sample(of_solver, noising.skipping(solver), denoise, x, levels)
-        return to_uint8(model.codec.decode(weights.frozen, x))
+        return to_uint8(model.codec.decode(weights.frozen, x, of_decoder))
 
     return draw
 

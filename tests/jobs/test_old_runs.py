@@ -11,7 +11,7 @@ from configs import toy2d
 from diffusion_jax import jobs
 from diffusion_jax.train.checkpoint import restore_params, steps
 
-OLD = pathlib.Path(__file__).parent / "fixtures" / "run_0"
+OLD = pathlib.Path(__file__).parents[1] / "fixtures" / "run_0"
 
 
 @pytest.fixture
