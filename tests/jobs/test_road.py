@@ -55,7 +55,7 @@ def source(request, tmp_path_factory):
 
 
 def specs_of(files, strength=0.5, amount=0.3, repeats=2):
-    picture, mask, side = files
+    picture, mask, _ = files
     return {
         "image_to_image": f"image_to_image({picture!r}, {strength})",
         "inpaint": f"inpaint({picture!r}, {mask!r}, feather=3, repeats={repeats})",
