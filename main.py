@@ -61,7 +61,8 @@ def main(argv: list[str]) -> None:
     try:
         if argv[1:]:
             raise ValueError(f"argument {argv[1]!r} is not understood; options start with --")
-        if FLAGS.mode == "sample" and not (FLAGS.workdir or FLAGS.config.get("checkpoint")):
+        source = FLAGS.workdir or FLAGS.config.get("checkpoint") or FLAGS.config.get("again")
+        if FLAGS.mode == "sample" and not source:
             raise ValueError(
                 "--workdir is missing; name a run, --workdir=runs/mnist, or a checkpoint, "
                 "--config.checkpoint=DIR"

@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.name = "unet"  # models.MODELS; the fields below are its arguments
-    config.model.autoencoder = ""  # folder of a first stage's run: diffusion in its codes
+    config.model.autoencoder = ""  # folder of a first stage's run: diffusion in its latents
     config.model.target = "v()"  # what the network predicts: well conditioned at every level
     config.model.scale_input = "unit()"  # EDM's c_in: "edm(sigma_data=0.5)"
     config.model.time_input = "log_snr()"  # independent of the schedule, so samplers may change it
@@ -108,13 +108,13 @@ def get_config() -> ConfigDict:
     config.sampler.solver = "ddim()"  # core.solvers.SOLVERS
     config.sampler.grid = "trailing"  # core.grids.GRIDS
     config.sampler.steps = 50
-    config.sampler.guidance = "cfg()"  # how conditions are weighed: core.guidance.GUIDANCES
+    config.sampler.guidance = "cfg()"  # how predictions are mixed: core.guidance.GUIDANCES
     config.sampler.guidance_scale = 2.0  # 1 is the plain conditional model; cfg_plus_plus: 0 to 1
     config.sampler.post = ()  # bounds on x0, as ("dynamic_threshold()",): core.guidance.POSTS
     config.sampler.contrast = 1.0  # of pixels about mid-grey; above 1 cuts faint grain off black
     config.sampler.reference = ""  # folder of the worse run that autoguidance() needs
     config.sampler.reference_params = "ema"  # of that run, as params; "ema(step=500)" is earlier
-    config.sampler.n = 100  # images a call of --mode=sample makes
+    config.sampler.n = 100  # images that --mode=sample draws
     config.sampler.batch_size = 100
     config.sampler.labels = ()  # () cycles through the classes
     config.sampler.prompts = ()  # of a model that reads text, in turn

@@ -1,4 +1,4 @@
-"""The first stage of latent diffusion on emoji: 64x64 pixels <-> 16x16 codes of 4 channels."""
+"""The first stage of latent diffusion on emoji: 64x64 pixels <-> 16x16 latents of 4 channels."""
 
 from ml_collections import ConfigDict
 

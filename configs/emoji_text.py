@@ -1,4 +1,4 @@
-"""Emoji at 64 pixels from their names, by diffusion in the codes of configs/emoji_autoencoder.py.
+"""Emoji at 64 pixels from their names, by diffusion in the latents of configs/emoji_autoencoder.py.
 
 python main.py --config=configs/emoji_autoencoder.py --workdir=runs/emoji_autoencoder
 python scripts/encode_latents.py --workdir=runs/emoji_autoencoder --data=noto_emoji --per_channel
@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     # Half of the emoji are persons in five skin tones: flags and fruit shall not be rare by that.
     config.data.balance = r"(medium-)?(light|dark|medium) skin tone|\b(wo)?m[ae]n\b|\bperson\b"
     config.model.autoencoder = "runs/emoji_autoencoder"
-    config.model.text_unet.patch = 1  # codes are 16x16 already
+    config.model.text_unet.patch = 1  # latents are 16x16 already
     config.train.steps = 4500
     config.train.checkpoint_every = 750
     config.train.sample_every = 1500

@@ -1,6 +1,6 @@
-"""DiT-XL/2 on the codes of 256-pixel ImageNet (Peebles & Xie 2023, table 1): for slices of TPUs.
+"""DiT-XL/2 on the latents of 256-pixel ImageNet (Peebles & Xie 2023, table 1): for slices of TPUs.
 
-As it stands it describes codes of 32x32x4 without their autoencoder, which is all that compiling
+As it stands it describes latents of 32x32x4 without their autoencoder, which is all that compiling
 needs.  To train: prepare a set of latents by scripts/encode_latents.py, and give
 --config.data.name=latents/NAME --config.model.autoencoder=FOLDER
 --config.data.image_size="(256, 256)" --config.data.channels=3.

@@ -1,10 +1,10 @@
-r"""All weights of a Stable Diffusion checkpoint's denoiser, or DreamBooth of all of them.
+r"""All weights of the denoiser of whatever draws; of a checkpoint also DreamBooth's.
 
 python main.py --config=configs/checkpoints/full.py --config.checkpoint=DIR \
         --config.data.name=image_folder/pets --workdir=W     # captions; or one --config.prompt
 python main.py --mode=sample --workdir=W --config.prompt="a cat on the moon"
-python main.py --mode=sample --config=configs/sample.py \
-        --config.checkpoint=W/checkpoint_0000500 --config.prompt="a cat on the moon"
+python main.py --mode=sample --config.checkpoint=W/checkpoint_0000500 \
+        --config.prompt="a cat on the moon"
 """
 
 from ml_collections import ConfigDict

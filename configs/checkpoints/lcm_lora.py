@@ -1,4 +1,4 @@
-r"""An LCM-LoRA of a Stable Diffusion checkpoint (Luo et al. 2023b): prompts to pixels in 4 calls.
+r"""An LCM-LoRA of a Stable Diffusion checkpoint (Luo et al. 2023b), which draws in 4 steps.
 
 python main.py --config=configs/checkpoints/lcm_lora.py --config.checkpoint=DIR \
         --config.data.name=image_folder/pictures --config.prompts="('a red house',)" --workdir=W

@@ -4,7 +4,7 @@ python main.py --config=configs/checkpoints/word.py --config.checkpoint=DIR \
         --config.data.name=image_folder/pets --config.tuning="word('<pet>', start_from='cat')" \
         --config.prompt="a photo of <pet>" --workdir=W
 python main.py --mode=sample --workdir=W --config.prompt="<pet> on the moon"
-python main.py --mode=sample --config=configs/sample.py --config.checkpoint=DIR \
+python main.py --mode=sample --config.checkpoint=DIR \
         --config.embeddings="('W/word.safetensors',)" --config.prompt="<pet> on the moon"
 """
 

@@ -199,10 +199,8 @@ def _text(config: Config) -> Conditioning:
         return states(prompts), states(negative) if any(negative) else None
 
     def states(texts):
-        """Each different text encoded once; the empty one as training has it."""
-        different = list(dict.fromkeys(texts))
-        which = np.array([different.index(text) for text in texts])
-        found = {name: array[which] for name, array in encoder.encode(different).items()}
+        """Of each text, repeated ones too: a batch is of one size whatever it says."""
+        found = {name: np.array(array) for name, array in encoder.encode(texts).items()}
         empty = np.array([not text for text in texts])
         found["context"][empty] = 0
         found["context_mask"][empty] = np.arange(found["context_mask"].shape[1]) == 0

@@ -38,7 +38,7 @@ POOR = 0.1
 
 
 # Sections with fields that are newer than some runs, which then take their defaults.
-LATER = ("sampler", "evaluate", "text", "mesh")
+LATER = ("data", "sampler", "evaluate", "text", "mesh")
 
 
 class Run(NamedTuple):

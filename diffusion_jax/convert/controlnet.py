@@ -1,4 +1,4 @@
-"""diffusers' ``ControlNetModel`` <-> ``models.control.ControlNet``: configuration and weights."""
+"""diffusers' ``ControlNetModel`` <-> ``models.unet.control.ControlNet``: config and weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""diffusers' ``UNet2DModel`` <-> ``models.unet.UNet``: configuration and weights."""
+"""diffusers' ``UNet2DModel`` <-> ``models.unet.unet.UNet``: configuration and weights."""
 
 from __future__ import annotations
 

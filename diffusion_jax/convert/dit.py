@@ -1,4 +1,4 @@
-"""diffusers' ``DiTTransformer2DModel`` <-> ``models.dit.DiT``: config and weights.
+"""diffusers' ``DiTTransformer2DModel`` <-> ``models.transformers.dit.DiT``: config and weights.
 
 There each layer has a copy of the embedding of time and class; here it is shared.
 """

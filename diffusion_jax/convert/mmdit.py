@@ -1,4 +1,4 @@
-"""diffusers' ``SD3Transformer2DModel`` <-> ``models.mmdit.MMDiT``: config and weights."""
+"""diffusers' ``SD3Transformer2DModel`` <-> ``models.transformers.mmdit``: config and weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""diffusers' ``AutoencoderKL`` and ``VQModel`` <-> ``models.autoencoder``: config and weights."""
+"""diffusers' ``AutoencoderKL`` and ``VQModel`` <-> ``models.autoencoders``: config and weights."""
 
 from __future__ import annotations
 

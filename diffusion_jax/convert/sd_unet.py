@@ -1,4 +1,4 @@
-"""diffusers' ``UNet2DConditionModel`` <-> ``models.text_unet.TextUNet``: config and weights."""
+"""diffusers' ``UNet2DConditionModel`` <-> ``models.unet.text_unet``: config and weights."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from diffusion_jax.models.vision.vgg import STAGES, shapes
 
 
 def from_lpips(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Parameters of ``models.vgg``, float32.
+    """Parameters of ``models.vision.vgg``, float32.
 
     Args:
         state: VGG16's convolutions as "features.0.weight" (torchvision) or

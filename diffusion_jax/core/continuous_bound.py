@@ -7,14 +7,14 @@ Diffusion Models", eqs. 11-18, there in γ = -λ),
                   - E log p(x0 | x_0),                                                      (1)
 
 the prior, the diffusion term and the decoder at the cleanest level.  The diffusion term is an
-integral over λ, so its expectation depends on the ends of a schedule and not on how time passes
-between them; the variance of its estimate does.  A ``Clock`` says how: the process's own time, as
-in training, or time in which λ is linear, which spares a schedule that hurries through the high λ,
+integral over λ, so its expectation depends on the ends of a schedule and not on its shape
+between them; the variance of its estimate does.  A ``Clock`` chooses the time: the process's own,
+as in training, or one in which λ is linear, for schedules that pass quickly through the high λ,
 where each unit of λ costs almost D/2 nats.  In T steps s = t - 1/T the integrand is
 (T/2)·expm1(λ_s - λ_t)·‖eps - eps_hat‖² (eq. 14), which tends to that of (1) from above.
 
-Any two ends give a bound.  An infinite end of λ is cut off at ±18, as a grid's (``grids.span``);
-``high`` of a clock cuts the clean end off earlier, for data whose digits end before the schedule.
+Any two ends give a bound.  An infinite end of λ is cut off at ±18, as in grids (``grids.span``);
+``high`` of a clock cuts the clean end off earlier, for data of less precision than the schedule.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def by_log_snr(
 ) -> tuple[NoiseLevel, Float[Array, "*n"]]:
     """λ linear in u, from the cleanest level or from ``high`` if that is noisier."""
     noisy, clean = _ends(process, high)
-    # The ends as they are: a sum of products may miss them by a rounding.
+    # The exact ends: a sum of products may miss them by rounding.
     log_snr = jnp.where(u <= 0, clean, jnp.where(u >= 1, noisy, clean - (clean - noisy) * u))
     return process.at_log_snr(log_snr), jnp.broadcast_to(clean - noisy, jnp.shape(u))
 
@@ -94,17 +94,18 @@ def continuous_bound(
     times: Times = stratified,
     clock: Clock = by_log_snr,
 ) -> Bound:
-    """An unbiased estimate of (1) by n network calls, and one more if the decoder asks for it.
+    """An unbiased estimate of (1) by n network evaluations, one more if the decoder needs it.
 
     Args:
-        key: draws times and noise.
-        denoise: the model with its condition.
+        key: for times and noise.
+        denoise: the conditioned model.
         x0: data; on the 8-bit grid in [-1, 1] for decoders of discrete data.
         process: gives λ(t) and its ends; may be made of traced parameters.
         n: draws of t for each example, >= 1.
-        decoder: of ``DECODERS``; None for ``categorical``.
-        times: how u is drawn: of ``TIMES``.
-        clock: what u is: of ``CLOCKS``; ``partial(by_log_snr, high=13.0)`` ends at λ = 13.
+        decoder: one of ``DECODERS``; None for ``categorical``.
+        times: how u is drawn: one of ``TIMES``.
+        clock: what u means: one of ``CLOCKS``; ``partial(by_log_snr, high=13.0)`` ends at
+            λ = 13.
 
     Returns:
         A Bound; its steps [n, b] are the drawn terms over n.
@@ -113,16 +114,16 @@ def continuous_bound(
         ValueError: if n < 1.
     """
     _check(n)
-    of_times, of_steps, of_decoder = jax.random.split(key, 3)
-    u = times(of_times, n, x0.shape[0])
+    times_key, steps_key, decoder_key = jax.random.split(key, 3)
+    u = times(times_key, n, x0.shape[0])
 
     def body(_, inputs):
         key, u = inputs
         eps = jax.random.normal(key, x0.shape, x0.dtype)
         return None, diffusion_term(denoise, x0, eps, *clock(process, u))
 
-    _, steps = jax.lax.scan(body, None, (jax.random.split(of_steps, n), u))
-    return _bound(of_decoder, denoise, x0, process, steps / n, decoder or categorical(), clock)
+    _, steps = jax.lax.scan(body, None, (jax.random.split(steps_key, n), u))
+    return _bound(decoder_key, denoise, x0, process, steps / n, decoder or categorical(), clock)
 
 
 def stepwise_bound(
@@ -146,8 +147,8 @@ def stepwise_bound(
     _check(n)
     if steps < 1:
         raise ValueError(f"the bound in steps = {steps} steps needs at least 1")
-    of_index, of_steps, of_decoder = jax.random.split(key, 3)
-    index = step_draws.stratified(of_index, n, x0.shape[0], steps)
+    index_key, steps_key, decoder_key = jax.random.split(key, 3)
+    index = step_draws.stratified(index_key, n, x0.shape[0], steps)
     at = lambda i: clock(process, i / steps)[0]
 
     def body(_, inputs):
@@ -157,8 +158,8 @@ def stepwise_bound(
         rate = steps * jnp.expm1(nxt.log_snr - now.log_snr)
         return None, diffusion_term(denoise, x0, eps, now, rate)
 
-    _, each = jax.lax.scan(body, None, (jax.random.split(of_steps, n), index))
-    return _bound(of_decoder, denoise, x0, process, each / n, decoder or categorical(), clock)
+    _, each = jax.lax.scan(body, None, (jax.random.split(steps_key, n), index))
+    return _bound(decoder_key, denoise, x0, process, each / n, decoder or categorical(), clock)
 
 
 def diffusion_term(
@@ -190,14 +191,14 @@ def categorical(bins: int = 256) -> Decoder:
             every = jax.vmap(logit)(values.astype(x.dtype))
             return logit(x0) - jax.nn.logsumexp(every, axis=0)
 
-        # A few examples at a time, as each needs room for its values at all bins.
+        # A few examples at a time, as each needs memory for all bins.
         return jax.lax.map(jax.checkpoint(one), (x0, x, alpha, log_snr), batch_size=16)
 
     return decode
 
 
 def discretised(bins: int = 256) -> Decoder:
-    """The mass of x0's bin under N(x0_hat, (sigma/alpha)²), x0_hat being the model's."""
+    """The mass of x0's bin under N(x0_hat, (sigma/alpha)²), x0_hat the model's x0."""
 
     def decode(denoise, x0, x, level):
         log_var = like(-level.log_snr, x)
@@ -207,7 +208,7 @@ def discretised(bins: int = 256) -> Decoder:
 
 
 def gaussian() -> Decoder:
-    """The density N(x0; x0_hat, (sigma/alpha)²), for continuous data; x0_hat is the model's."""
+    """The density N(x0; x0_hat, (sigma/alpha)²), for continuous data; x0_hat is the model's x0."""
     return lambda denoise, x0, x, level: gaussian_log_likelihood(
         x0, denoise(x, level).x0, like(-level.log_snr, x)
     )

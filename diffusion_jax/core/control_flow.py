@@ -1,9 +1,9 @@
-"""Branches and loops around what takes gradients of convolutions.
+"""Branches and loops around gradients of convolutions.
 
-XLA on CPUs brings such a gradient into the form that its fast code is for only in the outermost
-part of a program: in a branch or a loop it takes tens of times as long (JAX 0.10.2, measured by
-scripts/benchmarks/control_flow.py).  What is here has neither on CPUs, and is ``jax.lax``
-elsewhere.
+XLA on CPUs compiles such a gradient to fast code only at the top level of a program: in a branch or
+a loop it takes tens of times as long (JAX 0.10.2, measured by
+scripts/benchmarks/control_flow.py).  These functions have neither on CPUs, and are
+``jax.lax`` elsewhere.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 MOST = 8
-"""Rounds of a loop that are written out: programs grow with them."""
+"""Largest number of iterations that are unrolled: programs grow with them."""
 
 
 def when(turn: Bool[Array, ""], work: Callable[[], Any]) -> Any:
-    """work() where ``turn`` holds, else zeros of that shape; on CPUs it is worked out in any case.
+    """work() where ``turn`` is True, else zeros of that shape; on CPUs it is always computed.
 
     Args:
         turn: bool [].
@@ -35,7 +35,7 @@ def when(turn: Bool[Array, ""], work: Callable[[], Any]) -> Any:
 
 
 def scan(body: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any) -> tuple[Any, Any]:
-    """``jax.lax.scan``; on CPUs up to ``MOST`` rounds are written out, one after the other.
+    """``jax.lax.scan``; on CPUs up to ``MOST`` iterations are unrolled.
 
     Args:
         body: (carry, slice of xs) -> (carry, y).
@@ -55,10 +55,10 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any) -> tup
 
 
 def _after(first: Any, then: Any) -> Any:
-    """``then``, as what is worked out from ``first``: or rounds would be side by side in memory.
+    """``then``, made to depend on ``first``: otherwise iterations would share memory at once.
 
-    By a zero that a compiler does not know for one; XLA on CPUs drops optimisation barriers before
-    it decides on an order.
+    It adds a zero that the compiler cannot detect; XLA on CPUs drops optimisation barriers before
+    it schedules.
     """
     is_real = lambda a: jnp.issubdtype(a.dtype, jnp.floating)
     known = [a[(0,) * a.ndim].astype(jnp.float32) for a in jax.tree.leaves(first) if is_real(a)]

@@ -14,7 +14,7 @@ log2(127.5) bits/dim between densities on [-1, 1] and bits of 8-bit pixels.  Wit
 which falls with k towards -log P(x).
 
 The first two kinds of q are fixed; ``logistic_normal`` has parameters, from a network or free for
-each image, and (1) is what they are trained by (``objective``).
+each image, which are trained on (1) (``objective``).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Dequantised(NamedTuple):
         total: [b], their sum, bounding -log2 P(x)/D from above in expectation.
         density: [b], the mean of -log2 p(x̃_i)/D over draws.
         dequantisation: [b], the mean of log2 q(x̃_i | x)/D.
-        gain: [b] <= 0, what the k draws of (2) are better than the mean of (1); 0 for k = 1.
+        gain: [b] <= 0, improvement of the k draws of (2) over the mean of (1); 0 for k = 1.
     """
 
     total: Float[Array, "b"]
@@ -52,7 +52,7 @@ class Dequantised(NamedTuple):
 
 
 def width(bins: int = 256) -> float:
-    """Of a bin, in units of data in [-1, 1].
+    """The width of a bin, in units of data in [-1, 1].
 
     Raises:
         ValueError: if bins < 2.
@@ -89,7 +89,7 @@ def truncated_normal(std: Float[Array, ""] | float, bins: int = 256) -> Dequanti
     def spread(key, x):
         scale = jnp.asarray(std, x.dtype)
         reach = half / scale
-        # A flat q where the bin is so narrow that the cdf has no digits left to tell.
+        # A flat q where the bin is too narrow for differences of the cdf.
         reach = jnp.maximum(reach, 1e-3)
         e = jax.random.truncated_normal(key, -reach, reach, x.shape, x.dtype)
         log_mass = jnp.log(jax.scipy.special.erf(reach / math.sqrt(2)))
@@ -102,7 +102,7 @@ def truncated_normal(std: Float[Array, ""] | float, bins: int = 256) -> Dequanti
 def logistic_normal(
     mean: Float[Array, "*x"], log_std: Float[Array, "*x"], bins: int = 256
 ) -> Dequantiser:
-    """u = sigmoid(mean + std·e), e ~ N(0, 1): a bin's own shape for each element of x.
+    """u = sigmoid(mean + std·e), e ~ N(0, 1): a shape within the bin for each element of x.
 
     log q(u) = log N(e; 0, 1) - log std - log u - log(1 - u).
 
@@ -144,14 +144,14 @@ def objective(
     """One draw of (1), bits per dimension: differentiable in the dequantiser's parameters.
 
     Args:
-        key: draws x̃, and what ``bits`` draws.
+        key: for x̃ and for ``bits``.
         dequantiser: q.
         x: on the grid.
         bits: (key, x̃) -> -log2 p(x̃)/D or an upper bound of it, [b], differentiable in x̃.
     """
-    of_noise, of_density = jax.random.split(key)
-    spread, log_q = dequantiser(of_noise, x)
-    return bits(of_density, spread) + log_q / math.log(2)
+    noise_key, density_key = jax.random.split(key)
+    spread, log_q = dequantiser(noise_key, x)
+    return bits(density_key, spread) + log_q / math.log(2)
 
 
 def bound(
@@ -164,7 +164,7 @@ def bound(
     """(1), or (2) for k > 1 draws, one after the other.
 
     Args:
-        key: draws x̃, and what ``bits`` draws.
+        key: for x̃ and for ``bits``.
         dequantiser: q.
         x: on the grid.
         bits: (key, x̃) -> -log2 p(x̃)/D, [b].  It gets the same key for all draws: an estimate whose
@@ -177,14 +177,14 @@ def bound(
     """
     if k < 1:
         raise ValueError(f"k = {k} draws within a bin: it needs at least 1")
-    of_noise, of_density = jax.random.split(key)
+    noise_key, density_key = jax.random.split(key)
     size = math.prod(x.shape[1:])
 
     def one(key):
         spread, log_q = dequantiser(key, x)
-        return bits(of_density, spread), log_q / math.log(2)
+        return bits(density_key, spread), log_q / math.log(2)
 
-    density, log_q = jax.lax.map(one, jax.random.split(of_noise, k))
+    density, log_q = jax.lax.map(one, jax.random.split(noise_key, k))
     log_weight = -(density + log_q) * (size * math.log(2))
     total = -(jax.nn.logsumexp(log_weight, axis=0) - math.log(k)) / (size * math.log(2))
     density, log_q = density.mean(0), log_q.mean(0)

@@ -1,4 +1,4 @@
-"""Moving averages of parameters: what is sampled from, and what some losses read as a teacher.
+"""Moving averages of parameters, which are sampled from, and are the teacher of some losses.
 
 Every average here is one recurrence, with a rate r_k in [0, 1] at the k-th update (k from 0):
 
@@ -6,7 +6,7 @@ Every average here is one recurrence, with a rate r_k in [0, 1] at the k-th upda
 
 so after n updates e = Σ_k w_k p_k with w_k = r_k · Π_{j>k} (1 - r_j), plus Π_j (1 - r_j) of the
 initialisation.  Averages are float32 whatever the parameters' dtype: at a decay of 0.9999, (1)
-changes less than half a bfloat16 step and would stand still.
+changes less than half a bfloat16 step and would have no effect.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def constant(decay: float = 0.9999) -> Ema:
     """r_k = 1 - decay.  The initialisation keeps the weight decay^n.
 
     Args:
-        decay: in [0, 1); 0 follows the parameters.
+        decay: in [0, 1); 0 copies the parameters.
     """
     _check_decay("constant", decay)
     return averaged(lambda k: jnp.float32(1 - decay))
@@ -68,7 +68,7 @@ def halflife(steps: int, ramp: float | None = 0.05) -> Ema:
     """r_k = 1 - 2^(-1/h), h = min(steps, ramp·k) (Karras et al. 2022, training code of EDM).
 
     Args:
-        steps: half-life in optimiser steps, > 0: a weight halves in so many.
+        steps: half-life in optimiser steps, > 0: a weight halves in so many steps.
         ramp: largest half-life as a share of the steps done; None for no ramp.  With a ramp the
             first update is a copy, so the initialisation has no weight.
     """
@@ -89,12 +89,12 @@ def halflife(steps: int, ramp: float | None = 0.05) -> Ema:
 def power(sigma_rel: float | Sequence[float] = (0.05, 0.1)) -> Ema:
     """r_k = 1 - (1 - 1/t)^(γ + 1), t = k + 1 (Karras et al. 2024, "EDM2", eq. 127).
 
-    Then θ_t weighs (t/n)^(γ + 1) - ((t - 1)/n)^(γ + 1) after n updates: the integral of the profile
-    of ``core.power_ema``, which tells γ from the width.  The first update is a copy.
+    The weight of θ_t after n updates is (t/n)^(γ + 1) - ((t - 1)/n)^(γ + 1): the integral of the
+    profile of ``core.power_ema``, which gives γ for a width.  The first update is a copy.
 
     Args:
         sigma_rel: width, or several that are tracked at once: the state is {width: average}, and
-            ``params`` gives the first.  Two stored now and then span any other (``power_ema``).
+            ``params`` gives the first.  Snapshots of two span any other (``power_ema``).
     """
     try:
         widths = [float(w) for w in np.atleast_1d(sigma_rel)]

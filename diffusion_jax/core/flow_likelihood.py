@@ -6,7 +6,7 @@ every path is dz/du = v = eps - x0, finite at both ends, and along it (Chen et a
     log p_a(z_a) = log p_b(z_b) + ∫_a^b tr(∂v/∂z) du,     a clean, b noisy.                   (1)
 
 At the noisy end p is the sampler's prior, x ~ N(0, alpha² + sigma²).  At the clean end the data x0
-is taken for y = x/alpha, so z_a = x0·alpha/(alpha + sigma), and the change of units adds
+is taken as y = x/alpha, so z_a = x0·alpha/(alpha + sigma), and the change of units adds
 D·log(alpha/(alpha + sigma)): the result is the density of x0 + s·eps at x0, with s = sigma/alpha of
 the cleanest level (5e-4 for λ = 15), which differs from that of x0 by O(s²).
 
@@ -41,7 +41,7 @@ class FlowLikelihood(NamedTuple):
     Attributes:
         total: [b], their sum.
         prior: [b], of x at the noisy end.
-        volume: [b], minus the log of how much the flow expands space on the way there.
+        volume: [b], minus the log of the flow's expansion of volume on the way there.
     """
 
     total: Float[Array, "b"]
@@ -50,7 +50,7 @@ class FlowLikelihood(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """How tr(∂v/∂z) is found.
+    """How tr(∂v/∂z) is computed.
 
     Attributes:
         draw: (key, x) -> probes, fixed for a trajectory.
@@ -65,7 +65,7 @@ def exact(chunk: int = 64) -> Trace:
     """One directional derivative for each of D dimensions.
 
     Args:
-        chunk: derivatives at a time: time against memory.
+        chunk: number of derivatives at a time: more need more memory.
 
     Raises:
         ValueError: when applied to more than ``LARGEST_EXACT`` dimensions.
@@ -100,7 +100,7 @@ def hutchinson(n: int = 1, law: str = "rademacher") -> Trace:
 
     Args:
         n: probes for each example, >= 1.
-        law: of a probe's entries: "rademacher" (±1, of less variance) or "gaussian".
+        law: distribution of a probe's entries: "rademacher" (±1, less variance) or "gaussian".
 
     Raises:
         ValueError: if n < 1 or the law is unknown.
@@ -130,10 +130,10 @@ def flow_likelihood(
     """By one Runge-Kutta step from each level of a grid to the next.
 
     Args:
-        key: draws the probes.
-        denoise: the model with its condition.
+        key: for the probes.
+        denoise: the conditioned model.
         x0: a point of continuous (or dequantised) data.
-        process: gives the levels of stages inside of a step.
+        process: gives the levels of stages within a step.
         levels: [n], noisiest first, n - 1 steps; traced.
         method: "heun" (order 2) or "rk4" (order 4).
         trace: ``exact()``, or None for ``hutchinson()``.
@@ -181,7 +181,7 @@ def adaptive_flow_likelihood(
         levels: [n >= 2]; the first and the last say where the flow ends and starts.
         method: "tsit5", "dopri5" or "heun".
         rtol, atol: relative and absolute tolerance of a step's error, > 0.
-        max_steps: most steps; more is an error at run time.
+        max_steps: largest number of steps; more is an error at run time.
 
     Raises:
         ValueError: for an unknown method, or a tolerance that is not positive.

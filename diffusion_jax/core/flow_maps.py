@@ -1,13 +1,13 @@
-"""Flow maps: where the probability flow takes x from one level to another, in one call.
+"""Flow maps: the probability flow from one level to another in one network evaluation.
 
 In y = x/alpha, s = sigma/alpha the flow of every path is dy/ds = eps.  Between the levels ``now``
 and ``end`` of one trajectory, the mean of eps and the x0 that goes with it,
 
     eps = (y_now - y_end) / (s_now - s_end),        x0 = y_now - s_now·eps,                  (1)
 
-are a ``Prediction``, and one DDIM step with it, ``steps.follow``, is the whole way exactly:
-x_end = alpha_end·x0 + sigma_end·eps.  A network that is told both levels learns (1) as it learns
-anything else, by a target row: MeanFlow's average velocity is its F on the rectified path, CTM's g
+are a ``Prediction``, and one DDIM step with it, ``steps.follow``, is exact over the whole distance:
+x_end = alpha_end·x0 + sigma_end·eps.  A network that is conditioned on both levels learns (1) with
+any prediction target: MeanFlow's average velocity is its F on the rectified path, CTM's g
 its x0, a shortcut its mean over d, and as end -> now it is the denoiser.  A consistency function
 is (1) for the clean end, where x0 = x_end.
 """
@@ -36,20 +36,20 @@ from diffusion_jax.core.types import (
 )
 
 END = "end"
-"""The key of cond by which a network of two times is told where to go, as ``time_in(end)``."""
+"""The key of cond with a two-time network's destination, as ``time_in(end)``."""
 
 
 def transfer(prediction: Prediction, end: NoiseLevel) -> Float[Array, "b ..."]:
-    """x at ``end``: the DDIM step, which of a Jump's Prediction is the flow map."""
+    """x at ``end``: the DDIM step, which is the flow map for a Jump's Prediction."""
     return follow(prediction, end)
 
 
 def secant(
     x: Float[Array, "b ..."], x_end: Float[Array, "b ..."], now: NoiseLevel, end: NoiseLevel
 ) -> Prediction:
-    """Equation (1): the Prediction at (x, now) whose way leads to x_end at ``end``.
+    """Equation (1): the Prediction at (x, now) whose DDIM step leads to x_end at ``end``.
 
-    Written so that neither level need have alpha or sigma above 0.  Its x0 is the target of
+    In a form where alpha and sigma of either level may be 0.  Its x0 is the target of
     progressive distillation (Salimans & Ho 2022, algorithm 2).
 
     Args:
@@ -76,8 +76,10 @@ def jumper(model: Model, params: Params, key: Array | None = None) -> Jumper:
     """
 
     def jump(x: Array, now: NoiseLevel, end: NoiseLevel, cond: Cond) -> Prediction:
-        told = {**cond, END: jnp.broadcast_to(model.time_in(end), x.shape[:1])}
-        return predict(model.target, network_output(model, params, x, now, told, key), x, now)
+        cond_and_end = {**cond, END: jnp.broadcast_to(model.time_in(end), x.shape[:1])}
+        return predict(
+            model.target, network_output(model, params, x, now, cond_and_end, key), x, now
+        )
 
     return jump
 
@@ -92,10 +94,10 @@ def condition(jumper: Jumper, cond: Cond) -> Jump:
 
 
 def to_clean(denoise: Denoise) -> Jump:
-    """A function of one time as a Jump that does not look at ``end``.
+    """A function of one time as a Jump that ignores ``end``.
 
-    Of a consistency function it is right for the clean end, so for ``jump(gamma=1)``; of a denoiser
-    for ends close to ``now``, where ``jump(gamma=0)`` is DDIM.
+    It is correct for a consistency function at the clean end, so with ``jump(gamma=1)``, and for a
+    denoiser at ends close to ``now``, where ``jump(gamma=0)`` is DDIM.
     """
 
     def jump(x: Array, now: NoiseLevel, end: NoiseLevel | None = None) -> Prediction:
@@ -112,7 +114,7 @@ Boundary = Callable[[NoiseLevel], tuple[Array, Array]]
 def bounded(denoiser: Denoiser, boundary: Boundary) -> Denoiser:
     """A denoiser whose x0 is x itself at the cleanest level: a consistency function.
 
-    At sigma = 0 it is x whatever the boundary.  Elsewhere x = alpha·x0 + sigma·eps stays.
+    At sigma = 0 it is x for any boundary.  x = alpha·x0 + sigma·eps holds elsewhere.
     """
 
     def f(x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
@@ -129,7 +131,7 @@ def bounded(denoiser: Denoiser, boundary: Boundary) -> Denoiser:
 
 
 def free() -> Boundary:
-    """(0, 1): none but at sigma = 0, which targets such as v, flow and EDM's meet by themselves."""
+    """(0, 1): only at sigma = 0, which targets such as v, flow and EDM's satisfy by themselves."""
     return lambda level: (jnp.zeros_like(level.alpha), jnp.ones_like(level.alpha))
 
 
@@ -141,7 +143,7 @@ def consistency_models(s_min: float = 0.002, sigma_data: float = 0.5) -> Boundar
 
     Args:
         s_min: the level of the boundary, whose x counts as data.
-        sigma_data: of EDM's target.
+        sigma_data: that of EDM's target.
     """
 
     def row(level: NoiseLevel) -> tuple[Array, Array]:
@@ -157,17 +159,17 @@ def consistency_models(s_min: float = 0.002, sigma_data: float = 0.5) -> Boundar
 def latent_consistency(scale: float = 10.0, sigma_data: float = 0.5, steps: int = 1000) -> Boundary:
     """c_skip = sd²/(u² + sd²), c_out = u/sqrt(u² + sd²), u = scale·(index of the table's level).
 
-    Luo et al. 2023, "Latent Consistency Models", section 4.1 and their code: of x, as it is, and of
-    the teacher's own x0.  u is above 0 but at the first level of the table, where f = x.
+    Luo et al. 2023, "Latent Consistency Models", section 4.1 and their code: applied to unscaled x
+    and the teacher's x0.  u is above 0 except at the first level of the table, where f = x.
 
     Args:
         scale: timestep scaling.
         sigma_data: the paper's 0.5.
-        steps: T of the table; the index is t·T - 1, 0 at least.
+        steps: T of the table; the index is t·T - 1, at least 0.
     """
 
     def row(level: NoiseLevel) -> tuple[Array, Array]:
-        # Half a rounding of t·T would be 10·1e-4 of an index: no matter beside 0.5.
+        # Half a rounding of t·T is 10·1e-4 of an index: negligible beside 0.5.
         u = scale * jnp.maximum(level.t * steps - 1, 0.0)
         return level.alpha * sigma_data**2 / (u**2 + sigma_data**2), u / jnp.hypot(u, sigma_data)
 

@@ -5,7 +5,7 @@ With x_T, ..., x_1 ~ q(· | x0), drawn backwards by x_s ~ q(x_s | x_t, x0), the 
     w = p(x_T)·Π p(x_s | x_t)·p(x0 | x_1) / (q(x_T | x0)·Π q(x_s | x_t, x0))                  (1)
 
 has mean p(x0), and k draws of it give -log p(x0) <= E[-log (1/k)·Σ_i w_i] (Burda et al. 2016, eq.
-8), which falls with k towards -log p(x0), the model's own under these levels.  For k = 1 it is the
+8), which falls with k towards -log p(x0), that of the model at these levels.  For k = 1 it is the
 discrete bound of ``likelihood`` with each KL replaced by one draw of its log-ratio.
 """
 
@@ -32,7 +32,7 @@ class ImportanceBound(NamedTuple):
     Attributes:
         total: [b], the sum of the others.
         single: [b], the mean of -log2 w_i/D: the bound of one draw.
-        gain: [b] <= 0, what k draws together are better.
+        gain: [b] <= 0, improvement by k draws together.
     """
 
     total: Float[Array, "b"]
@@ -49,11 +49,11 @@ def importance_weighted_bound(
     variance: LogVariance = fixed_small,
     decoder: Decoder = discretised_log_likelihood,
 ) -> ImportanceBound:
-    """By k·T network calls.
+    """The bound from k·T network evaluations.
 
     Args:
-        key: draws the noise.
-        denoise: the model with its condition.
+        key: for the noise.
+        denoise: the conditioned model.
         x0: data; 8-bit data in [-1, 1] for the discretised decoder.
         levels: [T], noisiest first, sigma > 0.
         k: draws for each example, >= 1.
@@ -76,10 +76,10 @@ def importance_weighted_bound(
 
 def _log_weight(key, denoise, x0, levels, variance, decoder) -> Array:
     """log of (1), nats, [b]."""
-    of_first, of_steps = jax.random.split(key)
+    first_key, steps_key = jax.random.split(key)
     now, nxt, last = pairs(levels)
     draw = lambda key: jax.random.normal(key, x0.shape, x0.dtype)
-    eps = draw(of_first)
+    eps = draw(first_key)
     first = jax.tree.map(lambda leaf: leaf[0], levels)
     x = corrupt(x0, eps, first)
     start = _log_ratio(x, eps, jnp.log(first.alpha**2 + first.sigma**2), 2 * jnp.log(first.sigma))
@@ -95,7 +95,7 @@ def _log_weight(key, denoise, x0, levels, variance, decoder) -> Array:
         step = _log_ratio(moved - mean_p, eps, log_var, jnp.log(var))
         return (moved.astype(x.dtype), total + step), None
 
-    inputs = (jax.random.split(of_steps, now.t.shape[0]), now, nxt)
+    inputs = (jax.random.split(steps_key, now.t.shape[0]), now, nxt)
     (x, total), _ = jax.lax.scan(body, (x, start), inputs)
     total = total - decoder_term(x0, denoise(x, last), last, variance, decoder)
     return total * math.prod(x0.shape[1:])

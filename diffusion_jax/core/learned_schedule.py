@@ -14,9 +14,9 @@ groups:
 
 The variance of L(t, eps), one draw of the diffusion term, is E[L²] - E[L]², and E[L] does not
 depend on the interior η; so its gradient is that of E[L²], E[2·L·dL/dη].  For each example dL/dη =
-dL/dλ·dλ/dη + dL/dλ'·dλ'/dη, and the row (dL/dλ, dL/dλ') falls out of the one backward pass that
+dL/dλ·dλ/dη + dL/dλ'·dλ'/dη, and the row (dL/dλ, dL/dλ') is a by-product of the backward pass that
 trains the network.  ``with_variance_gradient`` multiplies this row by L on its way to the interior,
-and leaves it as it is on its way to the ends: no second pass.
+and does not change it on its way to the ends: no second pass is needed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _BISECTIONS = 50  # halves of [0, 1]: beyond the digits of either precision
 
 
 class LearnedSchedule(NamedTuple):
-    """A schedule before its parameters.
+    """A schedule with parameters.
 
     Attributes:
         init: () -> params, {"ends": {...}, "interior": {...}}.
@@ -72,7 +72,7 @@ def learned(low: float = -10.0, high: float = 10.0, width: int = 32) -> LearnedS
             "log_steepness": jnp.full((width,), number(math.log(_STEEPNESS))),
             "centre": (jnp.arange(width) + number(0.5)) / width,
         }
-        # By its logarithm the span stays positive: the ends never cross.
+        # The logarithm keeps the span positive: the ends never cross.
         ends = {"low": number(low), "log_span": number(math.log(high - low))}
         return {"ends": ends, "interior": interior}
 

@@ -7,9 +7,9 @@ For levels T, ..., 1 of a grid and x_t ~ q(x_t | x0) (Ho et al. 2020, eq. 5; Soh
                   - log p(x0 | x_1),                                                           (1)
 
 the prior, one KL for each step t -> s of the grid, and the decoder.  Any grid gives a valid bound;
-the one of the sampler, all T levels, gives the model's own.
+that of the sampler, with all T levels, gives the model's.
 
-Nats become bits per dimension by 1/(D log 2).  Of 8-bit data with the discretised decoder they are
+Nats become bits per dimension by 1/(D log 2).  For 8-bit data with the discretised decoder they are
 bits of lossless code per channel of a pixel.  With a density as decoder they are -log2 p(x0)/D in
 the units of x0, and may be negative.
 """
@@ -46,7 +46,7 @@ class Bound(NamedTuple):
 
     Attributes:
         total: [b].
-        prior: [b], what x_T still tells of x0.
+        prior: [b], information of x_T about x0.
         steps: [T - 1, b], the KL of each step of the grid, noisiest first (of ``estimate_bound``:
             [n, b], drawn terms, each over the chance of its draw).
         decoder: [b].
@@ -66,27 +66,27 @@ def variational_bound(
     variance: LogVariance = fixed_small,
     decoder: Decoder = discretised_log_likelihood,
 ) -> Bound:
-    """All terms of (1), with one draw of x_t and one network call for each of the T levels.
+    """All terms of (1), with one draw of x_t and one network evaluation for each of T levels.
 
     Args:
-        key: draws the noise.
-        denoise: the model with its condition.
+        key: for the noise.
+        denoise: the conditioned model.
         x0: data; 8-bit data in [-1, 1] for the discretised decoder.
         levels: [T], noisiest first, sigma > 0, such as ``grids.trailing(process, T)``.
         variance: log variance of p(x_s | x_t), as the sampler's: ``solvers.ancestral.VARIANCES``.
         decoder: the last step's log-likelihood: ``discretised_log_likelihood`` or
             ``gaussian_log_likelihood``.
     """
-    of_steps, of_decoder = jax.random.split(key)
+    steps_key, decoder_key = jax.random.split(key)
     now, nxt, last = pairs(levels)
-    keys = jax.random.split(of_steps, now.t.shape[0])
+    keys = jax.random.split(steps_key, now.t.shape[0])
 
     def body(_, inputs):
         key, now, nxt = inputs
         return None, _step_kl(key, now, nxt, denoise, x0, variance)
 
     _, steps = jax.lax.scan(body, None, (keys, now, nxt))
-    final = _decoder_term(of_decoder, last, denoise, x0, variance, decoder)
+    final = _decoder_term(decoder_key, last, denoise, x0, variance, decoder)
     return _bound(prior_kl(x0, levels), steps, final)
 
 
@@ -99,10 +99,10 @@ def estimate_bound(
     variance: LogVariance = fixed_small,
     decoder: Decoder = discretised_log_likelihood,
 ) -> Bound:
-    """An unbiased estimate of ``variational_bound`` by n + 1 network calls in place of T.
+    """An unbiased estimate of ``variational_bound`` by n + 1 network evaluations in place of T.
 
-    Each example takes n distinct steps, those that are likely to cost most with the largest chance
-    (``step_draws.chances``); prior and decoder are never drawn, but always counted.  Examples draw
+    Each example takes n distinct steps, with probabilities by their likely size
+    (``step_draws.chances``); prior and decoder are always included.  Examples draw
     independently, so ``standard_error(total)`` covers the draw too.
 
     Args:
@@ -117,17 +117,17 @@ def estimate_bound(
         raise ValueError(f"n = {n} terms of {count} steps: the estimate needs at least 1 of each")
     if n >= count:
         return variational_bound(key, denoise, x0, levels, variance, decoder)
-    of_index, of_steps, of_decoder = jax.random.split(key, 3)
+    index_key, steps_key, decoder_key = jax.random.split(key, 3)
     chances = step_draws.chances(now, nxt, n)
-    index = step_draws.systematic(jax.random.uniform(of_index, x0.shape[:1]), chances, n)
+    index = step_draws.systematic(jax.random.uniform(index_key, x0.shape[:1]), chances, n)
 
     def body(_, inputs):
         key, i = inputs
         now_i, nxt_i = (jax.tree.map(lambda leaf: leaf[i], level) for level in (now, nxt))
         return None, _step_kl(key, now_i, nxt_i, denoise, x0, variance) / chances[i]
 
-    _, steps = jax.lax.scan(body, None, (jax.random.split(of_steps, n), index))
-    final = _decoder_term(of_decoder, last, denoise, x0, variance, decoder)
+    _, steps = jax.lax.scan(body, None, (jax.random.split(steps_key, n), index))
+    final = _decoder_term(decoder_key, last, denoise, x0, variance, decoder)
     return _bound(prior_kl(x0, levels), steps, final)
 
 
@@ -148,7 +148,7 @@ def gaussian_log_likelihood(x0: Array, mean: Array, log_var: Array) -> Array:
 
 
 def standard_error(values: Float[Array, "b"]) -> Float[Array, ""]:
-    """Of the mean of b independent values: sample standard deviation / sqrt(b); NaN if b is 1."""
+    """Standard error of the mean of b independent values: sample std / sqrt(b); NaN if b is 1."""
     return jnp.std(values, ddof=1) / math.sqrt(len(values))
 
 

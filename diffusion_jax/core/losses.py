@@ -4,7 +4,7 @@ The training loss of diffusion is clean regression: no adversary, no reconstruct
 
     draw x0, t, eps;  x = alpha·x0 + sigma·eps;  L = w(level)·‖net(x) - F‖²,  F = p·x0 + q·eps
 
-The variational terms at the end of the file are what a learned variance is trained with.
+The variational terms at the end of the file train a learned variance.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def regression(
 
     Args:
         target: what the network predicts.
-        out: its output, [b, ..., c or more]; channels beyond those of x0 are not looked at.
+        out: its output, [b, ..., c or more]; channels beyond those of x0 are ignored.
         x0: clean data.
         eps: the noise that was added.
         level: [b].
@@ -58,8 +58,8 @@ def squared() -> Distance:
 def absolute() -> Distance:
     """The mean absolute difference, ℓ1 of Song et al. 2023, section 6.1.
 
-    Its pull does not fade with the error, so faint grains on an even ground go too; and its minimum
-    is a median, which errors to one side alone, as of a target clipped to a range, do not move.
+    Its gradient does not fade with the error, so faint grain on a uniform background is removed
+    too; and its minimum is a median, which one-sided errors, as of a clipped target, do not move.
     """
     return lambda a, b: mean_per_example(jnp.abs(a - b))
 
@@ -67,8 +67,8 @@ def absolute() -> Distance:
 def pseudo_huber(c: float | None = None) -> Distance:
     """sqrt(‖a - b‖² + c²) - c (Song & Dhariwal 2024, section 3.3).
 
-    Written as ‖a - b‖²/(sqrt(‖a - b‖² + c²) + c), which keeps its digits near 0; c = 0 is the
-    plain norm, with gradient 0 where a = b.
+    Written as ‖a - b‖²/(sqrt(‖a - b‖² + c²) + c), which is precise near 0; c = 0 is the plain
+    norm, with gradient 0 where a = b.
 
     Args:
         c: where it turns from a square into a norm; None for 0.00054·sqrt(number of dimensions).
@@ -76,9 +76,9 @@ def pseudo_huber(c: float | None = None) -> Distance:
 
     def distance(a: Array, b: Array) -> Array:
         square = jnp.sum((a - b) ** 2, axis=tuple(range(1, a.ndim)))
-        own = 0.00054 * math.sqrt(math.prod(a.shape[1:])) if c is None else c
-        total = square + own**2
-        return square / (jnp.sqrt(jnp.where(total > 0, total, 1.0)) + own)
+        constant = 0.00054 * math.sqrt(math.prod(a.shape[1:])) if c is None else c
+        total = square + constant**2
+        return square / (jnp.sqrt(jnp.where(total > 0, total, 1.0)) + constant)
 
     return distance
 
@@ -86,8 +86,8 @@ def pseudo_huber(c: float | None = None) -> Distance:
 def adaptive(power: float = 1.0, c: float = 0.01) -> Distance:
     """‖a - b‖²/stopgrad(‖a - b‖² + c)^p (Geng et al. 2024 and 2025, equation 22).
 
-    The gradient of a squared norm, of a size that hardly depends on that norm for p = 1, and of a
-    norm for p = 1/2.
+    For p = 1 the gradient has a squared norm's direction and a size that hardly depends on the
+    norm; for p = 1/2 it is that of a norm.
 
     Args:
         power: p; 0 is the plain square, summed.
@@ -119,7 +119,7 @@ def discretised_log_likelihood(x: Array, mean: Array, log_var: Array, bins: int 
     half = 1 / (bins - 1)
     scale = jnp.exp(-0.5 * log_var)
     lower, upper = (x - mean - half) * scale, (x - mean + half) * scale
-    # Mirror into the left tail, where the difference of log cdfs keeps its digits.
+    # Mirror into the left tail, where the difference of log cdfs is precise.
     flip = lower + upper > 0
     low, high = jnp.where(flip, -upper, lower), jnp.where(flip, -lower, upper)
     log_low, log_high = jax.scipy.stats.norm.logcdf(low), jax.scipy.stats.norm.logcdf(high)
@@ -142,8 +142,9 @@ def kl_term(
     Args:
         x0: clean data.
         x: x_t.
-        prediction: the model's at (x, now).
-        now, nxt: levels of t and s, [b] or []; finite, and of no meaning, where nxt is clean.
+        prediction: the model's prediction at (x, now).
+        now, nxt: levels of t and s, [b] or []; where nxt is clean the result is finite but
+            meaningless.
         variance: log variance of p, one of ``solvers.ancestral.VARIANCES``.
     """
     mean_p, _ = posterior(x, prediction.x0, now, nxt)
@@ -164,7 +165,7 @@ def decoder_term(
 
     Args:
         x0: clean data in [-1, 1].
-        prediction: the model's at level ``now``; its x0 is the mean.
+        prediction: the model's prediction at level ``now``; its x0 is the mean.
         now: level of t, [b] or [].
         variance: log variance of p, one of ``solvers.ancestral.VARIANCES``.
         decoder: (x0, mean, log variance) -> log-likelihood per element, nats.

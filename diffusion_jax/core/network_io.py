@@ -1,7 +1,7 @@
-"""What a network is shown of the noise level: the factor on its input, and its time input.
+"""A network's inputs from the noise level: the factor on x, and the time input.
 
-Both are functions of a NoiseLevel, made by the factories in the two tables at the end, so that what
-a checkpoint expects is data beside it and no network knows a schedule.
+Both are functions of a NoiseLevel, from the factories in the two tables at the end, so that a
+checkpoint's convention is data beside it and no network depends on a schedule.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def edm_noise() -> LevelFunction:
 
 
 def unit() -> LevelFunction:
-    """1: the network sees x as it is."""
+    """1: the network gets x unscaled."""
     return lambda level: jnp.ones_like(_float32(level.sigma))
 
 

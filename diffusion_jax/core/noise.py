@@ -1,9 +1,9 @@
-"""Where a stochastic solver's fresh noise comes from.
+"""Noise sources of stochastic solvers.
 
 A ``Noise`` is (key, x, now, nxt) -> standard normal array of x's shape, for the step between two
-levels.  ``white`` draws it anew at every step.  ``brownian`` reads it off one Brownian motion, so
-that a grid of more steps refines the same random path: samples at 20 and at 200 steps are the same
-picture, and the error of an SDE solver can be seen path by path.
+levels.  ``white`` draws it anew at every step.  ``brownian`` takes increments of one Brownian
+motion, so that a grid of more steps refines the same random path: samples with 20 and 200 steps are
+the same picture, and the error of an SDE solver can be measured path by path.
 
 Its clock is τ = exp(λ), the signal-to-noise ratio.  The exact reverse SDE (eta = 1) adds
 
@@ -55,15 +55,15 @@ class _Interval(NamedTuple):
 
 
 def brownian(key: Key[Array, ""], low: float = -18.0, high: float = 18.0, depth: int = 14) -> Noise:
-    """Increments of one Brownian motion, the same whatever grid reads them.
+    """Increments of one Brownian motion, the same for every grid.
 
-    The motion is known at any λ by descending a binary tree of Brownian bridges, which stores
-    nothing; it costs 2·depth arrays of noise a step.  Halves are equal in λ, bridges are in τ.
+    The motion is computed at any λ by descending a binary tree of Brownian bridges, without
+    storage; it costs 2·depth arrays of noise per step.  Halves are equal in λ, bridges are in τ.
 
     Args:
-        key: draws the motion; the step's own key is not used.
+        key: for the motion; the step's own key is not used.
         low, high: range of λ, beyond which it is cut off.
-        depth: of the tree: steps shorter than (high - low)/2^depth in λ are not resolved.
+        depth: depth of the tree: steps shorter than (high - low)/2^depth in λ are not resolved.
 
     Returns:
         A Noise for levels of shape [].

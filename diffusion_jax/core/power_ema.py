@@ -1,6 +1,6 @@
 """Power-function averages, and the average of any width after the fact (EDM2: Karras et al. 2024).
 
-An average of the parameters θ over training time t > 0 weighs time by a profile
+An average of the parameters θ over training time t > 0 weights time by a profile
 
     p_{t,γ}(τ) = (γ + 1)·τ^γ / t^(γ+1)    for 0 < τ <= t, else 0                             (1)
 
@@ -9,8 +9,8 @@ An average of the parameters θ over training time t > 0 weighs time by a profil
     σ_rel = (γ + 1)^(1/2) · (γ + 2)^(-1) · (γ + 3)^(-1/2)                                    (2)
 
 (its eq. 123): σ_rel = 0.1 averages over about a tenth of the training, however long it has been.
-``ema.power`` tracks such averages.  A few of them, stored now and then, span about any other: the
-profile wanted is projected on the stored ones, and the same weights combine their averages.  All
+``ema.power`` tracks such averages.  Snapshots of a few approximate any other: the
+wanted profile is projected on the stored ones, and the same weights combine their averages.  All
 here is float64 numpy on the host.
 """
 
@@ -21,12 +21,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Of γ = 0, the plain mean, which is the widest that is read here.
+# The width of γ = 0, the plain mean, the largest supported.
 WIDEST = 12**-0.5
 
 
 class Profile(NamedTuple):
-    """Whose weights (1) are.
+    """A profile (1).
 
     Attributes:
         step: t, optimiser steps done, >= 1.
@@ -38,7 +38,7 @@ class Profile(NamedTuple):
 
 
 class Combination(NamedTuple):
-    """How to make one average from stored ones.
+    """An average as a combination of stored ones.
 
     Attributes:
         weights: float64 [n], of sum 1; some are negative.
@@ -84,10 +84,10 @@ def inner_products(a: Sequence[Profile], b: Sequence[Profile]) -> np.ndarray:
 
 
 def combine(stored: Sequence[Profile], wanted: Profile) -> Combination:
-    """The combination of stored profiles that is nearest, in L2, to the one wanted.
+    """The combination of stored profiles nearest, in L2, to the wanted one.
 
     Least squares A·x = b with A the inner products of the stored ones, and b those with the one
-    wanted (its algorithm 3), under the constraint Σx = 1, so that parameters that stand still are
+    wanted (its algorithm 3), under the constraint Σx = 1, so that constant parameters are
     reproduced exactly.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Diffusion processes: how much noise at which time, and the exact Gaussian laws that follow.
+"""Diffusion processes: the noise level at each time, and the exact Gaussian transitions.
 
 A process composes two independent choices:
 
@@ -34,7 +34,7 @@ Path = Callable[[Array], tuple[Array, Array]]
 
 
 class Schedule(NamedTuple):
-    """Which levels time passes through.
+    """A noise schedule.
 
     Attributes:
         log_snr: t in [0, 1] -> λ, decreasing.
@@ -65,7 +65,7 @@ class Process(NamedTuple):
         return self._level(self.schedule.inverse(log_snr), log_snr)
 
     def quantise(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        """The nearest time, not earlier, that the schedule has a level for (t if continuous)."""
+        """The next time, not earlier, at which the schedule has a level (t if continuous)."""
         steps = self.schedule.steps
         return t if steps is None else jnp.clip(jnp.ceil(t * steps), 1, steps) / steps
 
@@ -132,8 +132,8 @@ class Transition(NamedTuple):
     Attributes:
         of_x: factor of x_t in the mean of q(x_s | x_t, x0).
         of_x0: factor of x0 in that mean.
-        variance: of q(x_s | x_t, x0): "fixed small", β̃_t on a DDPM table.
-        forward_variance: of q(x_t | x_s): "fixed large", β_t on a DDPM table.
+        variance: that of q(x_s | x_t, x0): "fixed small", β̃_t on a DDPM table.
+        forward_variance: that of q(x_t | x_s): "fixed large", β_t on a DDPM table.
     """
 
     of_x: Array

@@ -14,7 +14,7 @@ from diffusion_jax.core.types import NoiseLevel
 
 
 class Proposal(NamedTuple):
-    """How training draws its levels.
+    """A distribution of training's noise levels.
 
     Attributes:
         init: () -> state.
@@ -48,7 +48,7 @@ def uniform() -> Proposal:
 
 
 def stratified() -> Proposal:
-    """One t in each of n equal parts of (0, 1): the same law, less variance over a batch."""
+    """One t in each of n equal parts of (0, 1): the same distribution, with less variance."""
     return _of_times(lambda key, n: (jnp.arange(n) + _uniform(key, n)) / n)
 
 
@@ -65,7 +65,7 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> Proposal:
 def u_shaped(a: float = 4.0) -> Proposal:
     """p(t) ~ e^(a·t) + e^(a·(1 - t)), near both ends of time (Lee et al. 2024, section 4).
 
-    Of reflow's pairs the middle of the way is learned at once, the ends are not.
+    For reflow's pairs the middle is learned quickly, the ends are not.
 
     Raises:
         ValueError: if a is not above 0.
@@ -74,9 +74,9 @@ def u_shaped(a: float = 4.0) -> Proposal:
         raise ValueError(f"u_shaped(a={a}) must be above 0; uniform() is its limit at 0")
 
     def times(key: Array, n: int) -> Array:
-        of_t, of_end = jax.random.split(key)
-        t = jnp.log1p(_uniform(of_t, n) * jnp.expm1(a)) / a
-        return jnp.clip(jnp.where(jax.random.bernoulli(of_end, 0.5, (n,)), t, 1 - t), 1e-6)
+        t_key, end_key = jax.random.split(key)
+        t = jnp.log1p(_uniform(t_key, n) * jnp.expm1(a)) / a
+        return jnp.clip(jnp.where(jax.random.bernoulli(end_key, 0.5, (n,)), t, 1 - t), 1e-6)
 
     return _of_times(times)
 
@@ -117,9 +117,9 @@ def loss_aware(bins: int = 100, decay: float = 0.9, warm_up: int = 10) -> Propos
         return jnp.where(jnp.min(state.count) >= warm_up, p, 1 / bins)
 
     def draw(key, n, process, state):
-        of_bin, within = jax.random.split(key)
+        bin_key, within = jax.random.split(key)
         p = density(state)
-        index = jax.random.categorical(of_bin, jnp.log(p), shape=(n,))
+        index = jax.random.categorical(bin_key, jnp.log(p), shape=(n,))
         t = process.quantise((index + _uniform(within, n)) / bins)
         return process.at(t), 1 / (bins * p[index])
 

@@ -1,7 +1,7 @@
 """Schedules: which levels λ = log-SNR a process passes through as t goes from 0 to 1.
 
-Each factory returns a ``Schedule(log_snr, inverse, steps)``; its docstring gives λ(t).  None knows
-a path: ``cosine`` on the rectified path is as good a process as on the variance preserving one.
+Each factory returns a ``Schedule(log_snr, inverse, steps)``; its docstring gives λ(t).  None
+depends on a path: ``cosine`` works on the rectified path as well as on the variance preserving one.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from diffusion_jax.core.process import Process, Schedule
 def discrete(betas: Sequence[float] | np.ndarray) -> Schedule:
     """Any table β_1..β_T: ᾱ_t = Π(1 - β_i), λ = log(ᾱ/(1 - ᾱ)) (Ho et al. 2020).
 
-    Step i of T lies at t = i/T; λ is linear between, and constant below t = 1/T.
+    Step i of T is at t = i/T; λ is linear between, and constant below t = 1/T.
 
     Args:
         betas: [T] with 0 < β < 1; a last β of exactly 1 means zero terminal SNR.
 
     Raises:
-        ValueError: if a beta lies outside of that range.
+        ValueError: if a beta is outside of that range.
     """
     table = np.asarray(betas, np.float64)
     if table.ndim != 1 or len(table) < 1:
@@ -58,7 +58,7 @@ def _from_table(log_snr: np.ndarray) -> Schedule:
     def at(t):
         position = t * steps - 1
         u = jnp.clip(position, 0, steps - 1)
-        # t = i/T in float32 may land a rounding away from the integer i.
+        # t = i/T in float32 may differ from the integer i by rounding.
         near = jnp.round(u)
         u = jnp.where(jnp.abs(u - near) < 1e-3, near, u)
         low = jnp.floor(u).astype(jnp.int32)
@@ -68,7 +68,7 @@ def _from_table(log_snr: np.ndarray) -> Schedule:
         value = jnp.where(
             w > 0, (1 - w) * lam[low] + jnp.where(w > 0, w, 1.0) * lam[high], lam[low]
         )
-        # At an entry the value's own derivative is lost in the rounding: give it the slope.
+        # At an entry rounding loses the derivative: use the slope.
         rise = slope[jnp.ceil(u).astype(jnp.int32)] * (position - jax.lax.stop_gradient(position))
         return jax.lax.stop_gradient(value) + rise
 
@@ -226,7 +226,7 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     """Shift and scale alpha (variance preserving): 0 at t = 1, unchanged at the start.
 
     Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps Are Flawed", algorithm 1.
-    λ is -inf at t = 1, so an eps-prediction there says nothing of x0: train v, x0 or flow.
+    λ is -inf at t = 1, so an eps-prediction does not determine x0 there: train v, x0 or flow.
     """
     start = 1 / schedule.steps if schedule.steps else 0.0
     lam0, lam1 = (schedule.log_snr(jnp.asarray(t, jnp.result_type(float))) for t in (start, 1.0))
@@ -250,10 +250,10 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 
 
 def elbo_rate(process: Process, t: jax.Array) -> jax.Array:
-    """-dλ/dt at time t, by one jvp: what turns a loss in t into the likelihood bound.
+    """-dλ/dt at time t, by one jvp, which turns a loss in t into the likelihood bound.
 
-    At an end of time where λ is infinite its rate is that of a moment (or a table's step) inside,
-    so that the weight of a loss stays finite.
+    At an end of time where λ is infinite the rate is taken slightly (or a table's step) inside, so
+    that the weight of a loss stays finite.
     """
     rate = lambda t: -jax.jvp(process.schedule.log_snr, (t,), (jnp.ones_like(t),))[1]
     margin = 1 / process.schedule.steps if process.schedule.steps else 1e-4

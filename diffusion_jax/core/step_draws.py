@@ -1,4 +1,4 @@
-"""Which steps of a grid an estimate of a sum over them takes, and with what chance.
+"""Sampling of a grid's steps for estimates of a sum over them, and its probabilities.
 
 Terms of the discrete bound differ by orders of magnitude: on a cosine schedule of 1000 levels the
 last three steps of 999 hold half of a digit's bits, so n steps drawn uniformly mostly miss them and
@@ -27,7 +27,7 @@ def stratified(key: Key[Array, ""], n: int, b: int, count: int) -> Int[Array, "n
 
 
 def chances(now: NoiseLevel, nxt: NoiseLevel, n: int) -> Float[Array, "count"]:
-    """π: how likely each step t -> s is among the n distinct ones that ``systematic`` takes.
+    """π: the probability of each step t -> s to be among the n distinct ones of ``systematic``.
 
     π = min(1, c·q) with Σ π = n, and q, of the levels alone, a sum of three shares:
 
@@ -56,7 +56,7 @@ def chances(now: NoiseLevel, nxt: NoiseLevel, n: int) -> Float[Array, "count"]:
 
 
 def systematic(u: Float[Array, "b"], chances: Float[Array, "count"], n: int) -> Int[Array, "n b"]:
-    """For each of b offsets n distinct indices, i with chance π_i over u ~ U(0, 1).
+    """For each of b offsets n distinct indices, i with probability π_i over u ~ U(0, 1).
 
     The indices at which the running sum of π passes u, 1 + u, ..., n - 1 + u (Madow 1949, "On the
     theory of systematic sampling, II"): rising, spread over the grid, and each π_i = 1 among them.
@@ -64,7 +64,7 @@ def systematic(u: Float[Array, "b"], chances: Float[Array, "count"], n: int) -> 
     Args:
         u: in [0, 1); an offset for each example makes examples independent.
         chances: π in (0, 1], of sum n.
-        n: how many.
+        n: number of indices.
     """
     edges = jnp.cumsum(chances)
     edges = edges * (n / edges[-1])

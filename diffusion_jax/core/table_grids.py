@@ -1,8 +1,8 @@
-"""Grids made of steps of a table: which of T noise levels to visit, noisiest first.
+"""Grids on a table of T noise levels: the levels to visit, noisiest first.
 
 On a continuous schedule they are the same formulas with T = infinity.  ``leading`` and ``linspace``
-are those of DDPM and DDIM; libraries lay the same names otherwise for DPM-Solver and UniPC, which
-are here under names of their own.
+are those of DDPM and DDIM; libraries define the same names differently for DPM-Solver and UniPC,
+which have separate names here.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def linspace(process: Process, n: int) -> NoiseLevel:
         return at_times(process, np.ones(1))
     if steps is None:
         return at_times(process, np.linspace(1, 0, n))
-    # Halves are rounded as counted from 0, like everywhere else.
+    # Halves are rounded counting from 0, as elsewhere.
     return at_times(process, (1 + np.round(np.linspace(0, steps - 1, n)))[::-1] / steps)
 
 
 def fractional_linspace(process: Process, n: int) -> NoiseLevel:
-    """``linspace`` with times that may lie between two steps of a table.
+    """``linspace`` with times that may be between two steps of a table.
 
     Diffusers' "linspace" of Euler, Heun, LMS and the other solvers that came from k-diffusion.
     """
@@ -89,9 +89,9 @@ def consistency(process: Process, n: int, original: int = 50) -> NoiseLevel:
     The originals are i = k·⌊T/original⌋, k = 1..original; of these every ⌊·⌋-th, from the noisiest.
 
     Args:
-        process: the model's, a table of T levels.
-        n: at most ``original``.
-        original: levels of the distillation.
+        process: the model's process, a table of T levels.
+        n: number of steps, at most ``original``.
+        original: number of levels of the distillation.
     """
     steps = check(process, n)
     if steps is None or n > original:

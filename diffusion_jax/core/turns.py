@@ -1,4 +1,4 @@
-"""Whose turn it is among players of one step: what their losses and their optimisers agree on."""
+"""Alternating updates of several networks: the steps that losses and optimisers agree on."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from jaxtyping import Array, Bool, Int
 
 
 def is_turn(step: Int[Array, ""] | int, every: int) -> Bool[Array, ""]:
-    """Whether a step is the last of ``every``: so the others have moved before, and a log at a
-    multiple of ``every`` steps shows it.
+    """Whether a step is the last of ``every``: the other networks are updated first, and a log at
+    a multiple of ``every`` steps includes it.
 
     Args:
         step: int32 [], steps done before this one.

@@ -5,7 +5,7 @@ literature states weights for the error of x0, eps or v; at fixed x these errors
 
     ΔF = (det_F / det_G)·ΔG,       det as in ``targets`` (det_x0 = -sigma, det_eps = alpha),   (1)
 
-so each weight is written in the space of its paper and carried over to the network's by (1).
+so each weight is written in the space of its paper and converted to the network's by (1).
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def log_uncertainty(kernel: Float[Array, "k"], log_snr: Float[Array, "b"]) -> Fl
         kernel: the map; zeros give u = 0.
         log_snr: λ.
     """
-    # EDM2 draws the frequencies at random once; quantiles of the same N(0, 1) need no storing.
+    # EDM2 draws random frequencies once; quantiles of the same N(0, 1) need not be stored.
     k = kernel.shape[0]
     frequency = jax.scipy.stats.norm.ppf((jnp.arange(k) + 0.5) / k)
     phase = (jnp.arange(k) * 0.618034) % 1.0

@@ -70,7 +70,7 @@ class Bucket(NamedTuple):
     members: np.ndarray
 
 
-def sorted_out(image_sizes: np.ndarray, sizes: Sequence[Size], batch_size: int) -> list[Bucket]:
+def assign_buckets(image_sizes: np.ndarray, sizes: Sequence[Size], batch_size: int) -> list[Bucket]:
     """Each example in the bucket of nearest aspect ratio, by the difference of logarithms.
 
     A bucket that cannot fill a batch is dropped, and its examples go to the next nearest; one
@@ -108,7 +108,7 @@ def sorted_out(image_sizes: np.ndarray, sizes: Sequence[Size], batch_size: int) 
     return [Bucket(size, np.flatnonzero(nearest == j)) for j, size in enumerate(left)]
 
 
-def beside(image_sizes: np.ndarray, led: Sequence[Bucket]) -> list[Bucket]:
+def match_buckets(image_sizes: np.ndarray, leading: Sequence[Bucket]) -> list[Bucket]:
     """Examples of one set in the buckets of another set, which determines each step's bucket.
 
     A bucket of the other set that is nearest to none of these examples gets those of the nearest
@@ -116,9 +116,9 @@ def beside(image_sizes: np.ndarray, led: Sequence[Bucket]) -> list[Bucket]:
 
     Args:
         image_sizes: (height, width) of each image, int [n, 2].
-        led: the other set's buckets, from ``sorted_out``.
+        leading: the other set's buckets, from ``assign_buckets``.
     """
-    sizes = [bucket.size for bucket in led]
+    sizes = [bucket.size for bucket in leading]
     nearest = _nearest(image_sizes, sizes)
     filled = np.unique(nearest)
     lender = filled[_nearest(np.array(sizes), [sizes[j] for j in filled])]
@@ -195,16 +195,16 @@ def by_bucket(
             drawn each time.  None for single images.
 
     Raises:
-        ValueError: as ``sorted_out``.
+        ValueError: as ``assign_buckets``.
     """
     led = source if leader is None else leader
     assert source.sizes is not None and led.sizes is not None  # ``check_against`` ensures images
     sizes = led.sizes() if groups is None else _of_things(led.sizes(), groups)
-    found = sorted_out(sizes, spec.buckets, spec.batch_size)
+    found = assign_buckets(sizes, spec.buckets, spec.batch_size)
     counts = tuple(len(bucket.members) for bucket in found)
     turns = Turns(counts, spec.batch_size, _seed(spec.seed, 0), spec.shuffle)
     if leader is not None:
-        found, groups = beside(source.sizes(), found), None
+        found, groups = match_buckets(source.sizes(), found), None
         counts = tuple(len(bucket.members) for bucket in found)
     fetches = [_fetch(source, spec, bucket, groups) for bucket in found]
     drawn = functools.lru_cache(maxsize=2 * len(found))(order.shuffled)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.data.kept import kept
+from diffusion_jax.data.kept import cached
 
 Encode = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
 """n texts -> name -> array [n, ...]."""
@@ -55,6 +55,6 @@ def encoded(
         data_dir: folder of prepared sets (see ``catalog.data_root``).
     """
     unique = sorted(set(map(str, texts)))
-    told = "\n".join([name, *unique])
-    arrays = kept("captions", told, lambda: encode(unique), data_dir)
+    identity = "\n".join([name, *unique])
+    arrays = cached("captions", identity, lambda: encode(unique), data_dir)
     return Encoded({text: i for i, text in enumerate(unique)}, arrays)

@@ -13,9 +13,9 @@ import numpy as np
 from diffusion_jax.data.catalog import data_root
 
 
-def kept(
+def cached(
     kind: str,
-    told: str,
+    identity: str,
     make: Callable[[], Mapping[str, Any]],
     data_dir: str | os.PathLike | None = None,
 ) -> dict[str, np.ndarray]:
@@ -23,11 +23,11 @@ def kept(
 
     Args:
         kind: folder of the file.
-        told: everything that the arrays depend on; its hash is the file's name.
+        identity: everything that the arrays depend on; its hash is the file's name.
         make: () -> name -> array.
         data_dir: folder of prepared sets (see ``catalog.data_root``).
     """
-    name = hashlib.sha256(told.encode()).hexdigest()[:16]
+    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
     path = data_root(data_dir) / kind / f"{name}.npz"
     arrays = _read(path)
     if arrays is None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.data import images
-from diffusion_jax.data.kept import kept
+from diffusion_jax.data.kept import cached
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def image_sizes(
     records: Any,
     key: str,
     shape: tuple[int | None, ...],
-    told: str,
+    identity: str,
     data_dir: str | os.PathLike | None = None,
 ) -> np.ndarray:
     """(height, width) of each image, int32 [n, 2].
@@ -37,7 +37,7 @@ def image_sizes(
         records: n records, read by ``__getitems__``.
         key: key of the encoded image.
         shape: (height, width) of all images; None where they differ.
-        told: identifies this set and split.
+        identity: identifies this set and split.
         data_dir: folder of prepared sets.
 
     Raises:
@@ -46,7 +46,7 @@ def image_sizes(
     if None not in shape:
         return np.tile(np.array(shape, np.int32), (len(records), 1))
     make = lambda: {"sizes": _measured(records, key)}
-    return kept("sizes", told, make, data_dir)["sizes"]
+    return cached("sizes", identity, make, data_dir)["sizes"]
 
 
 def _measured(records: Any, key: str) -> np.ndarray:

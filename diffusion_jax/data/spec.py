@@ -113,7 +113,7 @@ def check_against(spec: DataSpec, info: Info) -> None:
             f"of a changed image is not the changed latent; set data.{field} = {off}."
         )
     if spec.buckets and info.kind != "image":
-        held = "codes of one size" if info.kind == "latents" else "points"
+        held = "latents of one size" if info.kind == "latents" else "points"
         raise ValueError(
             f"buckets are {len(spec.buckets)} sizes, but {spec.name} holds {held}; set "
             "data.buckets = (), or name a set of images."

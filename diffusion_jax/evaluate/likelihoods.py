@@ -35,8 +35,7 @@ class Subject(NamedTuple):
     """The model and data that are measured.
 
     Attributes:
-        denoise: the model, conditioned.
-        process: the model's process.
+        denoise, process: the conditioned model, and its process.
         variance: log variance of its ancestral steps.
         learned: whether the schedule was trained to minimise the variance of the bound.
         discrete: whether data are 8-bit values, not real numbers with a density.
@@ -69,9 +68,7 @@ def variational_bound(n: int = 0, steps: int = 1000) -> Estimate:
         steps: T of a continuous schedule.
     """
     if n < 0 or steps < 1:
-        raise ValueError(
-            _refusal(f"variational_bound(n={n}, steps={steps})", "n >= 0 and steps >= 1")
-        )
+        raise ValueError(_need(f"variational_bound(n={n}, steps={steps})", "n >= 0 and steps >= 1"))
 
     def terms(key, subject, x0):
         levels = grids.trailing(subject.process, subject.process.schedule.steps or steps)
@@ -95,8 +92,7 @@ def continuous_bound(
 
     Args:
         n: network evaluations for each example.
-        decoder: of ``core.continuous_bound.DECODERS``; "" is "discretised", or "gaussian" for
-            points.
+        decoder: of ``core.continuous_bound.DECODERS``; "" is "discretised" (points: "gaussian").
         times: one of its ``TIMES``.
         clock: one of its ``CLOCKS``; "" is "schedule" for a learned schedule, else "log_snr".
         steps: T; 0 for infinity.
@@ -105,7 +101,7 @@ def continuous_bound(
     spec = f"continuous_bound(n={n}, decoder={decoder!r}, times={times!r}, clock={clock!r}"
     if n < 1 or steps < 0 or not high >= 0:
         raise ValueError(
-            _refusal(f"{spec}, steps={steps}, high={high})", "n >= 1, steps and high >= 0")
+            _need(f"{spec}, steps={steps}, high={high})", "n >= 1, steps and high >= 0")
         )
     _check_known(f"{spec})", "decoder", decoder, {"", *continuous.DECODERS})
     _check_known(f"{spec})", "times", times, continuous.TIMES)
@@ -134,7 +130,7 @@ def importance_weighted(k: int = 8, steps: int = 100, variance: str = "") -> Est
     """
     known = {"": None, **VARIANCES}
     if k < 1 or steps < 1:
-        raise ValueError(_refusal(f"importance_weighted(k={k}, steps={steps})", "both at least 1"))
+        raise ValueError(_need(f"importance_weighted(k={k}, steps={steps})", "both at least 1"))
     _check_known(f"importance_weighted(variance={variance!r})", "variance", variance, known)
 
     def terms(key, subject, x0):
@@ -175,7 +171,7 @@ def flow(
     spec = f"flow(steps={steps}, probes={probes}, method={method!r}, k={k}, fit={fit})"
     if steps < 1 or method not in flow_likelihood.FIXED:
         methods = " or ".join(flow_likelihood.FIXED)
-        raise ValueError(_refusal(spec, f"steps >= 1 and method {methods}"))
+        raise ValueError(_need(spec, f"steps >= 1 and method {methods}"))
     trace = _trace(spec, probes, law)
 
     def solve(key, subject, x, levels):
@@ -209,7 +205,7 @@ def flow_adaptive(
     spec = f"flow_adaptive(rtol={rtol}, atol={atol}, probes={probes}, method={method!r}, k={k})"
     if not (rtol > 0 and atol > 0) or method not in flow_likelihood.ADAPTIVE:
         methods = ", ".join(flow_likelihood.ADAPTIVE)
-        raise ValueError(_refusal(spec, f"rtol > 0, atol > 0 and a method of {methods}"))
+        raise ValueError(_need(spec, f"rtol > 0, atol > 0 and a method of {methods}"))
     trace = _trace(spec, probes, law)
 
     def solve(key, subject, x, levels):
@@ -225,7 +221,7 @@ def _dequantised(
 ) -> Callable[[Array, Subject, Array], Terms]:
     _check_known(f"{spec} with dequantisation={name!r}", "it", name, {"", *DEQUANTISERS})
     if k < 1 or fit < 0:
-        raise ValueError(_refusal(spec, "k >= 1 and fit >= 0"))
+        raise ValueError(_need(spec, "k >= 1 and fit >= 0"))
 
     def terms(key, subject, x0):
         if not subject.discrete:
@@ -265,7 +261,7 @@ def _levels(process: Process, n: int, high: float = 0.0) -> NoiseLevel:
 def _trace(spec: str, probes: int, law: str) -> flow_likelihood.Trace:
     if probes < 0 or law not in flow_likelihood.PROBES:
         laws = " or ".join(flow_likelihood.PROBES)
-        raise ValueError(_refusal(f"{spec} with law={law!r}", f"probes >= 0 and law {laws}"))
+        raise ValueError(_need(f"{spec} with law={law!r}", f"probes >= 0 and law {laws}"))
     return flow_likelihood.hutchinson(probes, law) if probes else flow_likelihood.exact()
 
 
@@ -276,10 +272,10 @@ def _step_decoder(subject: Subject) -> likelihood.Decoder:
 def _check_known(spec: str, name: str, value: str, known: Collection[str]) -> None:
     if value not in known:
         listed = ", ".join(repr(each) for each in sorted(known))
-        raise ValueError(_refusal(spec, f"{name} to be one of {listed}"))
+        raise ValueError(_need(spec, f"{name} to be one of {listed}"))
 
 
-def _refusal(spec: str, wanted: str) -> str:
+def _need(spec: str, wanted: str) -> str:
     return f"config.evaluate.likelihood = {spec} needs {wanted}"
 
 

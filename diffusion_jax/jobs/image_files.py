@@ -63,12 +63,12 @@ def save_drawn(
     save_samples(folder / stem, Samples(images, labels))
     if jax.process_index():
         return
-    print(f"{len(images)} images are in {folder}; the settings of each are inside of it")
-    if images.ndim == 2:
-        return
+    count = min(len(images), MOST_SINGLE) if images.ndim > 2 else 0
+    each = f", and {count} PNGs that each hold their settings" if count else ""
+    print(f"{len(images)} samples are in {folder / stem}.png and .npz{each}")
     parents = [[path, digest(path)] for edit in drawer.edits for path in edit.sources]
-    for request, image, place in list(zip(requests, images, places, strict=True))[:MOST_SINGLE]:
-        record = record_of(drawer.settings, request, image.shape[:2], place, parents)
+    for request, image, place in list(zip(requests, images, places, strict=True))[:count]:
+        record = record_of(drawer.settings, request, image.shape[:2], place, name, parents)
         text = {PARAMETERS: json.dumps(record, ensure_ascii=False)}
         pictures.save_image(folder / f"{file_name(request)}.png", image, text=text)
 
@@ -102,6 +102,7 @@ def record_of(
     request: Request,
     size: Sequence[int],
     place: Place,
+    generator_name: str,
     parents: Sequence[Sequence[str]],
 ) -> dict[str, Any]:
     """All that an image depends on, for its file.
@@ -111,6 +112,7 @@ def record_of(
         request: of the image.
         size: (height, width) that was drawn.
         place: in its batch.
+        generator_name: of the generator, which says the step of a run.
         parents: (path, SHA-256) of the pictures that the edits read.
     """
     held = {k: v for k, v in plain(settings).items() if k not in (*_ELSEWHERE, *_OF_REQUEST)}
@@ -119,6 +121,7 @@ def record_of(
         "size": list(size),
         "image_size": list(request.size),
         "batch": list(place),
+        "drawn_by": generator_name,
         "parents": [list(parent) for parent in parents],
     }
 

@@ -69,6 +69,11 @@ def _again(settings: Config, workdir: Path) -> Samples:
     batch = [request._replace(seed=place.seed), *[request] * (place.size - 1)]
     batch[place.number] = request
     generator: Any = open_source(settings.checkpoint, settings)
+    if generator.name != record["drawn_by"]:
+        raise ValueError(
+            f"{settings.checkpoint} was trained further since the picture was drawn: it is "
+            f"{generator.name} now and was {record['drawn_by']}"
+        )
     drawer = open_drawer(settings, generator)
     image = draw_requests(drawer, batch, place.size)[place.number : place.number + 1]
     save_drawn(drawer, [request], image, [place], workdir / "samples")

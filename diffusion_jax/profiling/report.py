@@ -103,7 +103,7 @@ def refusal(needed: float, there: float, arguments: int, train: bool) -> str:
     """
     sized = "" if math.isnan(needed) else f": {needed / GIB:.1f} GiB of {there / GIB:.1f}"
     if not train:
-        mend = "lower config.sampler.batch_size"
+        mend = "lower batch_size, config.sampler.batch_size of a training's config"
     elif arguments > 0.5 * there:
         mend = f"state and batch alone are {arguments / GIB:.1f} GiB, so raise config.mesh.fsdp"
     else:

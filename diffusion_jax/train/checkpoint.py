@@ -138,8 +138,12 @@ class Checkpoints:
 
     def _sentence(self, error: Exception) -> str:
         lost = self._newest if self._coming is None else self._coming
-        whole = [step for step in steps(self._directory.parent) if step != lost]
-        newest = f"the newest whole one is of step {whole[-1]}" if whole else "there is none yet"
+        undamaged = [step for step in steps(self._directory.parent) if step != lost]
+        newest = (
+            f"the newest undamaged one is of step {undamaged[-1]}"
+            if undamaged
+            else "there is none yet"
+        )
         return (
             f"the checkpoint of step {lost} in {self._directory} could not be written "
             f"({root_cause(error)}); {newest}; make room on its disk, and the same command goes on"

@@ -61,7 +61,9 @@ def _load(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """The wanted trees (None: numpy arrays in the saved structure), checksums verified."""
     leaves = unsealed(json.loads((path / _METADATA).read_text())["custom_metadata"])["leaves"]
     abstract = {n: _as_numpy(path, n) if tree is None else tree for n, tree in wanted.items()}
-    _check_same(path, leaves, abstract, asked={n for n, tree in wanted.items() if tree is not None})
+    _check_same(
+        path, leaves, abstract, requested={n for n, tree in wanted.items() if tree is not None}
+    )
     loaded = ocp.load_checkpointables(str(path), abstract)
     named = jax.tree_util.tree_leaves_with_path({name: loaded[name] for name in abstract})
     names = [path_name(p) for p, _ in named]
@@ -77,7 +79,7 @@ def _as_numpy(path: Path, name: str) -> Any:
 
 
 def _check_same(
-    path: Path, leaves: Mapping[str, list], abstract: Mapping[str, Any], asked: set[str]
+    path: Path, leaves: Mapping[str, list], abstract: Mapping[str, Any], requested: set[str]
 ) -> None:
     """Trees to restore may be of a different model; those read in their saved structure not."""
     named = jax.tree_util.tree_leaves_with_path(dict(abstract))
@@ -85,7 +87,7 @@ def _check_same(
     held = {k: v[0] for k, v in leaves.items() if k.split("/")[0] in abstract}
     for name in [*held, *(k for k in wanted if k not in held)]:
         if held.get(name) != wanted.get(name):
-            if name.split("/")[0] not in asked:
+            if name.split("/")[0] not in requested:
                 raise ValueError(f"its own descriptions of {name} differ")
             raise _Differs(
                 f"checkpoint {path} is of another model or optimiser: {name} is "

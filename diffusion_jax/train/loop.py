@@ -137,22 +137,22 @@ def train(
                 calls, frozen, data, mesh, plan, hooks, places, save, stop, gauges, trace, Watch()
             )
             with open_log(folder, int(state.step)) as log:
-                state, asked = _run(state, session, log)
+                state, signal = _run(state, session, log)
             saved.wait()
-    if asked:
-        _leave(asked, int(state.step), folder)
+    if signal:
+        _leave(signal, int(state.step), folder)
     return fetched(state, places)
 
 
 def _run(state: TrainState, s: _Session, log: Log) -> tuple[TrainState, str | None]:
     """Steps until the end of the plan, or until a signal, whose name is the second result."""
     step, plan = int(state.step), s.plan
-    meter, asked = Meter(plan.skip_nonfinite), None
+    meter, signal = Meter(plan.skip_nonfinite), None
     with _progress(plan.steps, step) as bar:
         batches = feed(s.data, s.mesh, step, plan.steps, plan.steps_per_call, meter)
         coming, pending = next(batches, None), None
         try:
-            while coming is not None and not asked:
+            while coming is not None and not signal:
                 size, batch = coming
                 s.trace.before(step)
                 state, metrics = s.calls[size](state, s.frozen, batch)
@@ -161,25 +161,25 @@ def _run(state: TrainState, s: _Session, log: Log) -> tuple[TrainState, str | No
                 pending, step = (step, size, metrics), step + size
                 s.trace.after(step, metrics)
                 # Of each step: processes that agree on one to stop at may agree on any.
-                asked = next(filter(None, map(s.stop, range(step - size + 1, step + 1))), None)
+                signal = next(filter(None, map(s.stop, range(step - size + 1, step + 1))), None)
                 hooks = [hook for hook in s.hooks if _due(hook.every, step, size, plan)]
-                save = bool(asked) or _due(plan.checkpoint_every or plan.steps, step, size, plan)
+                save = bool(signal) or _due(plan.checkpoint_every or plan.steps, step, size, plan)
                 if hooks or save:
                     _read(pending, meter, log, s, bar)
                     pending = None
                     if save:
                         s.save(state)
                     for hook in hooks:
-                        shown = hook.call(step, fetched(state, s.places)) or {}
-                        log.show(step, shown)
-                        _look(step, shown, log, s, bar)
+                        outputs = hook.call(step, fetched(state, s.places)) or {}
+                        log.show(step, outputs)
+                        _look(step, outputs, log, s, bar)
                     meter.pause()
         except NonFinite:
             s.save(state)
             raise
         finally:
             s.trace.close(state)
-    return state, asked
+    return state, signal
 
 
 def _read(
@@ -209,9 +209,9 @@ def _read(
     bar.update(size)
 
 
-def _look(step: int, shown: Mapping[str, Any], log: Log, s: _Session, bar: tqdm) -> None:
+def _look(step: int, outputs: Mapping[str, Any], log: Log, s: _Session, bar: tqdm) -> None:
     """Watch a hook's numbers; a warning gets its own line, as the plan may end with the hook."""
-    numbers = {name: float(value) for name, value in shown.items() if np.ndim(value) == 0}
+    numbers = {name: float(value) for name, value in outputs.items() if np.ndim(value) == 0}
     if warnings := s.watch.see(step, numbers):
         bar.write("\n".join(warnings), file=sys.stderr)
         log.line(step, numbers | s.watch.counts())
@@ -227,11 +227,11 @@ def _progress(steps: int, start: int) -> tqdm:
     return tqdm(total=steps, initial=start, unit="step", disable=silent, mininterval=0.5)
 
 
-def _leave(asked: str, step: int, folder: str | os.PathLike) -> None:
+def _leave(signal: str, step: int, folder: str | os.PathLike) -> None:
     if jax.process_index() == 0:
         print(
-            f"Stopped by {asked} at step {step}, which is saved; "
+            f"Stopped by {signal} at step {step}, which is saved; "
             f"the same command with --workdir={Path(folder)} goes on from there.",
             file=sys.stderr,
         )
-    raise Stopped(EXIT_CODES[asked])
+    raise Stopped(EXIT_CODES[signal])

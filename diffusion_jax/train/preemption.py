@@ -33,11 +33,11 @@ def stop_signals() -> Iterator[Callable[[int], str | None]]:
             reached = multihost_utils.reached_preemption_sync_point
             yield lambda step: "SIGTERM" if reached(step) else None
         return
-    asked: list[str] = []
+    received: list[str] = []
     before = {}
 
     def ask(number, frame):
-        asked.append(signal.Signals(number).name)
+        received.append(signal.Signals(number).name)
         _restore(before)
 
     if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids handlers
@@ -45,7 +45,7 @@ def stop_signals() -> Iterator[Callable[[int], str | None]]:
             number = getattr(signal, name)
             before[number] = signal.signal(number, ask)
     try:
-        yield lambda step: asked[0] if asked else None
+        yield lambda step: received[0] if received else None
     finally:
         _restore(before)
 

@@ -63,11 +63,11 @@ class Watch:
     """Warnings about a run, step by step.
 
     Attributes:
-        said: names of the signs that were reported, in order; each is reported once.
+        reported: names of the signs that were reported, in order; each is reported once.
     """
 
     def __init__(self):
-        self.said: list[str] = []
+        self.reported: list[str] = []
         self._seen: dict[str, Series] = {}
 
     def see(self, step: int, metrics: Mapping[str, float]) -> list[str]:
@@ -81,14 +81,14 @@ class Watch:
                 self._seen.setdefault(name, Series(step)).add(float(value))
         found = []
         for name, sign in SIGNS.items():
-            if name not in self.said and (wrong := sign.shows(self._seen)):
-                self.said.append(name)
+            if name not in self.reported and (wrong := sign.shows(self._seen)):
+                self.reported.append(name)
                 found.append(f"step {step}: {wrong}; {sign.mend}")
         return found
 
     def counts(self) -> dict[str, float]:
         """{"warnings": their number}, {} for none: a field of metrics.jsonl."""
-        return {"warnings": float(len(self.said))} if self.said else {}
+        return {"warnings": float(len(self.reported))} if self.reported else {}
 
 
 def spread(samples: np.ndarray, groups: np.ndarray) -> float:

@@ -176,12 +176,12 @@ def _is_free(field: str) -> bool:
 def _refusal(
     workdir: str | os.PathLike, fields: list[str], held: dict[str, Any], wanted: dict[str, Any]
 ) -> str:
-    shown = [
+    listed = [
         f"{field} is {held.get(field, 'absent')!r} there and {wanted.get(field, 'absent')!r} here"
         for field in fields[:3]
     ]
     more = f", and {len(fields) - 3} more differ" if len(fields) > 3 else ""
     return (
-        f"workdir {workdir} holds a run of another config: {'; '.join(shown)}{more}; "
+        f"workdir {workdir} holds a run of another config: {'; '.join(listed)}{more}; "
         "give a new --workdir, or the same config"
     )

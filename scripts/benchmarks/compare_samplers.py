@@ -143,7 +143,7 @@ def write_table(records: list[dict], budgets: list[int], path: Path) -> None:
     found = {(r["name"], r["evaluations"]): r["distance"] for r in records}
     names = sorted({r["name"] for r in records}, key=lambda n: found.get((n, budgets[-1]), np.inf))
     lines = [
-        "| solver | grid | " + " | ".join(f"{b} calls" for b in budgets) + " |",
+        "| solver | grid | " + " | ".join(f"{b} NFE" for b in budgets) + " |",
         "|---|---|" + "---|" * len(budgets),
     ]
     for name in names:

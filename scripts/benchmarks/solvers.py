@@ -1,4 +1,4 @@
-"""What each solver costs beyond its network calls, here and in k-diffusion and diffusers.
+"""What each solver costs beyond its network evaluations, here and in k-diffusion and diffusers.
 
     pip install -r requirements-parity.txt && pip install --no-deps k-diffusion==0.1.1.post1
     python scripts/benchmarks/solvers.py --out=docs/benchmark_solvers.md
@@ -130,9 +130,9 @@ def main(_: list[str]) -> None:
     seconds = least(jobs, FLAGS.repeats)
     lines = [
         f"Batch {BATCH}, {LEVELS} levels, the U-Net of configs/mnist.py, {FLAGS.threads} threads; "
-        "time of a sample over that of as many bare network calls.",
+        "time of a sample over that of as many bare network evaluations.",
         "",
-        "| solver | calls | ours | alone | k-diffusion | diffusers | ours, s |",
+        "| solver | NFE | ours | alone | k-diffusion | diffusers | ours, s |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in ROWS:

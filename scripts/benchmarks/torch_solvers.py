@@ -1,4 +1,4 @@
-"""PyTorch's side of ``benchmark_solvers.py``: k-diffusion's and diffusers' sampling loops."""
+"""PyTorch's side of ``solvers.py``: k-diffusion's and diffusers' sampling loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Time this code against PyTorch eager, and the sampler against bare network calls.
+"""Time this code against PyTorch eager, and the sampler against bare network evaluations.
 
     python scripts/benchmarks/unet.py [--quick] [--out FILE.md | FILE.json]
 
@@ -276,7 +276,7 @@ def _table(report: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"Sampler over as many bare network calls: {over:.3f}.",
+            f"Sampler over as many bare network evaluations: {over:.3f}.",
             f"Recompiles on a new seed, guidance scale and eta: {report['recompiles']}.",
         ]
     )
@@ -284,7 +284,7 @@ def _table(report: dict[str, Any]) -> str:
 
 LABELS = {
     "train": "training step",
-    "network": "network call",
+    "network": "network evaluation",
     "sampler": f"sampler, {STEPS} steps",
 }
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.data import DataSpec, batches, images, make_dataset, sizes, sources, to_uint8
-from diffusion_jax.data.buckets import Turns, beside, buckets, by_bucket, sorted_out
+from diffusion_jax.data.buckets import Turns, assign_buckets, buckets, by_bucket, match_buckets
 from diffusion_jax.data.prepare import Options, prepare
 
 SIZES = ((4, 8), (6, 6), (8, 4))
@@ -31,31 +31,33 @@ def test_sizes_cannot_grow_and_have_about_one_area():
 
 
 def test_an_image_lies_in_the_nearest_ratio_and_small_buckets_give_way():
-    found = sorted_out(np.array(SHAPES), SIZES, 4)
+    found = assign_buckets(np.array(SHAPES), SIZES, 4)
     assert [bucket.size for bucket in found] == list(SIZES)
     assert [len(bucket.members) for bucket in found] == [9, 17, 6]
     np.testing.assert_array_equal(found[2].members, np.arange(26, 32))
     # In logarithms 18:10 is nearer to 3 than to 1, as 10:18 is to 1/3.
     with pytest.warns(UserWarning, match=r"10x10 \(0\)"):
-        found = sorted_out(np.array([[10, 18], [18, 10]]), [(10, 10), (10, 30), (30, 10)], 1)
+        found = assign_buckets(np.array([[10, 18], [18, 10]]), [(10, 10), (10, 30), (30, 10)], 1)
     assert [(bucket.size, *bucket.members) for bucket in found] == [((10, 30), 0), ((30, 10), 1)]
     with pytest.warns(UserWarning, match=r"left out.*2x16 \(0\), 8x4 \(6\)") as told:
-        found = sorted_out(np.array(SHAPES), [(2, 16), *SIZES], 8)
+        found = assign_buckets(np.array(SHAPES), [(2, 16), *SIZES], 8)
     assert len(told) == 1
     assert [len(bucket.members) for bucket in found] == [9, 23]
     with pytest.raises(ValueError, match=r"batch_size is 18, but the largest .* 6x6, has only 17"):
-        sorted_out(np.array(SHAPES), SIZES, 18)
+        assign_buckets(np.array(SHAPES), SIZES, 18)
 
 
 def test_a_set_beside_another_lies_in_its_buckets_and_lends_to_empty_ones():
-    led = sorted_out(np.array(SHAPES), SIZES, 4)
-    found = beside(np.array([(9, 17), (14, 14), (16, 8), (15, 14)]), led)
+    led = assign_buckets(np.array(SHAPES), SIZES, 4)
+    found = match_buckets(np.array([(9, 17), (14, 14), (16, 8), (15, 14)]), led)
     assert [(bucket.size, *bucket.members) for bucket in found] == [
         ((4, 8), 0), ((6, 6), 1, 3), ((8, 4), 2),
     ]  # fmt: skip
-    square = beside(np.array([(14, 14), (30, 29)]), led)
+    square = match_buckets(np.array([(14, 14), (30, 29)]), led)
     assert [tuple(bucket.members) for bucket in square] == [(0, 1)] * 3
-    tall = beside(np.array([(14, 14), (9, 4)]), led)  # the widest is nearer to the square one
+    tall = match_buckets(
+        np.array([(14, 14), (9, 4)]), led
+    )  # the widest is nearer to the square one
     assert [tuple(bucket.members) for bucket in tall] == [(0,), (0,), (1,)]
 
 

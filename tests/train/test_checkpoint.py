@@ -124,7 +124,7 @@ def _no_room(*args, **kwargs):
 def test_a_save_that_fails_is_a_warning_and_the_next_is_tried(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run")
     _Failing.fails = 2
-    says = r"step 40 .* could not be written \(OSError: .*No space.*\); the newest whole one"
+    says = r"step 40 .* could not be written \(OSError: .*No space.*\); the newest undamaged one"
     with _Failing(tmp_path / "run") as checkpoints:
         with pytest.warns(UserWarning, match=says):
             checkpoints.save(_state(40), CONFIG)

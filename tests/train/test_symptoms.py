@@ -36,7 +36,7 @@ def told(stream, start=1):
     watch, said = Watch(), []
     for step, metrics in enumerate(stream, start):
         said += watch.see(step, metrics)
-    return watch.said, said
+    return watch.reported, said
 
 
 def with_(changes, steps=2500, after=0):

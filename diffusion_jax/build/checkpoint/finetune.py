@@ -121,11 +121,15 @@ def _of_run(config: Config, generator: Any, plan: Plan) -> Base:
             f"config.tuning = {config.tuning!r} teaches a word to a tokenizer, and the run in "
             f"{config.checkpoint} has none of its own; take 'lora()' or 'full()'"
         )
-    if run.experiment.model.student is not None or config.prior.data:
-        what = "is a student" if run.experiment.model.student is not None else "has no prompts"
+    if run.experiment.model.student is not None:
         raise ValueError(
-            f"config.checkpoint = {config.checkpoint!r} {what}, so it cannot be tuned this way; "
-            "tune its teacher, or leave config.prior.data empty"
+            f"config.checkpoint = {config.checkpoint!r} is a student, no denoiser to tune; "
+            "tune its teacher"
+        )
+    if config.prior.data:
+        raise ValueError(
+            f"config.prior.data = {config.prior.data!r} is of a checkpoint's prompts, and "
+            f"{config.checkpoint} is a run; leave it empty"
         )
     whole = _on_other_data(config, run.config)
     described = experiments.diffusion_experiment(whole)

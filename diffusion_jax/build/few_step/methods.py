@@ -103,7 +103,7 @@ def easy_method(
 def latent_consistency_method(
     levels: int = 50, low: float = 1.0, high: float = 5.0, distance: str = "", scale: float = 0.0
 ) -> Method:
-    """Latent consistency (``recipes.latent_consistency``).
+    """Latent consistency (``few_step.latent_consistency``).
 
     Args:
         levels: steps of the teacher's DDIM.
@@ -132,7 +132,7 @@ def continuous_distillation_method(
     mean: float = -0.8, std: float = 1.6, sigma_data: float = 0.5, warm_up: int = 0,
     scale: float = 1.0, c: float = 0.1, total: int = 0,
 ) -> Method:  # fmt: skip
-    """sCD (``recipes.continuous_consistency``); warm_up = 0 means a fifth of the training."""
+    """sCD (``few_step.continuous_consistency``); warm_up = 0 means a fifth of the training."""
     velocity = lambda setup: continuous_consistency.teacher_velocity(make_teacher(setup, scale))
     return _continuous(velocity, mean, std, sigma_data, warm_up or total // 5, c)
 
@@ -141,7 +141,7 @@ def continuous_training_method(
     mean: float = -1.0, std: float = 1.4, sigma_data: float = 0.5, warm_up: int = 0,
     c: float = 0.1, total: int = 0,
 ) -> Method:  # fmt: skip
-    """sCT (``recipes.continuous_consistency``); warm_up = 0 means a fifth of the training."""
+    """sCT (``few_step.continuous_consistency``); warm_up = 0 means a fifth of the training."""
     velocity = lambda setup: continuous_consistency.data_velocity()
     return _continuous(velocity, mean, std, sigma_data, warm_up or total // 5, c)
 
@@ -165,7 +165,7 @@ def _continuous(
 
 
 def guidance_method(low: float = 1.0, high: float = 5.0) -> Method:
-    """Guidance alone (``recipes.guidance_distillation``), for scales from low to high."""
+    """Guidance alone (``few_step.guidance_distillation``), for scales from low to high."""
 
     def recipe(setup: Setup) -> Recipe:
         teacher, extra_cond = teachers.guided(setup.teacher), teachers.guidance_scales(low, high)
@@ -194,7 +194,7 @@ def reflow_method(
     steps: int = 8, scale: float = 1.0, solver: str = "flow_heun", distance: str = "",
     ends: float = 0.0,
 ) -> Method:  # fmt: skip
-    """Reflow (``recipes.reflow``) on pairs of ``steps`` teacher steps, generated when needed.
+    """Reflow (``few_step.reflow``) on pairs of ``steps`` teacher steps, generated when needed.
 
     ``ends`` is the argument a of ``proposals.u_shaped``; 0 draws levels uniformly.
     """

@@ -49,7 +49,7 @@ def distribution_matching_method(
     ratio: int = 5, scale: float = 1.0, steps: int = 16, share: float = 0.25,
     regression: float = 0.25, fake: float = 1.0, distance: str = "",
 ) -> Method:  # fmt: skip
-    """DMD (``recipes.distribution_matching``): a one-step student, and pairs of ``steps`` steps.
+    """DMD (``few_step.distribution_matching``): a one-step student, and pairs of ``steps`` steps.
 
     Args:
         ratio: training steps to one update of the student.
@@ -79,7 +79,7 @@ def improved_distribution_matching_method(
     ratio: int = 5, steps: int = 1, scale: float = 1.0, weight: float = 0.01, telling: float = 0.01,
     fake: float = 1.0,
 ) -> Method:  # fmt: skip
-    """DMD2 (``recipes.improved_distribution_matching``), a student of ``steps`` steps.
+    """DMD2 (``few_step.improved_distribution_matching``), a student of ``steps`` steps.
 
     Args:
         ratio: training steps to one update of the student.
@@ -114,7 +114,7 @@ def improved_distribution_matching_method(
 def score_identity_method(
     ratio: int = 5, steps: int = 1, scale: float = 1.0, a: float = 1.2, fake: float = 1.0
 ) -> Method:
-    """SiD (``recipes.score_identity``), a student of ``steps`` steps; 1 is the paper's."""
+    """SiD (``few_step.score_identity``), a student of ``steps`` steps; 1 is the paper's."""
     check_at_least_1("score_identity", ratio=ratio, steps=steps)
 
     def recipe(setup: Setup) -> Recipe:
@@ -141,7 +141,7 @@ def adversarial_method(
     weight: float = 1.0, r1: float = 1.0, ratio: int = 2, discriminator: float = 2.0,
     high: float = 0.98, noise: float = 0.0,
 ) -> Method:  # fmt: skip
-    """ADD (``recipes.adversarial``), a student of ``steps`` steps.
+    """ADD (``few_step.adversarial``), a student of ``steps`` steps.
 
     Args:
         steps: the sampler's steps; the paper's students learn 4 and are sampled in 1 to 4.
@@ -187,7 +187,7 @@ def latent_adversarial_method(
     std: float = 1.0, weight: float = 1.0, r1: float = 1.0, ratio: int = 2,
     discriminator: float = 2.0, high: float = 0.98,
 ) -> Method:  # fmt: skip
-    """LADD (``recipes.latent_adversarial``); arguments as of ``adversarial``; mean, std: (m, s)."""
+    """LADD (``few_step.latent_adversarial``); arguments as in ``adversarial``; mean, std: m, s."""
     check_at_least_1("latent_adversarial", ratio=ratio, steps=steps)
     draw_levels = players.uniform_levels(high=high)
 

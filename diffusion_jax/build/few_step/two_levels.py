@@ -34,7 +34,7 @@ def mean_flow_method(
     scale: float = 1.0, same: float = 0.75, mean: float = -0.4, std: float = 1.0,
     to_clean: float = 0.0, follow: str = "data", distance: str = "",
 ) -> Method:  # fmt: skip
-    """MeanFlow (``recipes.mean_flow``), with guidance by ``scale`` in its target.
+    """MeanFlow (``few_step.mean_flow``), with guidance by ``scale`` in its target.
 
     ``follow="teacher"`` takes the guided teacher's velocity for v in place of the data's.  Errors
     are then not noise, and the paper's adaptive distance down-weights the large ones: choose
@@ -48,7 +48,7 @@ def improved_mean_flow_method(
     scale: float = 1.0, same: float = 0.5, mean: float = -0.4, std: float = 1.0,
     to_clean: float = 0.0, follow: str = "data", distance: str = "",
 ) -> Method:  # fmt: skip
-    """Improved MeanFlow (``recipes.mean_flow``); ``follow`` as for ``mean_flow``."""
+    """Improved MeanFlow (``few_step.mean_flow``); ``follow`` as for ``mean_flow``."""
     times = two_times.ordered(proposals.logit_normal(mean, std), same, to_clean)
     return _mean_flow(
         "improved_mean_flow", mean_flow.network_tangent, scale, times, follow, distance
@@ -81,7 +81,7 @@ def _mean_flow(
 def shortcut_method(
     finest: int = 128, bootstrap: float = 0.25, follow: str = "data", scale: float = 1.0
 ) -> Method:
-    """Shortcut models (``recipes.shortcut``); ``scale`` is the guidance of ``follow="teacher"``."""
+    """Shortcut models (``few_step.shortcut``); ``scale`` guides ``follow="teacher"``."""
     _check_scale("shortcut", follow, scale)
 
     def recipe(setup: Setup) -> Recipe:
@@ -98,7 +98,7 @@ def moment_matching_method(
     particles: int = 4, gap: float = 0.02, to_clean: float = 0.0,
     follow: str = "data", scale: float = 1.0,
 ) -> Method:  # fmt: skip
-    """Inductive moment matching (``recipes.moment_matching``), with a ``gap`` in time from t to r.
+    """Inductive moment matching (``few_step.moment_matching``), with a ``gap`` in time from t to r.
 
     ``to_clean`` is the share of jumps that end in clean data, as one-step samples do; ``scale`` is
     the teacher's guidance, if its DDIM step leads from t to r in place of the same noise.
@@ -135,7 +135,7 @@ def trajectory_method(
     steps: int = 4, scale: float = 1.0, matching: float = 1.0, distance: str = "",
     to_clean: float = 0.1, solver: str = "flow_heun",
 ) -> Method:  # fmt: skip
-    """Consistency trajectory models (``recipes.trajectory``), with ``steps`` of the teacher."""
+    """Consistency trajectory models (``few_step.trajectory``), with ``steps`` of the teacher."""
     check_at_least_1("trajectory", steps=steps)
     check_solver("trajectory", solver)
     times = two_times.uniform_end(proposals.uniform(), to_clean)

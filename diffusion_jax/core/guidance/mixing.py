@@ -182,7 +182,7 @@ def perturbed(
     null + scale·(cond - null) + strength·(cond - perturbed).  One call of the network.
 
     Args:
-        denoiser: a model whose network reads the gates (see ``models.unet.UNet``).
+        denoiser: a model whose network reads the gates (see ``models.unet.unet.UNet``).
         cond: the wanted condition, or {}.
         gates: what the perturbed call gets beside cond, each [n] or [b, n], 1 where it perturbs.
         strength: 0 changes nothing.

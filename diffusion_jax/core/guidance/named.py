@@ -23,7 +23,7 @@ network that would change nothing.
 """
 
 Gates = Callable[..., Array]
-"""Names or indices of layers -> gates [n], 1 for those; see ``models.unet_plan.select``."""
+"""Names or indices of layers -> gates [n], 1 for those; see ``models.unet.plan.select``."""
 
 
 def by_rule(rule_of: Callable[[Weight], Rule]) -> Guidance:

@@ -1,4 +1,4 @@
-"""Solvers by name: what ``config.sampler.solver`` chooses from."""
+"""Solvers by name, for ``config.sampler.solver``."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ from diffusion_jax.core.types import Solver
 
 
 def euler_ancestral(eta: float = 1.0, noise: noising.Noise = noising.white) -> Solver:
-    """k-diffusion's name of ``ddim(eta)``."""
+    """k-diffusion's name for ``ddim(eta)``."""
     return ddim(eta, noise)
 
 

@@ -2,7 +2,7 @@
 
 In the coordinate of rectified flow, z = x/(alpha + sigma), u = sigma/(alpha + sigma), the ODE
 dz/du = eps - x0 is finite at both ends; a step from one level to the next is one integration, which
-takes as many steps within as the tolerance asks for.
+takes as many internal steps as the tolerance needs.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ def adaptive(
 ) -> Solver:
     """Integrate from level to level with error control over the whole batch.
 
-    Two levels are enough of a grid; more fix where x is seen.  Differentiable in reverse mode.
+    A grid of two levels is enough; more levels are more points at which x is returned.
+    Differentiable in reverse mode.
 
     Args:
         process: gives the levels in between.
         method: "tsit5" or "dopri5" (orders 5 with an embedded 4), "heun" (2 with 1).
         rtol, atol: relative and absolute tolerance of a step's error, > 0.
-        max_steps: most steps of one integration.
+        max_steps: largest number of steps of one integration.
 
     Raises:
         ValueError: for an unknown method or a tolerance that is not positive.

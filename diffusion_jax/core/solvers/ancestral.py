@@ -18,14 +18,14 @@ from diffusion_jax.core.types import NoiseLevel, Prediction, Solver, like
 
 LogVariance = Callable[[NoiseLevel, NoiseLevel, Prediction], Array]
 
-_TINY = 1e-30  # log(0) between equal levels would be -inf, and 0·inf is NaN further on
+_TINY = 1e-30  # log(0) between equal levels would be -inf, and 0·inf NaN later
 
 
 def fixed_small(now: NoiseLevel, nxt: NoiseLevel, prediction: Prediction) -> Array:
     """log β̃_t, the variance of q(x_s | x_t, x0): right for x0 a single point (Ho et al. 2020).
 
     On the step to the clean level β̃ is 0.  Nichol & Dhariwal 2021 put the next step's β̃ there,
-    which is half of β to first order; half of β stands here, as it needs no third level.
+    which is half of β to first order; half of β is used here, as it needs no third level.
     """
     del prediction
     c = transition(now, nxt)
@@ -64,7 +64,7 @@ def ancestral(variance: LogVariance = fixed_small, noise: Noise = white) -> Solv
 
     Args:
         variance: one of ``VARIANCES``, or your own.
-        noise: where fresh noise comes from.
+        noise: source of fresh noise.
     """
 
     def step(key, denoise, x, now, nxt, state):

@@ -21,7 +21,7 @@ def ddim(eta: float | Array = 0.0, noise: Noise = white) -> Solver:
 
     Args:
         eta: [] share of the posterior's noise, 0 to 1; may be traced.
-        noise: where fresh noise comes from.
+        noise: source of fresh noise.
     """
     ode = isinstance(eta, (int, float)) and eta == 0
 

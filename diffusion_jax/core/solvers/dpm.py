@@ -32,7 +32,7 @@ from diffusion_jax.core.types import NoiseLevel, Solver, like
 
 
 def dpm_solver(process: Process, order: int = 3) -> Solver:
-    """Single-step DPM-Solver-2 or -3 on eps: as many calls a step as its order.
+    """Single-step DPM-Solver-2 or -3 on eps: as many network evaluations per step as its order.
 
     (Lu et al. 2022a, algorithms 1 and 2, with r_1 = 1/2, and r_1 = 1/3, r_2 = 2/3.)
 
@@ -45,23 +45,23 @@ def dpm_solver(process: Process, order: int = 3) -> Solver:
 
 
 def dpm_2(process: Process, share: float = 0.5) -> Solver:
-    """DPM-Solver-2 = k-diffusion's DPM2 at share 1/2: the midpoint in log-SNR, order 2, two calls.
+    """DPM-Solver-2 = k-diffusion's DPM2 at share 1/2: the midpoint in log-SNR, order 2, 2 NFE.
 
     (Lu et al. 2022a, DPM-Solver-2.)
 
     Args:
         process: gives the level in between.
-        share: r_1, where in log-SNR it lies, in (0, 1).
+        share: r_1, its position in log-SNR, in (0, 1).
     """
     return _single_2(EPS, process, share)
 
 
 def dpmpp_2s(process: Process, share: float = 0.5) -> Solver:
-    """Single-step DPM-Solver++(2S) on x0: order 2, two calls a step (Lu et al. 2022b, algorithm 1).
+    """Single-step DPM-Solver++(2S) on x0: order 2, 2 NFE per step (Lu et al. 2022b, algorithm 1).
 
     Args:
         process: gives the level in between.
-        share: r, where in log-SNR it lies, in (0, 1).
+        share: r, its position in log-SNR, in (0, 1).
     """
     return _single_2(X0, process, share)
 
@@ -79,7 +79,7 @@ def _single_2(form: Form, process: Process, share: float) -> Solver:
 
 
 def dpmpp_3s(process: Process) -> Solver:
-    """Single-step DPM-Solver++ of order 3 on x0, three calls (as Lu et al. 2022a, alg. 2)."""
+    """Single-step DPM-Solver++ of order 3 on x0, 3 NFE per step (as Lu et al. 2022a, alg. 2)."""
     return _single_3(X0, process)
 
 
@@ -110,7 +110,7 @@ def multistep(
     lower_order_final: int | Array | None = None,
     noise: Noise = white,
 ) -> Solver:
-    """DPM-Solver's and DPM-Solver++'s multistep methods, ODE and SDE, one call a step.
+    """DPM-Solver's and DPM-Solver++'s multistep methods, ODE and SDE, 1 NFE per step.
 
     Args:
         form: ``steps.EPS`` (then eta must be 0) or ``steps.X0``.
@@ -120,7 +120,7 @@ def multistep(
             (the papers' 2M), or its own, "exact" (k-diffusion's "heun").
         curvature: multiple of the third-order term; see ``dpmpp_3m``.
         lower_order_final: see ``history.allowed_order``.
-        noise: where fresh noise comes from.
+        noise: source of fresh noise.
 
     Raises:
         ValueError: for an unknown rule.
@@ -152,7 +152,7 @@ def _factors(
     """Factors [k, ...] of values_i - values_0, from the divided differences of up to three values.
 
     With gaps h0 = l_0 - l_1 and h1 = l_1 - l_2, h·D' = h·(D[0,1] + h0·D[0,1,2]) and h²·D'' =
-    2·h²·D[0,1,2].  A value seen at pure noise is infinitely far and drops out.
+    2·h²·D[0,1,2].  A value at pure noise is infinitely far and drops out.
     """
     whole, slope, curve = terms
     k = seen.log_snr.shape[0]
@@ -184,7 +184,7 @@ def dpm_multistep(
 
 
 def dpmpp_2m(rule: str = "midpoint", lower_order_final: int | Array | None = None) -> Solver:
-    """DPM-Solver++(2M): order 2, one call a step (Lu et al. 2022b, algorithm 2).
+    """DPM-Solver++(2M): order 2, 1 NFE per step (Lu et al. 2022b, algorithm 2).
 
     Args:
         rule: see ``multistep``.
@@ -194,7 +194,7 @@ def dpmpp_2m(rule: str = "midpoint", lower_order_final: int | Array | None = Non
 
 
 def dpmpp_3m(curvature: float = 1.0, lower_order_final: int | Array | None = None) -> Solver:
-    """DPM-Solver++(3M): order 3, one call a step.
+    """DPM-Solver++(3M): order 3, one network evaluation per step.
 
     The published code divides the second divided difference by 1 where the Taylor term h²·D''/2!
     of φ_3 wants 2: half of the term is left out, and the method is of order 2.  That of k-diffusion
@@ -211,7 +211,7 @@ def dpmpp_2m_sde(
     eta: float | Array = 1.0, rule: str = "midpoint", lower_order_final: int | Array | None = None,
     noise: Noise = white,
 ) -> Solver:  # fmt: skip
-    """SDE-DPM-Solver++(2M): one call a step (Lu et al. 2022b, equation 18 and appendix B).
+    """SDE-DPM-Solver++(2M): 1 NFE per step (Lu et al. 2022b, equation 18 and appendix B).
 
     Args:
         eta: noise, 0 (the ODE) to 1 (DDPM's) and beyond; may be traced.
@@ -224,7 +224,7 @@ def dpmpp_3m_sde(
     eta: float | Array = 1.0, curvature: float = 1.0, lower_order_final: int | Array | None = None,
     noise: Noise = white,
 ) -> Solver:  # fmt: skip
-    """SDE-DPM-Solver++(3M), one call a step; k-diffusion's is ``curvature=0.5``.
+    """SDE-DPM-Solver++(3M), 1 NFE per step; k-diffusion's is ``curvature=0.5``.
 
     Args:
         eta, lower_order_final, noise: see ``dpmpp_2m_sde``.
@@ -236,7 +236,7 @@ def dpmpp_3m_sde(
 def dpmpp_sde(
     process: Process, eta: float | Array = 1.0, share: float = 0.5, noise: Noise = white
 ) -> Solver:
-    """DPM-Solver++ (SDE), single step, two calls (Lu et al. 2022b; as published in k-diffusion).
+    """DPM-Solver++ (SDE), single step, 2 NFE (Lu et al. 2022b; as published in k-diffusion).
 
     Both halves are DDIM(eta) steps from ``now``; the second uses the x0 found half way.  The noise
     of the whole step contains that of its first half, without which the weak order would be 1.
@@ -244,8 +244,8 @@ def dpmpp_sde(
     Args:
         process: gives the level in between.
         eta: share of the posterior's noise, as in ``ddim``; may be traced.
-        share: where in log-SNR the level in between lies.
-        noise: where fresh noise comes from.
+        share: position in log-SNR of the level in between.
+        noise: source of fresh noise.
     """
 
     def step(key, denoise, x, now, nxt, state):

@@ -1,4 +1,4 @@
-"""ER-SDE-Solvers: the reverse SDE with a noise scale of its own (Cui et al. 2023).
+"""ER-SDE-Solvers: the reverse SDE with another noise scale (Cui et al. 2023).
 
 In y = x/alpha, s = sigma/alpha the extended reverse SDE with noise scale φ(s) has the solution
 
@@ -39,13 +39,13 @@ def er_sde(
     lower_order_final: int | Array | None = None,
     noise: Noise = white,
 ) -> Solver:
-    """ER-SDE-Solver-1, -2 or -3, one network call a step (Cui et al. 2023, algorithms 1 to 3).
+    """ER-SDE-Solver-1, -2 or -3, 1 NFE per step (Cui et al. 2023, algorithms 1 to 3).
 
     Args:
         order: 1 to 3 values.
-        scale: φ, of ``SCALES``.
+        scale: φ, one of ``SCALES``.
         lower_order_final: see ``history.allowed_order``.
-        noise: where fresh noise comes from.
+        noise: source of fresh noise.
 
     Raises:
         ValueError: for an unknown scale or order.

@@ -1,4 +1,4 @@
-"""What multistep solvers remember, and polynomials through it."""
+"""Past values of multistep solvers, and polynomials through them."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def allowed_order(
     Shaped as the level: a frame that waited at its level starts anew.
 
     Args:
-        history: with the present value pushed.
-        order: the wanted one.
-        nxt: where the step goes.  Values from before a turn (a grid that goes up and down) do not
+        history: including the present value.
+        order: the wanted order.
+        nxt: level after the step.  Values from before a turn (a grid that goes up and down) do not
             count: no polynomial goes through two values at one level.
         levels: number of levels of the grid if its last steps are to be of falling order, down to
             the step to the clean level, of order 1 ("lower_order_final" elsewhere; may be traced);

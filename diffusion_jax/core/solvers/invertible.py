@@ -1,9 +1,10 @@
-"""EDICT: a sampler that can be walked backwards exactly (Wallace et al. 2023).
+"""EDICT: an exactly invertible sampler (Wallace et al. 2023).
 
 Two coupled copies of x take turns: each is moved by the eps that the network predicts of the other,
-so that each half step is undone by the same call.  After both moved they are mixed, x' = p·x +
-(1 - p)·y, which keeps them together.  The step from a level to a cleaner one and the step back are
-inverses up to rounding, whatever the network is; rounding grows by about 1/(2p - 1) a step back.
+so that each half step is inverted by the same evaluation.  After both moved they are mixed,
+x' = p·x + (1 - p)·y, which keeps them together.  The step from a level to a cleaner one and the
+step back are inverses up to rounding, whatever the network is; rounding grows by about 1/(2p - 1)
+per step back.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from diffusion_jax.core.types import NoiseLevel, Solver, like
 
 
 def edict(mixing: float | Array = 0.93) -> Solver:
-    """EDICT; its state is the second copy, so walk with it (``sampling.walk``) to come back.
+    """EDICT; its state is the second copy, which ``sampling.walk`` needs for the inverse.
 
-    Two network calls a step.  Levels must have alpha > 0 and sigma > 0.
+    Two network evaluations per step.  Levels must have alpha > 0 and sigma > 0.
 
     Args:
         mixing: p, 0.5 to 1; may be traced.

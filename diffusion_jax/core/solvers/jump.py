@@ -1,4 +1,4 @@
-"""Steps by a flow map: one call goes from any level to any other."""
+"""Steps by a flow map: one evaluation goes from any level to any other."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def jump(process: Process, gamma: float | Array = 0.0, noise: Noise = white) -> 
 
     With s = sigma/alpha: jump to s_end = sqrt(1 - γ²)·s_nxt, then add γ·s_nxt·z.  γ = 0 is the flow
     itself; γ = 1 is multistep consistency (Song et al. 2023, algorithm 1), where every jump is to
-    clean data.  The solver calls denoise(x, now, end): it wants a ``Jump`` (see ``flow_maps``).
+    clean data.  The solver calls denoise(x, now, end), so it needs a ``Jump`` (see ``flow_maps``).
 
     Args:
-        process: gives the level that is jumped to.
+        process: gives the level of the jump's end.
         gamma: [] γ in [0, 1]; may be traced.
-        noise: where fresh noise comes from.
+        noise: source of fresh noise.
     """
 
     def step(key, denoise, x, now, nxt, state):
@@ -37,7 +37,7 @@ def jump(process: Process, gamma: float | Array = 0.0, noise: Noise = white) -> 
 
 def _shrunk(process: Process, nxt: NoiseLevel, kept: Array) -> NoiseLevel:
     """The level of sigma/alpha times ``kept``; exactly ``nxt`` or clean at the ends of kept."""
-    # The schedule is not asked for levels that are infinitely clean, nor for those given.
+    # The schedule is not evaluated at infinitely clean levels, nor at the given ones.
     inside = (kept > 0) & (kept < 1) & jnp.isfinite(nxt.log_snr)
     log_snr = jnp.where(inside, nxt.log_snr - 2 * jnp.log(jnp.where(inside, kept, 1.0)), 0.0)
     between = process.at_log_snr(log_snr)

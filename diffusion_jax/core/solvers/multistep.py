@@ -1,4 +1,4 @@
-"""Linear multistep solvers: one network call a step, and memory of the calls before.
+"""Linear multistep solvers: one network evaluation per step, and a history of earlier ones.
 
 Over a step the value D (eps or x0) is replaced by the polynomial through its last k values, in some
 variable u(l) of the level, and the integral of ``steps.Form`` is taken exactly (an Adams-Bashforth
@@ -81,7 +81,7 @@ def adams_factors(
 ) -> Array:
     """Factor of each remembered value in x at ``nxt``, [k, ...]; only their differences count.
 
-    Values seen at pure noise have no finite l and are left out.
+    Values at pure noise have no finite l and are ignored.
 
     Args:
         form, variable: as in ``adams``.
@@ -133,7 +133,7 @@ def deis(process: Process, order: int = 3, variable: str = "t") -> Solver:
     """DEIS: eps a polynomial in t, ``variable="t"`` (Zhang & Chen 2023, eq. 15), or in log ρ.
 
     Args:
-        process: the model's, whose time is the variable.
+        process: the model's process, whose time is the variable.
         order: 1 to 4 values: the paper's tAB0 to tAB3.
         variable: "t"; "log_rho", which needs no process and is what diffusers calls DEIS; "rho".
 
@@ -173,7 +173,7 @@ def ipndm(order: int = 4) -> Solver:
     """Improved PNDM: constant-step factors on eps, with orders 1, 2, 3, ... to start.
 
     (Liu et al. 2022, eq. 12, for the transfer; Zhang & Chen 2023, appendix H.2, for the start.)
-    Of its order for levels that are evenly spaced in sigma/alpha, else of the first.
+    It has this order for levels evenly spaced in sigma/alpha, otherwise order 1.
 
     Args:
         order: 1 to 4.
@@ -192,7 +192,7 @@ def ipndm(order: int = 4) -> Solver:
 def plms() -> Solver:
     """Pseudo linear multistep, order 4 (Liu et al. 2022, eq. 12; the sampler of latent diffusion).
 
-    The first step is a pseudo Heun step, of two network calls; then orders 2, 3, 4.
+    The first step is a pseudo Heun step, with two network evaluations; then orders 2, 3, 4.
     """
 
     def first(denoise, x, now, nxt, history):
@@ -205,7 +205,7 @@ def plms() -> Solver:
 
 
 def pndm(process: Process) -> Solver:
-    """``plms`` after three pseudo Runge-Kutta steps of four calls (Liu et al. 2022, eq. 13).
+    """``plms`` after three pseudo Runge-Kutta steps of 4 NFE (Liu et al. 2022, eq. 13).
 
     Args:
         process: gives the level half way in time.

@@ -1,4 +1,4 @@
-"""Runge-Kutta solvers of the probability-flow ODE, in two coordinates where it is gentle.
+"""Runge-Kutta solvers of the probability-flow ODE, in two coordinates where it is smooth.
 
     sigma:  y = x/alpha,          u = sigma/alpha,          dy/du = eps (Karras et al. 2022)
     flow:   z = x/(alpha+sigma),  u = sigma/(alpha+sigma),  dz/du = eps - x0 (Liu et al. 2023)
@@ -21,7 +21,7 @@ from diffusion_jax.core.types import NoiseLevel, Prediction, Solver, like
 
 
 class Coordinate(NamedTuple):
-    """Where a method takes its steps.
+    """The coordinate in which a method takes its steps.
 
     Attributes:
         clock: level -> u.
@@ -111,14 +111,14 @@ def _inside(
 
 
 def euler() -> Solver:
-    """Euler's method in either coordinate: ``ddim()`` by its other name, order 1."""
+    """Euler's method in either coordinate: another name of ``ddim()``, order 1."""
     return runge_kutta(SIGMA, EULER)
 
 
 def heun() -> Solver:
-    """Heun's method in sigma/alpha: order 2, two calls a step (Karras et al. 2022, algorithm 1).
+    """Heun's method in sigma/alpha: order 2, 2 NFE per step (Karras et al. 2022, algorithm 1).
 
-    A step that divides sigma/alpha by r weighs the change of x0 by (r - 1)/2: give it a grid that
+    A step that divides sigma/alpha by r weights the change of x0 by (r - 1)/2: give it a grid that
     is even there (karras); on one that starts far out in t, ``flow_heun`` does not have this.
     """
     return runge_kutta(SIGMA, HEUN)
@@ -130,10 +130,10 @@ def flow_heun() -> Solver:
 
 
 def midpoint(process: Process) -> Solver:
-    """The midpoint rule in sigma/alpha: order 2, two calls a step."""
+    """The midpoint rule in sigma/alpha: order 2, two network evaluations per step."""
     return runge_kutta(SIGMA, MIDPOINT, process)
 
 
 def rk4(process: Process) -> Solver:
-    """The classical method in rectified time: order 4, four calls a step."""
+    """The classical method in rectified time: order 4, four network evaluations per step."""
     return runge_kutta(FLOW, RK4, process)

@@ -37,16 +37,16 @@ def sa_solver(
     lower_order_final: int | Array | None = None,
     noise: Noise = white,
 ) -> Solver:
-    """Stochastic Adams predictor and corrector, one network call a step (Xue et al. 2023, alg. 1).
+    """Stochastic Adams predictor and corrector, 1 NFE per step (Xue et al. 2023, algorithm 1).
 
     Args:
-        order: of the predictor, 1 to 3 values.
-        corrector_order: values of the corrector, the one ahead included; 0 for none.
+        order: number of the predictor's values, 1 to 3.
+        corrector_order: number of the corrector's values, the next one included; 0 for none.
         tau: 0 for the ODE, 1 for DDPM's noise; traced, or a function of the level.
-        rule: how second-order steps weigh the slope of x0: by its integral in (1), "exact", or by
+        rule: how second-order steps weight the slope of x0: by its integral in (1), "exact", or by
             (1 + τ²)·h²/2, "half", as the published code does.
         lower_order_final: see ``history.allowed_order``.
-        noise: where fresh noise comes from.
+        noise: source of fresh noise.
 
     Raises:
         ValueError: for an order out of range.
@@ -79,7 +79,7 @@ def sa_solver(
         return predicted + kick, _State(history, (mean + kick).astype(x.dtype), upcoming)
 
     def _correct(state, x, x0, now):
-        """The last step again, with x0 at ``now`` as one more value and the same noise."""
+        """Repeat the last step, with x0 at ``now`` as another value and the same noise."""
         before = jax.tree.map(lambda leaf: leaf[0], state.history.levels)
         seen = push(state.history, x0, now)
         kernel = _kernel(tau_at(before) ** 2)
@@ -89,7 +89,7 @@ def sa_solver(
         )
         corrected = state.moved
         for i in range(room):
-            if i != 1:  # values_1 is the one that ``moved`` was made with
+            if i != 1:  # values_1 is the one that ``moved`` was computed with
                 corrected = corrected + like(factors[i], x) * (seen.values[i] - seen.values[1])
         return jnp.where(state.history.count > 0, corrected, x)
 
@@ -127,7 +127,7 @@ def _decay(squared: Array, now: NoiseLevel, nxt: NoiseLevel) -> Array:
 
 
 def _consistent(x: Array, prediction: Prediction, now: NoiseLevel) -> Prediction:
-    """eps anew, of the corrected x; at alpha = 0 x is not corrected, and eps stays."""
+    """eps of the corrected x; at alpha = 0 x is not corrected, and eps is unchanged."""
     sigma = like(jnp.where(now.sigma > 0, now.sigma, 1.0), x)
     eps = (x - like(now.alpha, x) * prediction.x0) / sigma
     return Prediction(prediction.x0, jnp.where(now.alpha > 0, eps, prediction.eps))

@@ -1,16 +1,16 @@
-"""What every solver step is made of.
+"""Building blocks of solver steps.
 
 With l = λ/2 = log(alpha/sigma) and a prediction (x0, eps) at ``now``, the probability flow moves x
-to ``nxt`` exactly, if the prediction stays what it is, to
+to ``nxt`` exactly, if the prediction is constant, to
 
     follow = alpha_s·x0 + sigma_s·eps.                                                        (1)
 
 A method of higher order adds a small multiple of the *change* of the prediction, never a multiple
-of x itself.  Written so, nothing divides by alpha, every method starts from pure noise (alpha = 0,
+of x itself.  In this form nothing divides by alpha, every method starts from pure noise (alpha = 0,
 where no finite step in l exists) as its first-order version, and all methods agree where the
 denoiser is constant.
 
-Exponential integrators have two forms, by the quantity that they hold polynomial in l over a step
+Exponential integrators have two forms, by the quantity that is polynomial in l over a step
 of size h = l_s - l_t (Lu et al. 2022a, eq. 3.4; Lu et al. 2022b, eq. 8):
 
     eps:  x_s/alpha_s = x_t/alpha_t - ∫ exp(-l)·eps dl
@@ -57,17 +57,17 @@ def log_step(now: NoiseLevel, nxt: NoiseLevel) -> Array:
 
 
 def finite(c: Array) -> Array:
-    """c, or 0 where it is not finite: a correction that an infinite step has no use for."""
+    """c, or 0 where it is not finite: an infinite step has no correction."""
     return jnp.where(jnp.isfinite(c), c, 0.0)
 
 
 def eps_factor(now: NoiseLevel, nxt: NoiseLevel) -> Array:
-    """alpha_s·(s_s - s_t), s = sigma/alpha: what a change of eps over the step moves x by."""
+    """alpha_s·(s_s - s_t), s = sigma/alpha: the factor of a change of eps over the step in x."""
     return finite(nxt.sigma - nxt.alpha * (now.sigma / now.alpha))
 
 
 def between(process: Process, now: NoiseLevel, nxt: NoiseLevel, share: float | Array) -> NoiseLevel:
-    """The level a share of the way to ``nxt`` in log-SNR; ``nxt`` if that is infinite."""
+    """The level at a share of the step to ``nxt`` in log-SNR; ``nxt`` if that is infinite."""
     middle = now.log_snr + share * (nxt.log_snr - now.log_snr)
     return process.at_log_snr(jnp.where(jnp.isfinite(middle), middle, nxt.log_snr))
 
@@ -79,7 +79,7 @@ class Form(NamedTuple):
     """The eps or the x0 form of an exponential integrator.
 
     Attributes:
-        value: prediction -> what is held polynomial.
+        value: prediction -> the quantity that is polynomial.
         terms: (h, level) -> factors of D, h·D' and h²·D'' in x at ``level``, after
             a step of h to it.
         kernel: (l - l_s, level) -> weight of the value at l in x at ``level``.

@@ -1,7 +1,7 @@
-"""UniPC: a predictor and a corrector that cost one network call a step (Zhao et al. 2023).
+"""UniPC: a predictor and a corrector with one network evaluation per step (Zhao et al. 2023).
 
 The predictor UniP-p is the exponential Adams method of order p on x0; the corrector UniC-p repeats
-the step that led to ``now`` once the prediction at ``now`` is known, as one more node of the
+the step that led to ``now`` once the prediction at ``now`` is known, as another node of the
 polynomial (an Adams-Moulton method of order p + 1), and moves x before the next step.  The paper's
 free function B(h) cancels except where it replaces a linear system by the weight 1/2: in the
 predictor of order 2 and the corrector of order 1 (its section 3.4).
@@ -39,7 +39,7 @@ def unipc(
     """UniPC on x0 (Zhao et al. 2023, algorithms 5 to 8).
 
     Args:
-        order: 1 to 3, of the predictor; with the corrector the method is of one order more.
+        order: order of the predictor, 1 to 3; the corrector adds one.
         variant: B(h): "bh1" is h, "bh2" is e^h - 1.
         corrector: whether to correct; may be traced.
         lower_order_final: see ``history.allowed_order``.
@@ -69,7 +69,7 @@ def unipc(
         factors = jnp.where(reached == 2, simple, factors)
         return add(moved, factors, history), _State(history, x, reached)
 
-    # The corrector of order p reads p values and the one ahead.
+    # The corrector of order p uses p values and the next one.
     return Solver(lambda x: _State(empty(x, order + 1), x, jnp.zeros((), jnp.int32)), step)
 
 

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
-from diffusion_jax.data.builders.progress import shown
+from diffusion_jax.data.builders.progress import with_progress
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FOLDER_VARIABLE = "FASHION_MNIST_DIR"
@@ -145,5 +145,5 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         images = read_verified(self.folder / f"{stem}-images-idx3-ubyte.gz")
         labels = read_verified(self.folder / f"{stem}-labels-idx1-ubyte.gz")
         pairs = list(zip(images, labels, strict=True))
-        for key, (image, label) in enumerate(shown(pairs, self.name, split)):
+        for key, (image, label) in enumerate(with_progress(pairs, self.name, split)):
             yield key, {"image": Image.fromarray(image), "label": int(label)}

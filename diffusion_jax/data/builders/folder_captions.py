@@ -19,10 +19,10 @@ def read_captions(folder: Path, paths: list[Path]) -> dict[Path, str]:
         ValueError: if some images have a caption and others none, or a file cannot be read.
     """
     if (folder / METADATA).is_file():
-        known = _of_metadata(folder / METADATA)
+        known = _metadata_captions(folder / METADATA)
     else:
-        beside = {path: folder / path.with_suffix(".txt") for path in paths}
-        known = {path: _text(file) for path, file in beside.items() if file.is_file()}
+        text_files = {path: folder / path.with_suffix(".txt") for path in paths}
+        known = {path: _text(file) for path, file in text_files.items() if file.is_file()}
     lacking = [path for path in paths if not known.get(path)]
     if known and lacking:
         raise ValueError(
@@ -40,13 +40,13 @@ def _text(path: Path) -> str:
         raise ValueError(f"caption {str(path)!r} cannot be read as UTF-8 text ({error})") from None
 
 
-def _of_metadata(path: Path) -> dict[Path, str]:
+def _metadata_captions(path: Path) -> dict[Path, str]:
     """Lines {"file_name": "a.png", "text": "a cat"}, as other libraries' image folders have."""
     found = {}
     for number, line in enumerate(_lines(path), 1):
         try:
-            told = json.loads(line)
-            found[Path(told["file_name"])] = " ".join(str(told["text"]).split())
+            record = json.loads(line)
+            found[Path(record["file_name"])] = " ".join(str(record["text"]).split())
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f'line {number} of {path} is not {{"file_name": ..., "text": ...}} ({error!r})'

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diffusion_jax.data.builders.folder_captions import read_captions
-from diffusion_jax.data.builders.progress import shown
+from diffusion_jax.data.builders.progress import with_progress
 from diffusion_jax.data.images import cropped, flatten, resized
 
 ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -155,7 +155,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {split: self._generate_examples(split, members) for split, members in splits.items()}
 
     def _generate_examples(self, split, paths):
-        for path in shown(paths, self.name, split):
+        for path in with_progress(paths, self.name, split):
             try:
                 picture = read_image(self.settings.folder / path, self.settings.image_size)
             except ValueError as error:

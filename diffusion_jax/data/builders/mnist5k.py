@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from diffusion_jax.data.builders.progress import shown
+from diffusion_jax.data.builders.progress import with_progress
 
 TRAIN_PER_CLASS = 400
 
@@ -79,5 +79,5 @@ class Mnist5k(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, split, images, labels):
         pairs = list(zip(images, labels, strict=True))
-        for key, (image, label) in enumerate(shown(pairs, self.name, split)):
+        for key, (image, label) in enumerate(with_progress(pairs, self.name, split)):
             yield key, {"image": Image.fromarray(image), "label": int(label)}

@@ -15,7 +15,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from diffusion_jax.data.builders.progress import shown
+from diffusion_jax.data.builders.progress import with_progress
 from diffusion_jax.data.images import flatten
 
 DEBIAN_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
@@ -142,7 +142,7 @@ class NotoEmoji(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {name: self._generate_examples(name, members) for name, members in splits.items()}
 
     def _generate_examples(self, split, members):
-        for sequence, caption, png in shown(members, self.name, split):
+        for sequence, caption, png in with_progress(members, self.name, split):
             yield sequence, {"image": draw(png), "caption": caption}
 
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 
-def shown(items: Iterable[Item], name: str, split: str) -> Iterator[Item]:
+def with_progress(items: Iterable[Item], name: str, split: str) -> Iterator[Item]:
     """Pass items on, counting them on a bar in standard error that vanishes when complete."""
     total = len(items) if isinstance(items, Sized) else None
     yield from tqdm(items, desc=f"{name} {split}", total=total, unit=" images", leave=False)

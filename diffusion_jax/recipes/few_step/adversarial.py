@@ -57,7 +57,7 @@ def adversarial(
     Args:
         model: the student's.
         init_net: (key, x [b, ...], cond) -> the network's parameters.
-        teacher: see ``recipes.teachers``.
+        teacher: see ``teachers.Teacher``.
         student_input: ``players.noised_data`` of the levels that the student is sampled at.
         critic: D; its weight is w.
         clean_features: f: ``pixel_features``, or ``latent_adversarial.teacher_features``.

@@ -183,7 +183,7 @@ def distillation(teacher: Teacher, solver: str = "heun", levels: int = 18) -> Se
     """Consistency distillation (Song et al. 2023, algorithm 2; their distance is LPIPS).
 
     Args:
-        teacher: see ``recipes.teachers``.
+        teacher: see ``teachers.Teacher``.
         solver: a name of ``SOLVERS`` that needs no history or process, as "ddim" or "heun".
         levels: N.
     """

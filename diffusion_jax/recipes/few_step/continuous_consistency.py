@@ -6,7 +6,7 @@ consistency function is
 
     f(x_t, t) = cos t·x_t - sin t·sd·F(x_t, t),                                              (1)
 
-and the limit of ``recipes.consistency`` for nxt -> now is a regression of F on itself and a
+and the limit of ``few_step.consistency`` for nxt -> now is a regression of F on itself and a
 tangent:
 
     L = e^(-u(t))·‖F_θ - F⁻ - g/(‖g‖ + c)‖²/D + u(t),                                        (2)

@@ -63,7 +63,7 @@ def distribution_matching(
     Args:
         model: the student's.
         init_net: (key, x [b, ...], cond) -> a network's parameters.
-        teacher: see ``recipes.teachers``.
+        teacher: see ``teachers.Teacher``.
         coupling: pairs (x0, eps), such as those of ``reflow.pairs_from_teacher``.
         noise_level: [] the level of pure noise, at which the student is evaluated.
         ratio: the student is updated in the last of so many steps (``players.on_turn``).

@@ -1,9 +1,9 @@
-"""Guidance distillation (Meng et al. 2023, section 3.1): one call in place of two with guidance.
+"""Guidance distillation (Meng et al. 2023, section 3.1): one evaluation in place of two.
 
     w ~ U(w_min, w_max);   L = weight(t)·‖x0_student(x_t, t; w) - x0_guided(x_t, t; w)‖²       (1)
 
 The student is conditioned on the scale w, ``cond["guidance_scale"]``, and samples without further
-guidance.  It is the first teacher of their second stage, ``recipes.progressive``.
+guidance.  It is the first teacher of their second stage, ``few_step.progressive``.
 """
 
 from __future__ import annotations

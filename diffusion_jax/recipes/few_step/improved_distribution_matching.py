@@ -58,7 +58,7 @@ def improved_distribution_matching(
     Args:
         model: the student's.
         init_net: (key, x [b, ...], cond) -> a network's parameters.
-        teacher: see ``recipes.teachers``.
+        teacher: see ``teachers.Teacher``.
         student_input: ``players.backward_simulation`` of the levels that the student is sampled at.
         critic: D; its weight is w.
         features: F, which takes parameters such as the fake score's.

@@ -3,9 +3,9 @@
     w ~ U(w_min, w_max);  x_nxt: one DDIM step of the teacher, guided by w, over k = T/levels
     indices of the table;  L = d(f_θ(x_now, now; w), f_EMA(x_nxt, nxt; w))          (algorithm 1)
 
-It is ``recipes.consistency`` with the student conditioned on w, ``cond["guidance_scale"]``, and the
-boundary of ``flow_maps.latent_consistency``.  LCM-LoRA (Luo et al. 2023b) is ``lora.adapted`` of
-it.
+It is ``few_step.consistency`` with the student conditioned on w, ``cond["guidance_scale"]``, and
+the boundary of ``flow_maps.latent_consistency``.  LCM-LoRA (Luo et al. 2023b) is ``lora.adapted``
+of it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ On the rectified path z = (1 - t)·x0 + t·eps, with v = dz/dt and u the mean of
                         is a function of z alone (Geng et al. 2025b, "Improved Mean Flows")
 
 The guided v_g = ω·v + κ·u_θ(z, t, t | c) + (1 - ω - κ)·u_θ(z, t, t | null) has its fixed point in
-guidance by the scale ω/(1 - κ) (2025a, equation 21): the student samples guided in one call.
+guidance by the scale ω/(1 - κ) (2025a, equation 21): guided samples in one evaluation.
 
 u is eps - x0 of the two-time Prediction (``core.flow_maps``), so any prediction target
 and any path will do: x is scaled by 1/(alpha + sigma), t is sigma/(alpha + sigma).  The derivative

@@ -62,12 +62,12 @@ def progressive(
 
     Args:
         model: the student's; its target should determine x0 at pure noise too, as v and x0 do.
-        teacher: see ``recipes.teachers``; takes 2N steps.
+        teacher: see ``teachers.Teacher``; takes 2N steps.
         init_net: (key, x [b, ...], cond) -> the network's parameters.
         weight: loss weight of a level; None for the paper's ``truncated_snr()``.
         extra_cond: what the student is conditioned on beside the batch's condition, such as the
             guidance scale in stage two of Meng et al. 2023, whose first teacher is a student of
-            ``recipes.guidance_distillation``.
+            ``few_step.guidance_distillation``.
         condition_dropout: share of examples that get the null condition.
         solver: the teacher's, one that needs no history; None for ``ddim()``.
         distance: between outputs F times the root of the weight; None for ``squared()``, the

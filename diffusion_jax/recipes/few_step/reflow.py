@@ -60,7 +60,7 @@ def pairs_from_teacher(teacher: Teacher, solver: Solver, levels: NoiseLevel) -> 
     """Fresh noise and the sample that a teacher makes of it; of the data only cond is used.
 
     Args:
-        teacher: see ``recipes.teachers``; such as the student of the previous round.
+        teacher: see ``teachers.Teacher``; such as the student of the previous round.
         solver: deterministic.
         levels: [n] of the solver's grid, the first of almost pure noise: x there is
             sqrt(alpha² + sigma²)·eps.
@@ -141,7 +141,7 @@ def straightness(
     t, z = levels.sigma / n, x_t / like(n, x_t)
     # z = (1 - t)·x0 + t·eps, so that eps - x0 = (z - x0)/t.
     rate = (z - x0) / like(t, z)
-    whole = (z[0] - x0[-1]) / t[0]
+    chord = (z[0] - x0[-1]) / t[0]
     steps = t - jnp.append(t[1:], 0.0)
-    gap = jnp.mean((rate - whole) ** 2, axis=tuple(range(2, x_t.ndim)))
+    gap = jnp.mean((rate - chord) ** 2, axis=tuple(range(2, x_t.ndim)))
     return jnp.sum(steps[:, None] * gap, axis=0)

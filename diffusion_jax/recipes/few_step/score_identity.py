@@ -49,7 +49,7 @@ def score_identity(
     Args:
         model: the student's.
         init_net: (key, x [b, ...], cond) -> a network's parameters.
-        teacher: see ``recipes.teachers``.
+        teacher: see ``teachers.Teacher``.
         student_input: ``players.backward_simulation`` of the levels that the student is sampled at.
         ratio: the student is updated in the last of so many steps.
         a: as in (1); 1 to 1.2 in the paper.

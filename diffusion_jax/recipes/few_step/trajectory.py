@@ -69,7 +69,7 @@ def trajectory(
     Args:
         model: the student's, conditioned on ``end``.
         init_net: (key, x [b, ...], cond) -> the network's parameters.
-        teacher: see ``recipes.teachers``.
+        teacher: see ``teachers.Teacher``.
         times: how (t, s) are drawn; None for ``uniform_end(uniform(), 0.1)``.
         solver: the teacher's, deterministic; None for ``flow_heun``, whose steps in rectified time
             may start near pure noise, where the paper's Heun steps in sigma/alpha need many levels.

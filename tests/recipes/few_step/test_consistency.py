@@ -86,7 +86,7 @@ def test_with_a_solver_the_minimum_is_as_near_as_its_step_is(x64, solver, order)
 def test_clipping_ignores_errors_beyond_the_range(x64):
     """f of the student is off by theta everywhere, but clipped to the range."""
     of = lambda high: _loss(
-        _recipe(_distilled(EXACT), shown=clip_to(-9.0, high), bump=jnp.ones_like)
+        _recipe(_distilled(EXACT), clip=clip_to(-9.0, high), bump=jnp.ones_like)
     )
     theta, far = jnp.float64(0.3), -4.0  # below all of the data, so that all is shown as -4
     assert float(of(far)(theta)) == 0.0 and float(jax.grad(of(far))(theta)) == 0.0
