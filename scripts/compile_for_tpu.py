@@ -65,7 +65,8 @@ def compile_for(config: Config, mode: str, mesh: Mesh, options: dict[str, Any]) 
     """
     made = job(config, mode, mesh)
     traced = made.jitted.trace(*made.arguments)
-    counted, batch = count(traced.jaxpr), jax.tree.leaves(made.arguments[-1])[0].shape[0]
+    counted, drawn = count(traced.jaxpr), jax.tree.leaves(made.arguments[-1])[0].shape[0]
+    batch = config.train.batch_size if mode == "train" else drawn
     useful = useful_flops(config, mode, mesh, counted)
     try:
         compiled = traced.lower().compile(compiler_options=options)

@@ -41,10 +41,10 @@ def job(config: Config, mode: str, mesh: Mesh) -> Job:
 
 
 def _training(config: Config, mesh: Mesh) -> Job:
-    if "train" not in config:
+    if "checkpoint" in config:  # whose weights the step would read
         raise ValueError(
-            f"config.checkpoint = {config.checkpoint!r} is drawn with here; compile it by "
-            "--mode=sample"
+            f"config.checkpoint = {config.checkpoint!r} can be compiled to draw with, not to be "
+            "tuned; take --mode=sample"
         )
     local = _on_one_axis(config)
     experiment, settings = describe(local), training.training(local)

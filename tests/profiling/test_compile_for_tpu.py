@@ -14,8 +14,9 @@ from diffusion_jax.profiling.topology import slice_of
 from diffusion_jax.train import sharding
 from scripts import compile_for_tpu
 
-CONFIG = str(Path(__file__).parents[2] / "configs" / "mnist.py")
-SCRIPT = Path(__file__).parents[2] / "scripts" / "compile_for_tpu.py"
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "mnist.py")
+SCRIPT = ROOT / "scripts" / "compile_for_tpu.py"
 TINY = (
     "--config=configs/mnist.py",
     "--config.data.image_size=(8, 8)",
@@ -96,6 +97,24 @@ def test_a_config_of_a_mesh_that_is_not_here_is_no_mistake():
     state, _, batch = step.arguments
     assert batch["image"].sharding.shard_shape(batch["image"].shape) == (4, 28, 28, 1)
     assert state.step.sharding.mesh == mesh
+
+
+@pytest.mark.parametrize("name", ["sample", "checkpoints/lora"])
+def test_the_training_of_a_checkpoint_is_refused_in_a_sentence(name):
+    config = compile_for_tpu.load_config(str(ROOT / "configs" / f"{name}.py"), [])
+    config.checkpoint = "DIR"
+    with pytest.raises(ValueError, match=r"'DIR' can be compiled to draw with, .*--mode=sample"):
+        compile_for_tpu.job(config, "train", AbstractMesh((1, 1, 1, 1), sharding.AXES))
+
+
+@pytest.mark.parametrize(("mode", "batch"), [("train", 7), ("sample", 5)])
+def test_the_batch_of_a_compilation_is_that_of_its_program(mode, batch):
+    words = ["--config.model.unet.channel_mults=(1,)", "--config.model.unet.channels=8"]
+    words += ["--config.sampler.steps=2", "--config.train.batch_size=7"]
+    words += ["--config.train.steps_per_call=2"]
+    config = compile_for_tpu.load_config(CONFIG, [*words, "--config.sampler.batch_size=5"])
+    mesh = compile_for_tpu.mesh_of(config, "data=1", jax.devices()[:1])
+    assert compile_for_tpu.compile_for(config, mode, mesh, {}).batch == batch
 
 
 @pytest.mark.parametrize("mode", ["train", "sample"])
