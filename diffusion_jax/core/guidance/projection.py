@@ -25,7 +25,7 @@ def projected(jump: Jump, project: Project) -> Jump:
 
     Args:
         jump: a student, or ``flow_maps.to_clean`` of a denoiser; a student of two levels is sampled
-            with ``jump(gamma=1)``, which asks for clean data: a shorter jump's x0 is no picture.
+            with ``jump(gamma=1)``, which jumps to clean data: a shorter jump's x0 is no picture.
         project: ``known`` or ``agreeing``.
     """
 
