@@ -36,11 +36,11 @@ def make_sampler(generator: Generator, sampler_of: SamplerOf, edits: Sequence[Ed
     """
 
     def draw(weights: Weights, key: Array, inputs: Inputs) -> Array:
-        of_solver, of_codec = jax.random.split(key)
-        drawing, jump = _planned(generator, sampler_of, edits, weights, inputs, of_codec)
+        solver_key, codec_key = jax.random.split(key)
+        drawing, jump = _planned(generator, sampler_of, edits, weights, inputs, codec_key)
         sampler = drawing.sampler
         x = sample(
-            of_solver,
+            solver_key,
             drawing.resample(sampler.solver),
             drawing.around(jump),
             start(drawing),
@@ -58,10 +58,10 @@ def make_trajectory(
     """As ``make_sampler``: (x_t, predicted x0) at every level, [n, b, ...] in x's space; levels."""
 
     def draw(weights: Weights, key: Array, inputs: Inputs) -> tuple[Array, Array, NoiseLevel]:
-        of_solver, of_codec = jax.random.split(key)
-        drawing, jump = _planned(generator, sampler_of, (), weights, inputs, of_codec)
+        solver_key, codec_key = jax.random.split(key)
+        drawing, jump = _planned(generator, sampler_of, (), weights, inputs, codec_key)
         sampler = drawing.sampler
-        way = trajectory(of_solver, sampler.solver, jump, start(drawing), sampler.levels)
+        way = trajectory(solver_key, sampler.solver, jump, start(drawing), sampler.levels)
         return *way, sampler.levels
 
     return draw

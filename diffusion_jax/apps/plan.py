@@ -220,7 +220,7 @@ def plan(
     generator: Generator, weights: Weights, sampler: Sampler, inputs: Inputs, key: Array
 ) -> Drawing:
     """The drawing of plain inputs, before any edit; the key is the codec's."""
-    model, (of_encoder, of_decoder) = generator.model_of(weights.params), jax.random.split(key)
+    model, (encoder_key, decoder_key) = generator.model_of(weights.params), jax.random.split(key)
     condition = lambda rows: model.condition(weights.frozen, rows)
     same = lambda x: x
     return Drawing(
@@ -234,8 +234,8 @@ def plan(
         around=same,
         resample=same,
         geometry=generator.geometry,
-        encode=lambda pixels: model.codec.encode(weights.frozen, pixels, of_encoder),
-        decode=lambda x: model.codec.decode(weights.frozen, x, of_decoder),
+        encode=lambda pixels: model.codec.encode(weights.frozen, pixels, encoder_key),
+        decode=lambda x: model.codec.decode(weights.frozen, x, decoder_key),
         paste=same,
     )
 

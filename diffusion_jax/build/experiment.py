@@ -29,7 +29,7 @@ from diffusion_jax.core.types import Model, NoiseLevel, Params, Recipe
 from diffusion_jax.models import MODELS
 from diffusion_jax.models.adapter import init_params, net_from_module
 from diffusion_jax.models.autoencoders.autoencoder import AUTOENCODERS
-from diffusion_jax.recipes.diffusion import TERMS, diffusion
+from diffusion_jax.recipes.diffusion import TERMS, Term, diffusion
 from diffusion_jax.recipes.variational import variational
 from diffusion_jax.spec import Config, build, parse
 
@@ -180,11 +180,16 @@ def regression_recipe(config: Config, model: Model, init: Callable) -> Recipe:
     section = config.loss
     if not section.terms:
         raise ValueError(f"config.loss.terms is empty; known are {', '.join(sorted(TERMS))}")
-    weight = build(weighting.WEIGHTS, section.weight, "loss.weight", process=model.process)
-    terms = [build(TERMS, spec, "loss.terms", weight=weight) for spec in section.terms]
     proposal = build(PROPOSALS, section.proposal, "loss.proposal")
     dropped, offset = section.condition_dropout, section.get("noise_offset", 0.0)
-    return diffusion(model, init, proposal, terms, dropped, offset)
+    return diffusion(model, init, proposal, terms(config, model), dropped, offset)
+
+
+def terms(config: Config, model: Model) -> list[Term]:
+    """The summands of the loss, ``config.loss.terms``."""
+    section = config.loss
+    weight = build(weighting.WEIGHTS, section.weight, "loss.weight", process=model.process)
+    return [build(TERMS, spec, "loss.terms", weight=weight) for spec in section.terms]
 
 
 def _learned_recipe(

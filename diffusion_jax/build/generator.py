@@ -88,6 +88,11 @@ def abstract_generator(config: Config) -> Generator:
 
 
 def _run(path: Path, settings: Config, config: Config | None) -> Generator | Run:
+    if settings.get("embeddings"):
+        raise ValueError(
+            f"config.embeddings = {tuple(settings.embeddings)} are words of a Stable Diffusion "
+            f"checkpoint, and {path} is a run of its own; leave them away"
+        )
     chosen: Config = config or run_config(path, {"sampler.params": settings.sampler.params})
     if config is None:
         chosen.data.dir = settings.data.dir or chosen.data.dir

@@ -15,6 +15,7 @@ from diffusion_jax.build.runs import Run
 from diffusion_jax.build.weights import FIRST_STAGE, WEIGHTS, averaged, write_weights
 from diffusion_jax.core.types import Params
 from diffusion_jax.files import whole_folder
+from diffusion_jax.spec import plain
 from diffusion_jax.train.workdir import CONFIG, read_config
 
 # Of a recipe's players, what only training asks.
@@ -49,7 +50,8 @@ def write_release(out: Path, run: Run, params: Params, dtype: Any) -> None:
         params: in place of the run's; what they lack is the run's own.
         dtype: of large arrays.
     """
-    config = json.loads(run.config.to_json())
+    config = plain(run.config)
+    config["sampler"]["params"] = "ema"  # which is what a release's weights are called
     with whole_folder(out) as temporary:
         _write(temporary, {**run.params, **params}, run.step, dtype)
         if config["model"].get("autoencoder", ""):
@@ -59,6 +61,11 @@ def write_release(out: Path, run: Run, params: Params, dtype: Any) -> None:
 
 def _fill(workdir: Path, out: Path, dtype: Any) -> None:
     config = read_config(workdir)
+    if "tuning" in config:
+        raise ValueError(
+            f"{workdir} holds a tuning, whose {config['tuning']!r} leaves what there is to give "
+            "away: lora.safetensors, word.safetensors or a folder checkpoint_..."
+        )
     first_stage = config["model"].get("autoencoder", "")
     if (workdir / MEASURED).exists():
         shutil.copyfile(workdir / MEASURED, out / MEASURED)

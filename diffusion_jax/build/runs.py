@@ -124,7 +124,17 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Run:
 
 
 def open_experiment(config: Config) -> Any:
-    """What a run's config describes: a student of a teacher, or what ``experiment`` makes."""
+    """What a run's config describes: a student of a teacher, or what ``experiment`` makes.
+
+    Raises:
+        ValueError: for a field that names nothing, or the config of a tuning.
+    """
+    if "tuning" in config:
+        raise ValueError(
+            f"config.tuning = {config.tuning!r}: this is the tuning of {config.checkpoint}, no run "
+            "by itself; draw with it by --mode=sample, or name the folder checkpoint_... that "
+            "'full()' leaves in it"
+        )
     describe = distillation.experiment if config.get("distill") else experiments.experiment
     return describe(config)
 

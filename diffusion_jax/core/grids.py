@@ -1,6 +1,6 @@
 """Grids: which n levels a sampler visits, noisiest first.
 
-Each is (process, n) -> NoiseLevel of [n].  Those that count steps of a table are in
+Each is (process, n) -> NoiseLevel of [n].  Those of the steps of a table are in
 ``table_grids``; any subsequence of a table is a valid DDIM or DDPM grid.
 """
 
@@ -134,7 +134,7 @@ def restart(
 ) -> NoiseLevel:
     """A Karras grid that goes back up from s = low to s = high, ``rounds`` times (Xu et al. 2023).
 
-    For solvers that add noise on the way up (``solvers.noising.renoising``).
+    For solvers that add noise in steps to a noisier level (``solvers.noising.renoising``).
 
     Args:
         process: the model's.
@@ -148,15 +148,15 @@ def restart(
     if base < 2 or not 0 < low < high:
         raise ValueError(
             f"sampler.grid: restart(rounds={rounds}, part={part}) leaves {base} of {n} levels for "
-            "the way down; give more sampler.steps, and 0 < low < high"
+            "the descent; give more sampler.steps, and 0 < low < high"
         )
     down = karras(process, base).log_snr
-    again = karras(process, part, s_min=low, s_max=high).log_snr
-    at = jnp.sum(down < -2 * jnp.log(low))  # where the first way down passes low
+    one_round = karras(process, part, s_min=low, s_max=high).log_snr
+    at = jnp.sum(down < -2 * jnp.log(low))  # where the first descent passes low
     order = jnp.where(jnp.arange(base) < at, jnp.arange(base), jnp.arange(base) + rounds * part)
     log_snr = jnp.zeros(n).at[order].set(down)
-    repeated = jnp.tile(again, rounds)
-    log_snr = log_snr.at[at + jnp.arange(rounds * part)].set(repeated)
+    all_rounds = jnp.tile(one_round, rounds)
+    log_snr = log_snr.at[at + jnp.arange(rounds * part)].set(all_rounds)
     return process.at_log_snr(log_snr)
 
 
@@ -166,10 +166,10 @@ def pad(levels: NoiseLevel, n: int) -> NoiseLevel:
     Raises:
         ValueError: if there are more than n levels.
     """
-    have = levels.t.shape[0]
-    if have > n:
-        raise ValueError(f"a grid of {have} levels does not fit into a padded maximum of {n}")
-    return jax.tree.map(lambda leaf: jnp.pad(leaf, (0, n - have), mode="edge"), levels)
+    count = levels.t.shape[0]
+    if count > n:
+        raise ValueError(f"a grid of {count} levels does not fit into a padded maximum of {n}")
+    return jax.tree.map(lambda leaf: jnp.pad(leaf, (0, n - count), mode="edge"), levels)
 
 
 def reverse(levels: NoiseLevel) -> NoiseLevel:

@@ -16,7 +16,7 @@ eq. 1).  For one Gaussian, by (3), d(y - m)/ds = s·(y - m)/(c + s²) along each
 (y - m)/sqrt(c + s²), that is z/sqrt(v), is constant: a closed form between any two levels.
 
 Functions take x of [b, ...], flattened to [b, d]; levels are [] or [b].  They are jitted:
-called on its own, each is one program.
+each is one program by itself.
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ def mixture(weights, means, covariances, classes=None) -> GaussianMixture:
 @functools.partial(jax.jit, static_argnames="n")
 def sample(key: Key[Array, ""], data: GaussianMixture, n: int) -> Float[Array, "n d"]:
     """n independent draws of x0."""
-    of_component, of_noise = jax.random.split(key)
-    index = jax.random.categorical(of_component, data.log_weights, shape=(n,))
-    noise = jax.random.normal(of_noise, (n, data.means.shape[1]), data.means.dtype)
+    component_key, noise_key = jax.random.split(key)
+    index = jax.random.categorical(component_key, data.log_weights, shape=(n,))
+    noise = jax.random.normal(noise_key, (n, data.means.shape[1]), data.means.dtype)
     spread = jnp.sqrt(data.variances[index]) * noise
     return data.means[index] + jnp.einsum("nij,nj->ni", data.axes[index], spread)
 
@@ -167,21 +167,21 @@ def denoiser(data: GaussianMixture) -> Denoiser:
     def denoise(x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
         if "label" not in cond:
             return predict(data, x, level)
-        return jax.vmap(one, in_axes=(0, 0 if jnp.ndim(level.t) else None, 0))(
+        return jax.vmap(of_one, in_axes=(0, 0 if jnp.ndim(level.t) else None, 0))(
             x, level, cond["label"]
         )
 
-    def one(x: Array, level: NoiseLevel, label: Array) -> Prediction:
-        chosen = predict(of_class(data, label), x[None], level)
-        return Prediction(chosen.x0[0], chosen.eps[0])
+    def of_one(x: Array, level: NoiseLevel, label: Array) -> Prediction:
+        prediction = predict(of_class(data, label), x[None], level)
+        return Prediction(prediction.x0[0], prediction.eps[0])
 
     return denoise
 
 
 def of_class(data: GaussianMixture, label: Int[Array, ""]) -> GaussianMixture:
-    """p(x0 | class): all of the data for a label that no component has.  May be traced."""
-    own = data.classes == label
-    log_weights = jnp.where(own | ~own.any(), data.log_weights, -jnp.inf)
+    """p(x0 | class); for a label that no component has, all of the data.  May be traced."""
+    in_class = data.classes == label
+    log_weights = jnp.where(in_class | ~in_class.any(), data.log_weights, -jnp.inf)
     return data._replace(log_weights=jax.nn.log_softmax(log_weights))
 
 
@@ -275,7 +275,7 @@ def average(
 
 
 class _Components(NamedTuple):
-    """Of each x and component: z and v of (1, 2) [b, k, d], log w_k + log N [b, k], and factors."""
+    """For each x and component: z, v of (1, 2) [b, k, d]; log w_k + log N [b, k]; alpha, sigma."""
 
     z: Array
     v: Array

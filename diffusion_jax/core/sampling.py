@@ -83,7 +83,7 @@ def sample(
     """Walk x from levels[0] to the clean level.
 
     n levels are n - 1 steps of the solver and then the step to sigma = 0, which for every solver is
-    the predicted x0: n network calls for a solver of one call a step.
+    the predicted x0: n network evaluations for a solver of one evaluation a step.
 
     Args:
         key, solver, denoise, x, levels: see ``walk``; x such as ``prior`` gives.
@@ -108,10 +108,10 @@ def trajectory(
     levels: NoiseLevel,
     points: Int[Array, "m"] | Sequence[int] | None = None,
 ) -> tuple[Float[Array, "m b ..."], Float[Array, "m b ..."]]:
-    """As ``sample``, and keep the way: the same key gives the same sample.
+    """As ``sample``, and keep the trajectory: the same key gives the same sample.
 
-    The predicted x0 is asked for once more at each level; where the solver's own first call is the
-    same, the compiler makes them one.
+    x0 is predicted once more at each level; where the solver's first evaluation is the same, the
+    compiler merges them.
 
     Args:
         key, solver, denoise, x, levels: see ``walk``.
@@ -156,7 +156,7 @@ def _stay(x: Array, moved: Array, now: NoiseLevel, nxt: NoiseLevel) -> Array:
 
 
 def _predicted(denoise: Denoise, x: Array, level: NoiseLevel) -> Array:
-    """x0; what is clean by a level of its own is its own x0, whatever the network says."""
+    """The predicted x0; data that are clean by a level of their own are left as they are."""
     return _stay(x, denoise(x, level).x0, level, clean(level))
 
 
@@ -169,9 +169,9 @@ def _first_state(solver: Solver, denoise: Denoise, x: Array, levels: NoiseLevel)
     key = jax.random.key(0)
     after = jax.eval_shape(lambda: solver.step(key, denoise, x, first, first, state))[1]
 
-    def widen(leaf: Array, wanted: jax.ShapeDtypeStruct) -> Array:
-        more = (1,) * (len(wanted.shape) - leaf.ndim)
-        return jnp.broadcast_to(leaf.reshape(leaf.shape + more), wanted.shape)
+    def widen(leaf: Array, target: jax.ShapeDtypeStruct) -> Array:
+        more = (1,) * (len(target.shape) - leaf.ndim)
+        return jnp.broadcast_to(leaf.reshape(leaf.shape + more), target.shape)
 
     return jax.tree.map(widen, state, after)
 

@@ -143,18 +143,18 @@ def convert(
     x: Float[Array, "b ..."],
     level: NoiseLevel,
 ) -> Float[Array, "b ..."]:
-    """What ``out``, the F of one target, is as the F of another; extra channels are left out.
+    """Convert ``out`` from the F of one target to the F of another; extra channels are dropped.
 
-    F' = (det'·F + (q·p' - p·q')·x)/det: the way by x0 and eps without its rounding.
+    F' = (det'·F + (q·p' - p·q')·x)/det: what x0 and eps would give, without their rounding.
     """
     (p, q), (p2, q2) = target(level), other(level)
     det = determinant(target, level)
-    of_out, of_x = determinant(other, level) / det, (q * p2 - p * q2) / det
-    return like(of_out, x) * out[..., : x.shape[-1]] + like(of_x, x) * x
+    out_factor, x_factor = determinant(other, level) / det, (q * p2 - p * q2) / det
+    return like(out_factor, x) * out[..., : x.shape[-1]] + like(x_factor, x) * x
 
 
 def from_x0(x0: Array, x: Array, level: NoiseLevel, aux: Any = None) -> Prediction:
-    """The Prediction whose x0 is given: eps = (x - alpha·x0)/sigma (0 where sigma is 0)."""
+    """The Prediction of a given x0: eps = (x - alpha·x0)/sigma (0 where sigma is 0)."""
     sigma = like(level.sigma, x)
     rest = x - like(level.alpha, x) * x0
     return Prediction(x0, jnp.where(sigma > 0, rest / jnp.where(sigma > 0, sigma, 1.0), 0.0), aux)
@@ -179,7 +179,7 @@ def denoiser(model: Model, params: Params, key: Array | None = None) -> Denoiser
 def network_output(
     model: Model, params: Params, x: Array, level: NoiseLevel, cond: Cond, key: Array | None = None
 ) -> Array:
-    """What the network says of (x, level, cond), before ``predict``: F, and ``aux`` after it.
+    """The network's output at (x, level, cond), before ``predict``: F, then ``aux``.
 
     Its time is [b]; of levels per frame or pixel, [b, f...], it is shaped as they are.
     """

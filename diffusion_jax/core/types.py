@@ -63,7 +63,7 @@ Target = Callable[[NoiseLevel], tuple[Array, Array]]
 """A prediction target as a row: level -> (p, q), meaning F = p * x0 + q * eps."""
 
 Denoise = Callable[[Array, NoiseLevel], Prediction]
-"""(x [b, ...], level) -> Prediction.  What guidance returns; what solvers and likelihood call."""
+"""(x [b, ...], level) -> Prediction.  What guidance returns and solvers evaluate."""
 
 Denoiser = Callable[[Array, NoiseLevel, Cond], Prediction]
 """(x [b, ...], level, cond) -> Prediction.  A Denoise before its condition is chosen."""
@@ -71,15 +71,15 @@ Denoiser = Callable[[Array, NoiseLevel, Cond], Prediction]
 
 @runtime_checkable
 class Jump(Protocol):
-    """A map between two levels: what a few-step model is, and the solver ``jump`` calls.
+    """A map between two levels: what a few-step model is, and the solver ``jump`` takes.
 
-    Args of a call:
+    Args:
         x: [b, ...] at level ``now``.
         now: the level of x, [] or [b].
         end: the level to go to, shaped as ``now``; None for the clean one, so a Jump is a Denoise.
 
-    Returns the Prediction whose straight way (x0 and eps held) from x leads to ``end``, see
-    ``flow_maps``: where end = now, that of a Denoise.
+    Returns the Prediction whose straight path (x0 and eps constant) from x leads to ``end``, see
+    ``flow_maps``; where end = now, that of a Denoise.
     """
 
     def __call__(self, x: Array, now: NoiseLevel, end: NoiseLevel | None = None) -> Prediction: ...
@@ -92,7 +92,7 @@ Jumper = Callable[[Array, NoiseLevel, NoiseLevel, Cond], Prediction]
 class Net(Protocol):
     """A network as a pure function.
 
-    Args of a call:
+    Args:
         params: its parameters.
         x: [b, ...] noisy input, already scaled.
         time: [b] time features input (what ``Model.time_in`` returns), float32; [b, f...] where
@@ -111,8 +111,8 @@ class Net(Protocol):
 class Codec(NamedTuple):
     """Between pixels in [-1, 1] and the space that diffusion runs in: identity, or a VAE.
 
-    A *raw* latent is what the autoencoder itself makes of pixels; x0 is that, scaled.  A network
-    may want a picture of its condition encoded in another way than x0: see ``core.encodings``.
+    A *raw* latent is the autoencoder's own; x0 is that, scaled.  A network
+    may want a picture of its condition encoded differently from x0: see ``core.encodings``.
 
     Attributes:
         encode: (frozen params, pixels [b, h, w, c], key) -> x0, as the model is trained on it.
@@ -159,7 +159,7 @@ class Model(NamedTuple):
 
 
 class Solver(NamedTuple):
-    """One way to walk from a level to a cleaner one.
+    """A method that goes from a level to a cleaner one.
 
     Attributes:
         init: x -> S, the state it carries (past predictions, ...), a pytree, () if none.
@@ -200,14 +200,14 @@ class Report(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """A way to train: the whole difference between methods; the loop is one and the same.
+    """A training method: the whole difference between methods, which share one loop.
 
     Attributes:
         init: (key, batch) -> params.
         loss: (params, Context, batch, key) -> (scalar to minimise, Report).
         carry: () -> the carry before the first step.
-        settle: (params after the optimiser, the new carry) -> params, for those of them that are
-            no gradient's to change; averages and checkpoints see what it returns.
+        settle: (params after the optimiser, the new carry) -> params, for those that no gradient
+            changes; averages and checkpoints get what it returns.
     """
 
     init: Callable[[Array, dict[str, Array]], Params]

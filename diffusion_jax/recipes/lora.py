@@ -27,8 +27,9 @@ Factors = dict[str, dict[str, Any]]
 Alpha = float | Mapping[str, float] | None
 """Of all kernels, or of each by path; None, or an absent path, for the rank: a factor of 1."""
 
-ATTENTION = r"(self|cross)_attention/(query|key|value|out)/kernel$"
-"""The projections of attention, which most adapters of Stable Diffusion change."""
+ATTENTION = r"(attention|_qkv)/(query|key|value|out)/kernel$|(image|context|second)_out/kernel$"
+"""The projections of attention, which most adapters of Stable Diffusion change; of MMDiT those of
+each stream."""
 
 
 class Adapter(NamedTuple):

@@ -38,9 +38,9 @@ def _prior(x, level, end=None):
 
 
 def _projected():
-    mask = jnp.arange(D) < 8
+    repainted = jnp.arange(D) >= 8
     x0 = jnp.concatenate([jnp.asarray(Y), jnp.full(8, 99.0)])
-    return guidance.projected(_prior, guidance.known(mask, x0))
+    return guidance.projected(_prior, guidance.known(repainted, x0))
 
 
 def _matched(x, level):

@@ -12,13 +12,14 @@ from diffusion_jax.convert.folders import read_json, read_weights
 from diffusion_jax.convert.tensors import write_safetensors
 
 
-def run(folder):
-    """A run on digits, of two steps."""
+def run(folder, change=lambda config: None):
+    """A run on digits, of two steps; ``change`` alters its config."""
     config = mnist.get_config()
     config.model.unet.channels, config.model.unet.channel_mults = 8, (1, 1)
     config.train.update(steps=2, batch_size=8, log_every=1, sample_every=0, checkpoint_every=2)
     config.optimizer.warmup = 1
     config.sampler.update(steps=4, n=4, batch_size=4)
+    change(config)
     jobs.train(config, folder)
     return folder
 

@@ -49,7 +49,7 @@ def inpaint(picture: str, mask: str, feather: float = 8.0, repeats: int = 100) -
 
     def apply(drawing: Drawing, arrays) -> Drawing:
         latent = drawing.encode(arrays["picture"])
-        project = known(1 - arrays["cells"], latent)
+        project = known(arrays["cells"], latent)
         return drawing._replace(
             around=lambda jump: projected(drawing.around(jump), project),
             resample=lambda solver: repaint(

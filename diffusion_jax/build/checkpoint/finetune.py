@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +33,7 @@ class Base(NamedTuple):
 
     Attributes:
         experiment: the training of all weights of its denoiser, on the config's data.
-        weights: its arrays.
+        weights: its arrays, with the parameters of the loss's terms beside those of the network.
         files: how what was tuned is written.
     """
 
@@ -73,7 +73,7 @@ def tuned(config: Config, base: Base, plan: Plan) -> Experiment:
         whole = _distilled(config, base, plan)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), weights.params)
     # The weights' values are the model's own: only their shapes are asked of ``init``.
-    empty = lambda key, batch: {**jax.tree.map(_zeros, shapes), "terms": [{}]}
+    empty = lambda key, batch: jax.tree.map(_zeros, shapes)
     recipe = plan.recipe(whole._replace(init=empty), weights)
     return base.experiment._replace(
         recipe=dreambooth(recipe, config.prior.weight) if config.prior.data else recipe,
@@ -111,35 +111,63 @@ def _of_checkpoint(config: Config, generator: Any, plan: Plan) -> Base:
         data=lambda: training_data.training_data(config, generator),
         sizes=bucket_sizes(config, size),
     )
-    return Base(described, generator.weights, Files(lora, whole))
+    return Base(described, _with_terms(generator.weights, [{}]), Files(lora, whole))
 
 
 def _of_run(config: Config, generator: Any, plan: Plan) -> Base:
     run: Run = generator.origin
+    _check_run(config, generator, plan)
+    whole = _on_other_data(config, run.config)
+    described = experiments.diffusion_experiment(whole)
+    trained = described.generator._replace(sampling=generator.sampling, origin=run)
+    terms = run.params.get("terms")
+    if not jax.tree.leaves(terms):  # of a release, which has none
+        key = jax.random.key(config.seed)
+        terms = [term.init(key) for term in experiments.terms(whole, trained.model)]
+
+    def release(folder, params, dtype):
+        write_release(folder, run, params, dtype)
+
+    return Base(
+        described._replace(generator=trained),
+        _with_terms(generator.weights, terms),
+        Files(own.write_lora, release),
+    )
+
+
+def _check_run(config: Config, generator: Any, plan: Plan) -> None:
+    """Refuse what a run cannot be tuned by.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if generator.model.student is not None:
+        raise ValueError(
+            f"config.checkpoint = {config.checkpoint!r} is a student, and the loss of its "
+            "distillation needs its teacher; tune the teacher, and distil that"
+        )
     if plan.words is not None:
         raise ValueError(
             f"config.tuning = {config.tuning!r} teaches a word to a tokenizer, and the run in "
             f"{config.checkpoint} has none of its own; take 'lora()' or 'full()'"
         )
-    if run.experiment.model.student is not None:
+    for field, value in (("prompt", config.prompt), ("prior.data", config.prior.data)):
+        if value:
+            raise ValueError(
+                f"config.{field} = {value!r} is for the tuning of a Stable Diffusion checkpoint; "
+                "a run is trained on the labels or captions of config.data.name, and config.labels "
+                "or config.prompts say what is drawn on the way: leave it empty"
+            )
+    size = tuple(config.image_size)
+    if size and size != generator.geometry.size:
         raise ValueError(
-            f"config.checkpoint = {config.checkpoint!r} is a student, no denoiser to tune; "
-            "tune its teacher"
+            f"config.image_size = {size}: a run is tuned at the size that it was trained on, "
+            f"{generator.geometry.size}; leave it empty"
         )
-    if config.prior.data:
-        raise ValueError(
-            f"config.prior.data = {config.prior.data!r} is of a checkpoint's prompts, and "
-            f"{config.checkpoint} is a run; leave it empty"
-        )
-    whole = _on_other_data(config, run.config)
-    described = experiments.diffusion_experiment(whole)
-    generator = described.generator._replace(sampling=generator.sampling, origin=run)
 
-    def release(folder, params, dtype):
-        write_release(folder, run, {"net": params["net"]}, dtype)
 
-    weights = Weights(run.params, described.frozen())
-    return Base(described._replace(generator=generator), weights, Files(own.write_lora, release))
+def _with_terms(weights: Weights, terms: Sequence[Params]) -> Weights:
+    return weights._replace(params={**weights.params, "terms": terms})
 
 
 def _on_other_data(config: Config, held: Config) -> Config:
@@ -147,7 +175,8 @@ def _on_other_data(config: Config, held: Config) -> Config:
     whole = held.copy_and_resolve_references().unlock()
     for section in ("seed", "profile", "train", "optimizer", "ema", "mesh"):
         whole[section] = config[section]
-    whole.loss.condition_dropout = config.loss.condition_dropout
+    for field in ("condition_dropout", "noise_offset"):
+        whole.loss[field] = config.loss[field]
     if config.data.name:
         for field in ("name", "split", "dir", "flip", "crop", "balance", "buckets", "timeout"):
             whole.data[field] = config.data[field]

@@ -14,7 +14,6 @@ from diffusion_jax.convert.tensors import read_metadata, read_safetensors, write
 from diffusion_jax.recipes import lora
 
 _KIND = "diffusion_jax.lora"
-_SIDES = ("down", "up")
 
 
 def write_lora(
@@ -39,16 +38,16 @@ def read_lora(path: str) -> lora.Factors:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config.lora: there is no LoRA at {path}")
-    tensors, found = read_safetensors(path), {}
-    for name, array in tensors.items():
+    if read_metadata(path).get("format") != _KIND:
+        raise ValueError(
+            f"config.lora: {path} is no LoRA of a run of one's own, but perhaps of Stable "
+            "Diffusion; draw with it from such a checkpoint"
+        )
+    factors: lora.Factors = {}
+    for name, array in read_safetensors(path).items():
         kernel, _, side = name.rpartition(".")
-        if side not in _SIDES or read_metadata(path).get("format") != _KIND:
-            raise ValueError(
-                f"config.lora: {path} is no LoRA of a run of one's own, but perhaps of Stable "
-                "Diffusion; draw with it from such a checkpoint"
-            )
-        found.setdefault(kernel, {})[side] = array
-    return found
+        factors.setdefault(kernel, {})[side] = array
+    return factors
 
 
 def with_loras(weights: Weights, loras: Sequence[str]) -> Weights:

@@ -27,7 +27,7 @@ from diffusion_jax.train.workdir import read_config
 LORA, WORD, WHOLE = "lora.safetensors", "word.safetensors", "checkpoint_"
 
 # Of a tuning's config, what is drawn of it unless the settings say otherwise.
-_ASKED = ("negative_prompt", "n", "seed", "image_size", "batch_size")
+_ASKED = ("negative_prompt", "labels", "n", "seed", "image_size", "batch_size")
 
 
 class Files(NamedTuple):
@@ -123,7 +123,14 @@ def full(dtype: str = "float32") -> Plan:
 
     def used(config: Config, folder: Path) -> Config:
         made = sorted(folder.glob(f"{WHOLE}*"))
-        return _with(config, "checkpoint", str(made[-1])) if made else config
+        if not made:
+            raise ValueError(
+                f"{folder} holds no {WHOLE}: the tuning has not come to its end; start it again, "
+                "and it goes on"
+            )
+        chosen = _with(config, "checkpoint", str(made[-1]))
+        chosen.sampler.params = "ema"  # what is left has but one set of parameters
+        return chosen
 
     return Plan(
         words=None,
@@ -197,11 +204,13 @@ def used(folder: Path, settings: Config, open_source: Callable[..., Any]) -> Gen
     for name in ("tokenizers", "lora", "embeddings", "prediction_type", "variant"):
         chosen[name] = settings[name] or config[name]
     chosen.checkpoint = config.checkpoint
+    chosen.sampler.params = config.sampler.params  # of the run that was tuned
     chosen = plan(config).used(chosen, folder)
     generator = open_source(chosen.checkpoint, chosen)
     section = {k: v for k, v in config.sampler.items() if v not in ("", None)}
     prompts = tuple(config.prompts) or ((config.prompt,) if config.prompt else ())
-    asked = {name: config[name] for name in _ASKED if name in config} | {"prompts": prompts}
+    asked = {name: config[name] for name in _ASKED if config.get(name)}
+    asked |= {"prompts": prompts} if prompts else {}
     post = section.pop("post", ())
     if "solver" in section:  # which brings its own bounds on x0
         section["post"] = post
@@ -220,7 +229,7 @@ def _row(tokenizer: Tokenizer, start_from: str) -> int:
 
 
 def _with_base(weights: Weights) -> Params:
-    return {"base": {**weights.params, "terms": [{}]}, **weights.frozen}
+    return {"base": weights.params, **weights.frozen}
 
 
 def _weights(frozen: Params, params: Params) -> Weights:

@@ -1,16 +1,16 @@
-"""Guidance: turn a Denoiser and conditions into the Denoise that a sampler calls.
+"""Guidance: turn a Denoiser and conditions into the Denoise that a sampler evaluates.
 
 Three kinds of small functions, each of which composes with all others:
 
-* **who speaks**: ``mix``, ``cfg``, ``chain``, ``autoguidance``, ``perturbed`` weigh predictions
-  for several conditions or by several models; a ``Pair`` (``pair``, ``between``) gives the weak and
-  the strong prediction that a ``Rule`` (``linear``, ``cfg_plus_plus``, ``apg``, ``zero_star``,
-  ``rescaled``) makes one of, by ``guide``;
-* **when**: any scale is a ``Weight``, a number, a traced array or a function of the level such as
-  ``interval``;
-* **what else is known**: ``classifier``, ``reconstruction``, ``moment_matching`` ... wrap a Denoise
-  and add the score of a likelihood; ``projected`` puts what is ``known`` into its x0; ``clip`` and
-  ``dynamic_threshold`` bound it; ``tiled`` makes one of a larger canvas.
+* **which predictions**: ``mix``, ``cfg``, ``chain``, ``autoguidance``, ``perturbed`` are weighted
+  sums of predictions, for several conditions or by several models; a ``Pair`` (``pair``,
+  ``between``) gives the weak and the strong prediction that a ``Rule`` (``linear``,
+  ``cfg_plus_plus``, ``apg``, ``zero_star``, ``rescaled``) combines, by ``guide``;
+* **at which levels**: any scale is a ``Weight``, a number, a traced array or a function of the
+  level such as ``interval``;
+* **measurements and bounds**: ``classifier``, ``reconstruction``, ``moment_matching`` ... wrap a
+  Denoise and add the score of a likelihood; ``projected`` puts what is ``known`` into its x0;
+  ``clip`` and ``dynamic_threshold`` bound it; ``tiled`` makes one of a larger canvas.
 
 A change of x0 or of eps always moves the other, so that alpha·x0 + sigma·eps stays what it was
 (see ``moves``): x itself, everywhere but under ``cfg_plus_plus``.

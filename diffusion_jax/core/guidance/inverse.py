@@ -5,9 +5,9 @@ Each function wraps a Denoise and adds to its score an estimate of ∇ log p(y |
     p(y | x_t) = ∫ p(y | x0) p(x0 | x_t) dx0.                                                (1)
 
 They differ in what stands for p(x0 | x_t): a point, a Gaussian of known variance, or the Gaussian
-with its own first two moments, for which (1) is exact if the data are Gaussian and A linear.  With
+with its first two moments, for which (1) is exact if the data are Gaussian and A linear.  With
 x̂0(x) the denoiser, J its Jacobian and r = y - A(x̂0), all are Jᵀ Aᵀ M r for some M.  A backward pass
-through the network costs about two calls.
+through the network costs about two evaluations.
 
 x̂0 and A act on each example alone: A maps [b, ...] to [b, ...].  At alpha = 0 nothing is added.
 """
@@ -25,7 +25,7 @@ from diffusion_jax.core.guidance.weights import Weight, weight_at
 from diffusion_jax.core.types import Denoise, NoiseLevel, Prediction, like
 
 Forward = Callable[[Array], Array]
-"""The operator A: x0 [b, ...] -> what is measured of it, [b, ...], any shape."""
+"""The operator A: x0 [b, ...] -> its measurement, [b, ...] of any shape."""
 
 # Keeps a variance of 0 (no measurement noise, at a level without noise) from dividing 0 by 0.
 _SMALLEST_VARIANCE = 1e-20
@@ -36,8 +36,8 @@ def reconstruction(
 ) -> Denoise:
     """score + scale·∇ log N(y; A(x̂0), variance·I) = score - scale·∇|y - A(x̂0)|²/(2·variance).
 
-    The variance says whose method this is: a constant, the noise's own, is DPS's likelihood
-    (Chung et al. 2023, section 3); ``ho_variance`` is reconstruction guidance; noise² +
+    The variance says which method this is: a constant, that of the measurement's noise, is DPS's
+    likelihood (Chung et al. 2023, section 3); ``ho_variance`` is reconstruction guidance; noise² +
     ``unit_variance`` is pseudo-inverse guidance for A with A Aᵀ = I (Song et al. 2023).
 
     Args:
@@ -162,7 +162,7 @@ def moment_matching(
 
 
 def _look(denoise: Denoise, forward: Forward, x: Array, level: NoiseLevel):
-    """(A(x̂0), the pull-back from there to x, the prediction): one call, kept for the way back."""
+    """(A(x̂0), the pull-back from there to x, the prediction): one evaluation."""
 
     def measured(x: Array) -> tuple[Array, Prediction]:
         prediction = denoise(x, level)

@@ -26,7 +26,7 @@ def condition(denoiser: Denoiser, cond: Cond) -> Denoise:
 def predictions(
     denoiser: Denoiser, conds: Sequence[Cond]
 ) -> Callable[[Array, NoiseLevel], tuple[Prediction, ...]]:
-    """(x, level) -> the prediction for each condition, in one call on the stacked batch.
+    """(x, level) -> the prediction for each condition, in one evaluation of the stacked batch.
 
     Args:
         denoiser: the model.
@@ -48,7 +48,7 @@ def predictions(
 
 
 def mix(denoiser: Denoiser, conds: Sequence[Cond], weights: Sequence[Weight]) -> Denoise:
-    """Σ_i w_i · prediction(cond_i), in one call of the network on the stacked batch.
+    """Σ_i w_i · prediction(cond_i), in one network evaluation of the stacked batch.
 
     Args:
         denoiser: the model.
@@ -63,7 +63,7 @@ def mix(denoiser: Denoiser, conds: Sequence[Cond], weights: Sequence[Weight]) ->
 
 
 def blend(denoises: Sequence[Denoise], weights: Sequence[Weight]) -> Denoise:
-    """Σ_i w_i · denoise_i: as ``mix``, for different models; one call of each.
+    """Σ_i w_i · denoise_i: as ``mix``, for different models; one evaluation of each.
 
     Classifier-free guidance and autoguidance at once is
     ``blend((null, reference, plain), (1 - w, 1 - v, w + v - 1))``.
@@ -76,7 +76,7 @@ def cfg(denoiser: Denoiser, cond: Cond, null: Cond, scale: Weight) -> Denoise:
 
     Args:
         denoiser: a model trained with condition dropout.
-        cond: the wanted condition.
+        cond: the condition.
         null: the empty condition, or a negative one.
         scale: 1 is the conditional model, 0 the unconditional one; traced, or a function of level.
     """
@@ -92,7 +92,7 @@ def compose(
     Args:
         denoiser: a model trained with condition dropout.
         null: the empty condition.
-        conds: the wanted ones; with a negative scale, one to keep away from.
+        conds: the conditions; one of a negative scale is avoided.
         scales: one for each.
     """
 
@@ -108,7 +108,7 @@ def chain(denoiser: Denoiser, conds: Sequence[Cond], scales: Sequence[Weight]) -
     """e_0 + Σ_i scale_i·(e_i - e_{i-1}): each condition guided beside those before it.
 
     InstructPix2Pix is (∅, ∅), (picture, ∅), (picture, text) with scales of the picture and of the
-    text (Brooks et al. 2023, equation 3); one call of the network.  Scales of 1 are the last one.
+    text (Brooks et al. 2023, equation 3); one network evaluation.  Scales of 1 are the last one.
 
     Args:
         denoiser: a model trained with dropout of each condition.
@@ -179,12 +179,12 @@ def perturbed(
 
     With gates that make attention maps the identity this is perturbed-attention guidance (Ahn et
     al. 2024), with gates that skip blocks skip-layer guidance (Hyung et al. 2024).  With a null:
-    null + scale·(cond - null) + strength·(cond - perturbed).  One call of the network.
+    null + scale·(cond - null) + strength·(cond - perturbed).  One network evaluation.
 
     Args:
         denoiser: a model whose network reads the gates (see ``models.unet.unet.UNet``).
-        cond: the wanted condition, or {}.
-        gates: what the perturbed call gets beside cond, each [n] or [b, n], 1 where it perturbs.
+        cond: the condition, or {}.
+        gates: of the perturbed evaluation, beside cond, each [n] or [b, n], 1 where it perturbs.
         strength: 0 changes nothing.
         null: the empty condition, or a negative one; None for no classifier-free guidance.
         scale: of the latter; not used without a null.

@@ -46,7 +46,7 @@ def classifier(
 
     Args:
         denoise: the model, guided or not.
-        log_prob: (x [b, ...], level) -> log p(y | x_t) of the wanted y, [b], differentiable in x;
+        log_prob: (x [b, ...], level) -> log p(y | x_t) of the target y, [b], differentiable in x;
             one example's does not depend on another's x.
         scale: 1 is Bayes' rule.
     """

@@ -18,8 +18,8 @@ from diffusion_jax.core.types import Cond, Denoise, Denoiser, Target
 Guidance = Callable[[Denoiser, Cond, Cond | None, Weight | None], Denoise]
 """(denoiser, cond, null, scale) -> Denoise.
 
-null is None for a model without conditions, scale is None for 1: both leave out the calls of the
-network that would change nothing.
+null is None for a model without conditions, scale is None for 1: both leave out the network
+evaluations that would change nothing.
 """
 
 Gates = Callable[..., Array]
@@ -27,7 +27,7 @@ Gates = Callable[..., Array]
 
 
 def by_rule(rule_of: Callable[[Weight], Rule]) -> Guidance:
-    """A rule on the pair of the empty and the wanted condition."""
+    """A rule on the predictions for the empty condition and for the condition."""
 
     def guidance(denoiser: Denoiser, cond: Cond, null: Cond | None, scale: Weight | None):
         if null is None or scale is None:

@@ -3,7 +3,7 @@
 Replacing the known part of x0 and noising again is how consistency models fill in, colour and
 enlarge pictures without being trained to (Song et al. 2023, algorithm 4), and works for every Jump
 to clean data and every Denoise.  The result agrees with the measurement exactly; the rest is near
-its posterior, not equal to it (``inverse`` estimates that, at two calls' price).
+its posterior, not equal to it (``inverse`` estimates that, at the cost of a gradient).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def projected(jump: Jump, project: Project) -> Jump:
 
     Args:
         jump: a student, or ``flow_maps.to_clean`` of a denoiser; a student of two levels is sampled
-            with ``jump(gamma=1)``, which asks for clean data: a shorter jump's x0 is no picture.
+            with ``jump(gamma=1)``, which jumps to clean data: a shorter jump's x0 is no picture.
         project: ``known`` or ``agreeing``.
     """
 
@@ -37,13 +37,13 @@ def projected(jump: Jump, project: Project) -> Jump:
 
 
 def known(mask: Array, x0: Array) -> Project:
-    """x0 where the mask is 1, and what is predicted where it is 0: inpainting.
+    """x0 where the mask is 0, and the prediction where it is 1: inpainting.
 
     Args:
-        mask: in [0, 1], broadcastable to x0.
-        x0: clean data, [b, ...]; not looked at where the mask is 0.
+        mask: 1 = repaint, in [0, 1], broadcastable to x0.
+        x0: clean data, [b, ...], finite; it has no effect where the mask is 1.
     """
-    return lambda predicted: mask * x0 + (1 - mask) * predicted
+    return lambda predicted: (1 - mask) * x0 + mask * predicted
 
 
 def agreeing(forward: Forward, inverse: Forward, measurement: Array) -> Project:

@@ -26,7 +26,7 @@ Rule = Callable[[Array, NoiseLevel, Prediction, Prediction], Prediction]
 
 
 def pair(denoiser: Denoiser, null: Cond, cond: Cond) -> Pair:
-    """The empty (or a negative) and the wanted condition, in one call of the network."""
+    """The empty (or a negative) condition and the condition, in one network evaluation."""
     return predictions(denoiser, (null, cond))
 
 
@@ -133,21 +133,21 @@ def rescaled(rule: Rule, phi: Weight, target: Target) -> Rule:
     write ``renoised(rescaled(linear(scale), phi, target))``.
 
     Args:
-        rule: to be tamed.
+        rule: to be rescaled.
         phi: 0 leaves the rule, 1 matches the deviation; the paper takes 0.7.
         target: what F is, such as the model's own target.
     """
 
-    def tamed(x: Array, level: NoiseLevel, weak: Prediction, strong: Prediction) -> Prediction:
+    def scaled(x: Array, level: NoiseLevel, weak: Prediction, strong: Prediction) -> Prediction:
         axes = tuple(range(1, x.ndim))
         guided = rule(x, level, weak, strong)
-        of_strong, f = (express(target, p.x0, p.eps, level) for p in (strong, guided))
+        f_strong, f = (express(target, p.x0, p.eps, level) for p in (strong, guided))
         deviation = lambda f: jnp.std(f, axes, keepdims=True)
         share = like(weight_at(phi, level, x), x)
-        factor = share * deviation(of_strong) / _positive(deviation(f)) + 1 - share
+        factor = share * deviation(f_strong) / _positive(deviation(f)) + 1 - share
         return predict(target, factor * f, x, level)._replace(aux=guided.aux)
 
-    return tamed
+    return scaled
 
 
 def _positive(norm: Array) -> Array:

@@ -46,9 +46,9 @@ def dynamic_threshold(percentile: float | Array = 0.995, limit: float | Array = 
 def latent_consistency(
     scale: float = 10.0, sigma_data: float = 0.5, steps: int = 1000
 ) -> Transform:
-    """The boundary of a latent consistency model, ``flow_maps.latent_consistency``, made f of x0.
+    """The boundary condition of a latent consistency model, ``flow_maps.latent_consistency``.
 
-    Around the guided prediction, for models that LCM-LoRA has made (Luo et al. 2023b).
+    Around the guided prediction, for models with an LCM-LoRA (Luo et al. 2023b).
 
     Args:
         scale, sigma_data, steps: see there.

@@ -2,17 +2,17 @@
 
 MultiDiffusion (Bar-Tal et al. 2023) as a map Denoise -> Denoise, so that every solver and guidance
 goes with it: panoramas, large pictures, long videos, textures that wrap around.  All windows of
-one call agree with one x, and so does an average of their predictions: x = alpha·x0 + sigma·eps is
-linear.
+one evaluation agree with one x, and so does an average of their predictions, since
+x = alpha·x0 + sigma·eps is linear.
 
 For Gaussian data the distribution of the samples is known (tests/core/test_windows.py).  For a
 stationary row of 48 numbers, correlation 0.9 between neighbours, sampled by windows of 16: without
 overlap, neighbours across a seam are independent (KL 6.3 nats); with equal weights their
 correlation is 0.63 for stride 8 (1.6 nats) and 0.81 for stride 1 (0.25 nats).  Smooth weights gain
 more than many windows: ``hann`` at stride 8 gives 0.88 (0.15 nats), and larger windows more still.
-Moving the windows from call to call (``jittered``) helps where they overlap little.  No average of
-windows samples the exact distribution: variances are too small, and numbers further apart than a
-window are nearly independent.
+Moving the windows between evaluations (``jittered``) helps where they overlap little.  No average
+of windows samples the exact distribution: variances are too small, and numbers further apart than
+a window are nearly independent.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Windows(NamedTuple):
     length.  A window that reaches over the end of an axis goes on at its beginning.
 
     Attributes:
-        starts: [w, a], first index of each window; traced, so that it may move from call to call.
-        weights: for each axis, of the window's length there: > 0; a window weighs a number by the
-            product of its axes'.
+        starts: [w, a], first index of each window; traced, so that it may move between evaluations.
+        weights: for each axis, of the window's length there: > 0; the weight of a number is
+            the product over the axes.
     """
 
     starts: Int[Array, "w a"]
@@ -66,11 +66,11 @@ class Cut(NamedTuple):
         Raises:
             ValueError: if the array is not of that size.
         """
-        wanted = tuple(length * factor for length in self.lengths)
-        if array.shape[1 : 1 + len(wanted)] != wanted:
+        expected = tuple(length * factor for length in self.lengths)
+        if array.shape[1 : 1 + len(expected)] != expected:
             raise ValueError(
                 f"to be cut with a canvas of {self.lengths}, an array at {factor} times its "
-                f"resolution must be [b, {', '.join(map(str, wanted))}, ...], got {array.shape}"
+                f"resolution must be [b, {', '.join(map(str, expected))}, ...], got {array.shape}"
             )
         for i in range(len(self.sizes)):
             array = jnp.take(array, self.along(i, factor), axis=1 + i, mode="clip")
@@ -90,7 +90,7 @@ Profile = Callable[[int], Float[Array, "_"]]
 
 
 def tiled(denoise: Jump, windows: At) -> Jump:
-    """The average of a denoiser's predictions in each window, weighed; one call for each in turn.
+    """The weighted average of a denoiser's predictions in each window, evaluated one by one.
 
     Args:
         denoise: of windows, a Denoise or a Jump; conditions that are aligned with the canvas are
@@ -109,7 +109,7 @@ def tiled_by(denoise_of: Callable[[Cut], Jump], windows: At) -> Jump:
         windows: must cover the canvas.
 
     Raises:
-        ValueError: in a call, if a window is longer than the canvas.
+        ValueError: when evaluated, if a window is longer than the canvas.
     """
 
     def averaged(x: Array, now: NoiseLevel, end: NoiseLevel | None = None) -> Prediction:
@@ -121,19 +121,19 @@ def tiled_by(denoise_of: Callable[[Cut], Jump], windows: At) -> Jump:
         weight = _product(profiles).astype(x.dtype)
         over = lambda a: weight.reshape(*sizes, *[1] * (a.ndim - 1 - len(sizes)))
 
-        def call(start: Array) -> tuple[Cut, Prediction]:
+        def in_window(start: Array) -> tuple[Cut, Prediction]:
             cut = Cut(start, sizes, lengths)
             levels = [] if end is None else [_cut_level(cut, end)]
             return cut, denoise_of(cut)(cut(x), _cut_level(cut, now), *levels)
 
         def add(carry: tuple[Prediction, Array], start: Array):
             total, weights = carry
-            cut, part = call(start)
+            cut, part = in_window(start)
             place = (slice(None), *jnp.ix_(*map(cut.along, range(len(sizes)))))
             put = lambda sum_, a: sum_.at[place].add((over(a) * a).astype(sum_.dtype))
             return (jax.tree.map(put, total, part), weights.at[place].add(weight)), None
 
-        window = jax.eval_shape(lambda: call(starts[0])[1])
+        window = jax.eval_shape(lambda: in_window(starts[0])[1])
         canvas = lambda a: jnp.zeros((len(x), *lengths, *a.shape[1 + len(sizes) :]), a.dtype)
         room = jax.tree.map(canvas, window), jnp.zeros((1, *lengths), x.dtype)
         (total, weights), _ = jax.lax.scan(add, room, starts)
@@ -187,8 +187,8 @@ def jittered(
         number = jax.lax.bitcast_convert_type(
             jnp.mean(level.log_snr, dtype=jnp.float32), jnp.uint32
         )
-        of_level = jax.random.fold_in(key, number)
-        move = jax.random.randint(of_level, (len(strides),), 0, jnp.asarray(strides))
+        level_key = jax.random.fold_in(key, number)
+        move = jax.random.randint(level_key, (len(strides),), 0, jnp.asarray(strides))
         return _windows(lengths, sizes, strides, profile, wrap, move)
 
     return at
@@ -200,7 +200,7 @@ def flat(size: int) -> Float[Array, "_"]:
 
 
 def hann(size: int) -> Float[Array, "_"]:
-    """sin² of the way through the window: smooth, and almost 0 at its ends."""
+    """sin² of the position in the window: smooth, and almost 0 at its ends."""
     return jnp.sin(jnp.pi * (jnp.arange(size) + 0.5) / size) ** 2
 
 

@@ -17,7 +17,7 @@ from diffusion_jax.core.solvers.runge_kutta import heun
 from diffusion_jax.core.solvers.steps import follow, one_level
 from diffusion_jax.core.types import NoiseLevel, Prediction, Solver, like
 
-# A step all the way to the clean level has no finite log-SNR; this far beyond the next is as good.
+# A step to the clean level itself has no finite log-SNR; this far beyond the next is as good.
 _BEYOND = 30.0
 
 
@@ -37,14 +37,14 @@ def ancestral_steps(
     """
 
     def step(key, denoise, x, now, nxt, state):
-        of_step, of_noise = jax.random.split(key)
+        step_key, noise_key = jax.random.split(key)
         up, down = ancestral_split(now, nxt, eta)
         log_snr = 2 * (jnp.log(nxt.alpha) - jnp.log(down))
         level = process.at_log_snr(jnp.minimum(log_snr, nxt.log_snr + _BEYOND))
-        x, state = solver.step(of_step, denoise, x, now, level, state)
+        x, state = solver.step(step_key, denoise, x, now, level, state)
         # From the scale of that level to that of ``nxt``: alpha_s/alpha_down.
         x = like(nxt.alpha / level.alpha, x) * x
-        return x + like(up, x) * noise(of_noise, x, now, nxt), state
+        return x + like(up, x) * noise(noise_key, x, now, nxt), state
 
     return Solver(solver.init, step)
 
@@ -70,15 +70,15 @@ def churned(
     """
 
     def step(key, denoise, x, now, nxt, state):
-        of_noise, of_step = jax.random.split(key)
+        noise_key, step_key = jax.random.split(key)
         s = jnp.exp(-now.log_snr / 2)
         growth = 1 + jnp.where((s >= s_min) & (s <= s_max), gamma, 0.0)
         level = process.at_log_snr(now.log_snr - 2 * jnp.log(growth))
         level = jax.tree.map(lambda new, old: jnp.where(growth > 1, new, old), level, now)
         ratio = jnp.where(now.alpha > 0, level.alpha / jnp.where(now.alpha > 0, now.alpha, 1), 1.0)
         std = s_noise * jnp.sqrt(jnp.maximum(level.sigma**2 - (ratio * now.sigma) ** 2, 0.0))
-        x = like(ratio, x) * x + like(std, x) * noise(of_noise, x, now, level)
-        return solver.step(of_step, denoise, x, level, nxt, state)
+        x = like(ratio, x) * x + like(std, x) * noise(noise_key, x, now, level)
+        return solver.step(step_key, denoise, x, level, nxt, state)
 
     return Solver(solver.init, step)
 
@@ -101,7 +101,7 @@ def renoising(solver: Solver, noise: Noise = white) -> Solver:
     def step(key, denoise, x, now, nxt, state):
         one_level("renoising", now)
         down = lambda key, x, state: solver.step(key, denoise, x, now, nxt, state)
-        # What was remembered of the way down no longer holds.
+        # The memory of the descent no longer holds.
         up = lambda key, x, state: (renoise(key, x, now, nxt, noise), solver.init(x))
         return jax.lax.cond(nxt.log_snr < now.log_snr, up, down, key, x, state)
 
@@ -111,8 +111,8 @@ def renoising(solver: Solver, noise: Noise = white) -> Solver:
 def skipping(solver: Solver) -> Solver:
     """Steps between equal levels cost nothing: one compiled sampler for any number of steps.
 
-    With ``grids.pad``.  The network is not called in a skipped step (except under ``vmap`` over
-    grids, where both ways are computed and one is chosen).
+    With ``grids.pad``.  The network is not evaluated in a skipped step (except under ``vmap`` over
+    grids, where both branches are computed and one is chosen).
     """
 
     def step(key, denoise, x, now, nxt, state):
@@ -146,12 +146,12 @@ def edm(
 
 
 def dpm_2_ancestral(process: Process, eta: float | Array = 1.0, noise: Noise = white) -> Solver:
-    """DPM2 ancestral of k-diffusion: two calls a step."""
+    """DPM2 ancestral of k-diffusion: two network evaluations a step."""
     return ancestral_steps(dpm_2(process), process, eta, noise)
 
 
 def dpmpp_2s_ancestral(process: Process, eta: float | Array = 1.0, noise: Noise = white) -> Solver:
-    """DPM-Solver++(2S) ancestral of k-diffusion: two calls a step."""
+    """DPM-Solver++(2S) ancestral of k-diffusion: two network evaluations a step."""
     return ancestral_steps(dpmpp_2s(process), process, eta, noise)
 
 
@@ -177,12 +177,12 @@ def langevin(solver: Solver, snr: float | Array = 0.16, corrections: int = 1) ->
     Args:
         solver: the predictor.
         snr: r, signal-to-noise ratio of a step.
-        corrections: Langevin steps, one call each.
+        corrections: Langevin steps, one network evaluation each.
     """
 
     def step(key, denoise, x, now, nxt, state):
-        of_step, of_noise = jax.random.split(key)
-        x, state = solver.step(of_step, denoise, x, now, nxt, state)
+        step_key, noise_key = jax.random.split(key)
+        x, state = solver.step(step_key, denoise, x, now, nxt, state)
 
         def correct(x, key):
             z = jax.random.normal(key, x.shape, x.dtype)
@@ -194,7 +194,7 @@ def langevin(solver: Solver, snr: float | Array = 0.16, corrections: int = 1) ->
             share = like(2 * nxt.alpha**2 * ratio**2, x)
             return x - share * sigma * eps + jnp.sqrt(2 * share) * sigma * z, None
 
-        x, _ = jax.lax.scan(correct, x, jax.random.split(of_noise, corrections))
+        x, _ = jax.lax.scan(correct, x, jax.random.split(noise_key, corrections))
         return x, state
 
     return Solver(solver.init, step)

@@ -151,12 +151,12 @@ def _walk(
     def body(i, carry):
         x, state = carry
         start, to, raised = leg(i)
-        of_noise, of_step = jax.random.split(jax.random.fold_in(key, i))
+        noise_key, step_key = jax.random.split(jax.random.fold_in(key, i))
         choose = lambda new, old: jnp.where(raised, jnp.asarray(new, old.dtype), old)
-        x, state = choose(renoise(of_noise, x, end, start, noise), x), state
+        x, state = choose(renoise(noise_key, x, end, start, noise), x), state
         state = jax.tree.map(choose, solver.init(x), state)
-        of_step = jnp.where(i == 0, key, of_step)  # the first is the solver's own, bit for bit
-        moved, state = solver.step(of_step, denoise, x, start, to, state)
+        step_key = jnp.where(i == 0, key, step_key)  # the first is the solver's own, bit for bit
+        moved, state = solver.step(step_key, denoise, x, start, to, state)
         return moved.astype(x.dtype), state
 
     return jax.lax.fori_loop(0, count, body, (x, state))

@@ -77,7 +77,7 @@ def test_inpainting_keeps_what_is_known_and_fills_in_what_goes_with_it(x64, name
     mean, covariance = oracles.moments(toy.gaussian())
     start, silent = jax.random.normal(jax.random.key(3), (N, 2)), lambda key, x, *_: 0 * x
     for value in (-0.6, 1.2):
-        project = known(jnp.array([1.0, 0.0]), jnp.array([value, 77.0]))
+        project = known(jnp.array([0.0, 1.0]), jnp.array([value, 77.0]))
         made = filled(name, project, start)
         assert_allclose(made[:, 0], value, atol=1e-9)
         exact = filled(name, project, jnp.zeros((1, 2)), silent)[0, 1]
@@ -100,7 +100,7 @@ def test_a_projected_denoiser_keeps_x_and_is_still_a_denoiser(x64):
     level = HERE.at(jnp.full((N,), 0.4))
     x = drawn()
     denoise = lambda x, level: oracles.predict(toy.gaussian(), x, level)
-    found = projected(flow_maps.to_clean(denoise), known(jnp.array([1.0, 0.0]), jnp.zeros((N, 2))))(
+    found = projected(flow_maps.to_clean(denoise), known(jnp.array([0.0, 1.0]), jnp.zeros((N, 2))))(
         x, level
     )
     assert_allclose(found.x0[:, 0], 0.0, atol=1e-12)
