@@ -34,7 +34,7 @@ def _data(start):
 def _train(folder, dtype, steps):
     config = _config(dtype, steps)
     recipe, settings = experiments.experiment(config).recipe, training.training(config)
-    plain = jobs_run.plain(config)
+    plain = plain(config)
     return train(recipe, data=_data, folder=folder, config=plain, **settings)
 
 
@@ -47,7 +47,7 @@ def run(request, tmp_path_factory):
 
 def _predicted(folder, dtype):
     """What the sampler's network says, in a precision."""
-    config = jobs_run.run_config(folder, {"model.unet.dtype": dtype, "sampler.params": "params"})
+    config = runs.run_config(folder, {"model.unet.dtype": dtype, "sampler.params": "params"})
     opened = runs.open_run(config, folder)
     model = opened.experiment.model_of(opened.params)
     batch = next(_data(7))
