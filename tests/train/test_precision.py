@@ -8,6 +8,7 @@ import pytest
 from configs import mnist
 from diffusion_jax.build import experiment as experiments
 from diffusion_jax.build import runs, training
+from diffusion_jax.spec import plain
 from diffusion_jax.train.checkpoint import restore_params
 from diffusion_jax.train.loop import train
 

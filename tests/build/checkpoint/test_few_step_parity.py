@@ -15,6 +15,7 @@ from diffusion_jax.apps.plan import guided
 from diffusion_jax.build.checkpoint.additions import with_loras
 from diffusion_jax.build.checkpoint.text_to_image import text_to_image
 from diffusion_jax.build.sampling import sampler_of, settled
+from diffusion_jax.convert.schedulers import sampling_of
 from diffusion_jax.convert.single_file import unet_from_diffusers
 from diffusion_jax.convert.stable_diffusion import read_checkpoint
 from diffusion_jax.convert.tensors import write_safetensors
