@@ -8,6 +8,7 @@ import pytest
 from configs import mnist
 from diffusion_jax.build import experiment as experiments
 from diffusion_jax.build import runs, training
+from diffusion_jax.spec import plain
 from diffusion_jax.train.checkpoint import restore_params
 from diffusion_jax.train.loop import train
 
@@ -34,8 +35,7 @@ def _data(start):
 def _train(folder, dtype, steps):
     config = _config(dtype, steps)
     recipe, settings = experiments.experiment(config).recipe, training.training(config)
-    plain = jobs_run.plain(config)
-    return train(recipe, data=_data, folder=folder, config=plain, **settings)
+    return train(recipe, data=_data, folder=folder, config=plain(config), **settings)
 
 
 @pytest.fixture(scope="module", params=OTHER)
@@ -47,7 +47,7 @@ def run(request, tmp_path_factory):
 
 def _predicted(folder, dtype):
     """What the sampler's network says, in a precision."""
-    config = jobs_run.run_config(folder, {"model.unet.dtype": dtype, "sampler.params": "params"})
+    config = runs.run_config(folder, {"model.unet.dtype": dtype, "sampler.params": "params"})
     opened = runs.open_run(config, folder)
     model = opened.experiment.model_of(opened.params)
     batch = next(_data(7))
