@@ -35,8 +35,7 @@ def _data(start):
 def _train(folder, dtype, steps):
     config = _config(dtype, steps)
     recipe, settings = experiments.experiment(config).recipe, training.training(config)
-    plain = plain(config)
-    return train(recipe, data=_data, folder=folder, config=plain, **settings)
+    return train(recipe, data=_data, folder=folder, config=plain(config), **settings)
 
 
 @pytest.fixture(scope="module", params=OTHER)
