@@ -151,12 +151,19 @@ def _violations(path, module):
             yield f"{module} imports {name}: only {sorted(OWNERS[package])} may"
 
 
+def _names(path):
+    return set(_imports(path, _module(path)))
+
+
 FILES = sorted(
     path
     for top in ("diffusion_jax", "configs", "scripts")
     for path in (ROOT / top).rglob("*.py")
     if path.is_file()
 ) + [path for path in (ROOT / "main.py",) if path.is_file()]
+
+
+UPPER = ("apps.", "build.", "jobs.")
 
 
 def test_there_is_something_to_check():
@@ -209,3 +216,12 @@ def test_the_rule_catches(tmp_path, where, line, forbidden):
     path = tmp_path / "file.py"
     path.write_text(line + "\n")
     assert bool(list(_violations(path, where))) == forbidden
+
+
+def test_there_is_one_sampler():
+    """Outside of the maths and of training, one file walks from noise to pixels."""
+    upper = [path for path in FILES if (_ours(_module(path)) or "").startswith(UPPER)]
+    walking = [path for path in upper if "diffusion_jax.core.sampling.sample" in _names(path)]
+    assert [str(path.relative_to(ROOT)) for path in walking] == ["diffusion_jax/apps/draw.py"]
+    kinds = [path for path in upper if '"checkpoint" in config' in path.read_text()]
+    assert not kinds, "a source's kind is found out in build/generator.py alone"
