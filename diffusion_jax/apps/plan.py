@@ -1,4 +1,4 @@
-"""The values on the road from a request to pixels, and the plan of one call of the sampler.
+"""The values between a request and pixels, and the plan of one sampler evaluation.
 
     source -> Generator;  Generator, Requests -> Inputs;  Inputs -> Drawing;  edits change a
     Drawing;  ``apps.draw`` turns it into pixels.
@@ -33,11 +33,11 @@ Rows = dict[str, np.ndarray]
 
 
 class Request(NamedTuple):
-    """One image that is wanted; nothing of a model.
+    """A request for one image; nothing of a model.
 
     Attributes:
         prompt: the text, "" for none.
-        negative_prompt: what not to show, "" for the empty condition.
+        negative_prompt: what to avoid, "" for the empty condition.
         label: the class, for a model conditioned on classes; None for none.
         seed: of its noise.
         size: (height, width) in pixels; () for the size that the model was trained on.
@@ -87,7 +87,7 @@ class Sampler(NamedTuple):
 
     Attributes:
         solver, levels, end: see there.
-        guidance: how conditions are weighed, see ``core.guidance.named``.
+        guidance: how conditions are combined, see ``core.guidance.named``.
         guided: whether the guidance scale is used; else the conditional model alone, at half the
             cost.
         deviation: of x at the first level, one of ``core.sampling.STARTS``.
@@ -145,11 +145,11 @@ class Generator(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Everything that varies from one call of a compiled sampler to the next.
+    """Everything that varies between evaluations of a compiled sampler.
 
     Attributes:
         rows: what ``Model.condition`` reads, leaves [b, ...].
-        negative: the same of what not to show; None for the empty condition.
+        negative: the same of the negative prompts; None for the empty condition.
         noise: N(0, 1), [b, h, w, c] in the space of x.
         scale: guidance scale, []; it is ignored where the sampler is not guided.
         arrays: of each edit, in order, leaves [b, ...].
@@ -167,7 +167,7 @@ JumpOf = Callable[[Cond, Cond | None], Jump]
 
 
 class Drawing(NamedTuple):
-    """One call of the sampler; it is built inside of the traced function.
+    """One evaluation of the sampler, built inside of the traced function.
 
     Attributes:
         cond, negative: conditions; None for the empty one in place of a negative.

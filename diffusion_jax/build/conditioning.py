@@ -1,4 +1,4 @@
-"""What a network is told beside x: nothing, a class, or a text; the three sides of each.
+"""What a network is conditioned on: nothing, a class, or a text; the three sides of each.
 
 A training batch, a request for samples and held-out data all carry the same arrays, from which
 ``Model.condition`` makes what the network reads.
@@ -165,16 +165,16 @@ def _text(config: Config) -> Conditioning:
     encoder = text_encoder(config)
     pooled = _pooled_features(config, encoder)
 
-    def told(context, mask):
+    def with_pooled(context, mask):
         whole = {"pooled": encoder.pool(context, mask)} if pooled else {}
         return {"context": context, "context_mask": mask, **whole}
 
     def condition(frozen, batch):
-        return told(jnp.asarray(batch["context"], jnp.float32), batch["context_mask"])
+        return with_pooled(jnp.asarray(batch["context"], jnp.float32), batch["context_mask"])
 
     def null(frozen, cond):
         first = jnp.zeros_like(cond["context_mask"]).at[:, 0].set(True)
-        return told(jnp.zeros_like(cond["context"]), first)
+        return with_pooled(jnp.zeros_like(cond["context"]), first)
 
     def of_data(split, n=None):
         texts = load_captions(config.data.name, split, n, config.data.dir or None)
@@ -224,13 +224,13 @@ def _text(config: Config) -> Conditioning:
 def _pooled_features(config: Config, encoder: TextEncoder) -> int:
     """Width of the pooled text that the network reads; 0 for none."""
     name = config.model.name
-    wanted = config.model.get(name, {}).get("pooled_features", 0)
-    if wanted not in (0, encoder.width):
+    features = config.model.get(name, {}).get("pooled_features", 0)
+    if features not in (0, encoder.width):
         raise ValueError(
-            f"config.model.{name}.pooled_features = {wanted}, but a pooled text of config.text."
+            f"config.model.{name}.pooled_features = {features}, but a pooled text of config.text."
             f"encoder = {config.text.encoder!r} has {encoder.width}; set that, or 0 for none"
         )
-    return wanted
+    return features
 
 
 TEXT_ENCODERS: dict[str, Callable[..., TextEncoder]] = {"minilm": minilm}

@@ -46,12 +46,12 @@ def likelihood(config: Config, experiment: experiments.Experiment) -> Likelihood
     """What ``config.evaluate.likelihood`` says.
 
     Raises:
-        ValueError: for a diffusion in codes, whose density is not one of pixels.
+        ValueError: for a diffusion of latents, whose density is not one of pixels.
     """
     if config.model.get("autoencoder", ""):
         raise ValueError(
             f"config.evaluate.likelihood = {config.evaluate.likelihood!r} is of pixels, and this "
-            f"model diffuses codes of {config.model.autoencoder!r}; set it to ''"
+            f"model diffuses latents of {config.model.autoencoder!r}; set it to ''"
         )
     estimate = spec.build(LIKELIHOODS, config.evaluate.likelihood, "evaluate.likelihood")
 

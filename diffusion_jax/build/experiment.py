@@ -45,7 +45,7 @@ class Experiment(NamedTuple):
         sizes: of aspect buckets, (height, width) each; () for none.
         frozen: () -> parameters that training leaves alone, read where they are kept.
         start: () -> parameters that training starts from; None for those of ``recipe.init``.
-        taught: () -> more parameters that training alone reads, such as a teacher's.
+        training_only: () -> parameters that training alone reads, such as a teacher's.
         weights: (frozen, trained parameters) -> all that draws.
         save: (trained parameters, folder, step) -> the file that is left beside the checkpoints.
     """
@@ -57,7 +57,7 @@ class Experiment(NamedTuple):
     sizes: tuple[tuple[int, int], ...] = ()
     frozen: Callable[[], Params] = dict
     start: Callable[[], Params | None] = lambda: None
-    taught: Callable[[], Params] = dict
+    training_only: Callable[[], Params] = dict
     weights: Callable[[Params, Params], Weights] = lambda frozen, params: Weights(params, frozen)
     save: Callable[[Params, Path, int], Path | None] = lambda params, folder, step: None
 
@@ -144,7 +144,7 @@ def initialiser(config: Config) -> Callable[[jax.Array, jax.Array, Any], Params]
 
 
 def data_shape(config: Config) -> tuple[int, ...]:
-    """Of what is diffused: (h, w, c) of images, (h, w, z) of codes, (2,) of points."""
+    """Of what is diffused: (h, w, c) of images, (h, w, z) of latents, (2,) of points."""
     if config.model.get("autoencoder", ""):
         return first_stage.code_shape(config)
     if config.data.name.startswith("toy2d:"):
@@ -209,7 +209,7 @@ def _learned_recipe(
             f"config.loss.proposal = {section.proposal!r} does not draw t uniformly, as a learned "
             f"schedule needs; choose from {', '.join(uniform_in_t)}"
         )
-    # Neither asks the network: 8-bit images, and points of a density.
+    # Neither evaluates the network: 8-bit images, and points of a density.
     decoder = DECODERS["categorical" if len(data_shape(config)) == 3 else "gaussian_direct"]()
     return variational(
         model,

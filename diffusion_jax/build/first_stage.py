@@ -50,7 +50,7 @@ class AutoencoderExperiment(NamedTuple):
         shape: of an image.
         entries: of its codebook; 0 without one.
         frozen: () -> parameters of the perceptual distance.
-        data, sizes, start, taught, save: as of ``build.experiment.Experiment``.
+        data, sizes, start, training_only, save: as of ``build.experiment.Experiment``.
     """
 
     module: Any
@@ -61,7 +61,7 @@ class AutoencoderExperiment(NamedTuple):
     data: Callable[[], Callable[[int], Any]]
     sizes: tuple[tuple[int, int], ...] = ()
     start: Callable[[], Params | None] = lambda: None
-    taught: Callable[[], Params] = dict
+    training_only: Callable[[], Params] = dict
     save: Callable[[Params, Path, int], Path | None] = lambda params, folder, step: None
 
 
@@ -83,10 +83,10 @@ def experiment(config: Config) -> AutoencoderExperiment:
     codebook = getattr(module, "entries", 0)
     fitting = BOTTLENECKS_OF[config.model.name]
     if parse(section.bottleneck, "first_stage.bottleneck")[0] not in fitting:
-        wanted = " or ".join(f"'{name}()'" for name in fitting)
+        names = " or ".join(f"'{name}()'" for name in fitting)
         raise ValueError(
             f"config.first_stage.bottleneck = {section.bottleneck!r} does not fit "
-            f"config.model.name = {config.model.name!r}; take {wanted}"
+            f"config.model.name = {config.model.name!r}; take {names}"
         )
     width = codebook and (module.entry_channels or module.latent_channels)
     perceptual, read = None, dict
@@ -96,7 +96,7 @@ def experiment(config: Config) -> AutoencoderExperiment:
     adversary = None
     if section.adversary:
         adversary = build(ADVERSARIES, section.adversary, "first_stage.adversary")
-    made = autoencoder(
+    recipe = autoencoder(
         coder_of(module),
         build(PIXEL_LOSSES, section.pixel, "first_stage.pixel"),
         build(BOTTLENECKS, section.bottleneck, "first_stage.bottleneck",
@@ -106,7 +106,7 @@ def experiment(config: Config) -> AutoencoderExperiment:
     )  # fmt: skip
     sizes = bucket_sizes(config, tuple(config.data.image_size))
     data = lambda: training_data(config)
-    return AutoencoderExperiment(module, made, shape, codebook, read, data, sizes)
+    return AutoencoderExperiment(module, recipe, shape, codebook, read, data, sizes)
 
 
 def network(config: Config) -> Any:
@@ -173,7 +173,7 @@ def _patch_gan(
 
 
 class Measured(NamedTuple):
-    """What ``latents.json`` holds: latents are scale·(code - shift).
+    """What ``latents.json`` holds: x0 is scale·(raw latent - shift).
 
     Attributes:
         scale, shift: a number or a list of one for each channel.
@@ -202,7 +202,7 @@ def open_autoencoder(workdir: str | os.PathLike, step: int = 0) -> tuple[Any, Pa
 
 
 def measured(workdir: str | os.PathLike) -> Measured:
-    """The scale of a run's codes.
+    """The scale of a run's latents.
 
     Raises:
         ValueError: if it was not measured.
@@ -210,7 +210,7 @@ def measured(workdir: str | os.PathLike) -> Measured:
     path = Path(workdir) / MEASURED
     if not path.exists():
         raise ValueError(
-            f"{path} is missing, so the scale of its codes is unknown; run "
+            f"{path} is missing, so the scale of its latents is unknown; run "
             f"`python scripts/encode_latents.py --workdir={workdir} --data=NAME`"
         )
     try:
@@ -250,7 +250,7 @@ def first_stage(config: Config) -> FirstStage:
     if not workdir:
         return FirstStage(IDENTITY, dict)
     known = measured(workdir)
-    made = codec(network(ConfigDict(read_config(workdir))), known.scale, known.shift)
+    encoding = codec(network(ConfigDict(read_config(workdir))), known.scale, known.shift)
     if config.data.name.startswith(LATENTS):
         held = Measured(*latents_scale(config.data.name, config.data.dir or None))
         if held != known:
@@ -259,9 +259,9 @@ def first_stage(config: Config) -> FirstStage:
                 f"config.model.autoencoder = {workdir!r} has {known}; encode it again by "
                 "scripts/encode_latents.py"
             )
-        made = made._replace(encode=IDENTITY.encode)
+        encoding = encoding._replace(encode=IDENTITY.encode)
     read = lambda: {"autoencoder": open_autoencoder(workdir, known.step)[1]}
-    return FirstStage(made, read)
+    return FirstStage(encoding, read)
 
 
 def code_shape(config: Config) -> tuple[int, ...]:

@@ -11,8 +11,8 @@ from diffusion_jax.spec import Config, build
 
 def learned_schedule(config: Config) -> LearnedSchedule | None:
     """What ``config.process.schedule`` names, if it has parameters."""
-    made = _schedule(config)
-    return made if isinstance(made, LearnedSchedule) else None
+    schedule = _schedule(config)
+    return schedule if isinstance(schedule, LearnedSchedule) else None
 
 
 def _schedule(config: Config) -> Schedule | LearnedSchedule:

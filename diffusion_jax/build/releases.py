@@ -18,7 +18,7 @@ from diffusion_jax.files import whole_folder
 from diffusion_jax.spec import plain
 from diffusion_jax.train.workdir import CONFIG, read_config
 
-# Of a recipe's players, what only training asks.
+# Of a recipe's parameters, those that only training reads.
 _TRAINING = ("terms", "discriminator")
 
 

@@ -33,7 +33,7 @@ FIXED = (
     "data.num_classes",
 )
 
-# Relative error of a profile from which on its average is no longer the one asked for.
+# Relative error of a profile from which on its average is no longer the one wanted.
 POOR = 0.1
 
 

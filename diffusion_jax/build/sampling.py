@@ -45,7 +45,7 @@ def sampler_of(
 ) -> SamplerOf:
     """(model, weights) -> the sampler that a settled ``config.sampler`` describes.
 
-    It is made once, and a mistake told at once, but for a learned schedule, whose levels are a
+    It is made once, with its errors, but for a learned schedule, whose levels are a
     function of the weights, and for a reference.
 
     Args:
@@ -62,7 +62,7 @@ def sampler_of(
     least = generator.sampling.get("least_scale", -math.inf)
     guided = name in ALWAYS_GUIDED or (scale != 1 and scale > least)
     fixed = None if generator.process_of else _of_process(section, generator.model)
-    weigh = None if reference else guidance(section, generator.model, generator.net)
+    fixed_guidance = None if reference else guidance(section, generator.model, generator.net)
 
     def of(model: Model, weights: Weights) -> Sampler:
         solver, levels, end = fixed or _of_process(section, model)
@@ -72,7 +72,7 @@ def sampler_of(
         return Sampler(
             solver,
             levels,
-            guidance=weigh or guidance(section, model, generator.net, worse),
+            guidance=fixed_guidance or guidance(section, model, generator.net, worse),
             guided=guided,
             end=end,
             deviation=STARTS[section.start],
@@ -145,7 +145,7 @@ def _check_order(spec: str, steps: int) -> None:
 def guidance(
     section: Config, model: Model, module: Any, reference: Denoiser | None = None
 ) -> Guidance:
-    """How ``config.sampler`` weighs conditions, and the bounds on x0 around it.
+    """How ``config.sampler`` combines conditions, and the bounds on x0 around it.
 
     Args:
         section: ``config.sampler``.
@@ -159,11 +159,11 @@ def guidance(
         "attention_gates": _gates(section, getattr(module, "attention_layers", ())),
         "block_gates": _gates(section, getattr(module, "blocks", ())),
     }
-    weigh = build(GUIDANCES, section.guidance, "sampler.guidance", **context)
+    combined = build(GUIDANCES, section.guidance, "sampler.guidance", **context)
     posts = [build(POSTS, spec, "sampler.post") for spec in section.post]
 
     def guided(denoiser, cond, null, scale):
-        denoise = weigh(denoiser, cond, null, scale)
+        denoise = combined(denoiser, cond, null, scale)
         for post in posts:
             denoise = post(denoise)
         return denoise

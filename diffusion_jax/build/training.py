@@ -92,11 +92,11 @@ def training_data(config: Config) -> Callable[[int], Any]:
     if section.timeout < 0:
         raise ValueError(f"config.data.timeout = {section.timeout} must be seconds, or 0 for ever")
     faults = Faults(section.broken_records)
-    told = conditioning(config)
+    conditions = conditioning(config)
     spec = data_spec(config, section.split)
     sizes = bucket_sizes(config, tuple(section.image_size))
-    spec = spec._replace(captions=told.captions, buckets=sizes)
-    dataset = make_dataset(spec, faults).map(told.attach)
+    spec = spec._replace(captions=conditions.captions, buckets=sizes)
+    dataset = make_dataset(spec, faults).map(conditions.attach)
     return lambda start: batches(dataset, start, timeout=section.timeout, faults=faults)
 
 

@@ -1,7 +1,7 @@
 """Where a run's averaged parameters are read from: its checkpoints, or the file of a release.
 
 A release is a run's folder without its training: ``config.json``, ``weights.safetensors`` and,
-where it diffuses codes, the release of its first stage in ``autoencoder/``.
+where it diffuses latents, the release of its first stage in ``autoencoder/``.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ def read_weights(path: Path) -> tuple[Params, int]:
     Raises:
         ValueError: if the file is damaged or of another origin.
     """
-    tensors, told = read_safetensors(path), read_metadata(path)
+    tensors, metadata = read_safetensors(path), read_metadata(path)
     try:
-        step = int(told["step"])
+        step = int(metadata["step"])
     except (KeyError, ValueError):
         raise ValueError(
             f"{path} says no step, so it is not from scripts/release.py; give a release's folder"

@@ -1,4 +1,4 @@
-"""What a first stage shows while it trains, and what is measured of it."""
+"""Reconstructions of a first stage while it trains, and its evaluation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ _COLUMNS = 8
 _BATCH = 32
 
 
-def shown(config: Config, experiment: AutoencoderExperiment, folder: Path) -> Callable[..., Any]:
+def reconstruction_view(
+    config: Config, experiment: AutoencoderExperiment, folder: Path
+) -> Callable[..., Any]:
     """(step, params) -> images for TensorBoard: held-out originals over their reconstructions.
 
     They are written to folder/step_N.png; ``config.sampler.n`` says how many.
@@ -36,19 +38,21 @@ def shown(config: Config, experiment: AutoencoderExperiment, folder: Path) -> Ca
     rebuild = reconstructor(config, experiment)
 
     def show(step, params):
-        made, _ = rebuild(params, originals)
-        return save_pairs(folder / f"step_{step:07d}.png", originals, made)
+        reconstructions, _ = rebuild(params, originals)
+        return save_pairs(folder / f"step_{step:07d}.png", originals, reconstructions)
 
     return show
 
 
-def save_pairs(path: Path, originals: np.ndarray, made: np.ndarray) -> dict[str, np.ndarray]:
+def save_pairs(
+    path: Path, originals: np.ndarray, reconstructions: np.ndarray
+) -> dict[str, np.ndarray]:
     """Rows of originals, uint8 [n, h, w, c], each over the row of its reconstructions."""
     if jax.process_index():
         return {}
     columns = min(_COLUMNS, len(originals))
     starts = range(0, len(originals) // columns * columns, columns)
-    rows = [part[i : i + columns] for i in starts for part in (originals, made)]
+    rows = [part[i : i + columns] for i in starts for part in (originals, reconstructions)]
     sheet = pictures.grid(np.concatenate(rows), columns)
     pictures.save_image(path, sheet)
     return {"reconstructions": sheet}
@@ -63,8 +67,8 @@ def reconstructor(config: Config, experiment: AutoencoderExperiment) -> Callable
 
     def rebuild(params, pixels):
         run = lambda x, method: module.apply({"params": params["autoencoder"]}, x, method=method)
-        code = run(pixels, "encode")
-        return run(code.mode(), "decode"), getattr(code, "indices", ())
+        posterior = run(pixels, "encode")
+        return run(posterior.mode(), "decode"), getattr(posterior, "indices", ())
 
     compiled = jitted(config, rebuild)
 
@@ -73,12 +77,12 @@ def reconstructor(config: Config, experiment: AutoencoderExperiment) -> Callable
         for i in range(0, len(images), _BATCH):
             rows = np.arange(i, i + _BATCH) % len(images)
             batch = place_batch(config, to_unit(images[rows]))
-            made, indices = jax.device_get(compiled(params, batch))
-            parts.append((to_uint8(made), indices))
-        made = np.concatenate([part[0] for part in parts])[: len(images)]
+            pixels, indices = jax.device_get(compiled(params, batch))
+            parts.append((to_uint8(pixels), indices))
+        reconstructions = np.concatenate([part[0] for part in parts])[: len(images)]
         if not experiment.entries:
-            return made, None
-        return made, np.concatenate([part[1] for part in parts])[: len(images)]
+            return reconstructions, None
+        return reconstructions, np.concatenate([part[1] for part in parts])[: len(images)]
 
     return many
 
@@ -87,16 +91,18 @@ def figures(run: Run, workdir: Path) -> dict[str, Figure]:
     """PSNR, SSIM and Fréchet distance of held-out reconstructions; use of a codebook."""
     config, experiment = run.config, run.experiment
     originals = _images(config, config.data.test_split, config.evaluate.n)
-    made, indices = reconstructor(config, experiment)(run.params, originals)
-    save_pairs(workdir / "samples" / f"evaluate_{run.step:07d}.png", originals[:64], made[:64])
-    pair = (jnp.asarray(originals), jnp.asarray(made))
+    reconstructions, indices = reconstructor(config, experiment)(run.params, originals)
+    save_pairs(
+        workdir / "samples" / f"evaluate_{run.step:07d}.png", originals[:64], reconstructions[:64]
+    )
+    pair = (jnp.asarray(originals), jnp.asarray(reconstructions))
     out = {
         "PSNR of reconstructions, dB": mean_of(np.asarray(psnr(*pair))),
         "SSIM of reconstructions": mean_of(np.asarray(ssim(*pair))),
     }
     if config.evaluate.quality:
         net = evaluation.feature_net(config)
-        a, b = (extract(net, images)["frechet"] for images in (originals, made))
+        a, b = (extract(net, images)["frechet"] for images in (originals, reconstructions))
         spread = bootstrap(frechet_distance, a, b, resamples=10, seed=config.seed)
         name = f"{net.distance} of reconstructions ({net.name})"
         out[name] = Figure(frechet_distance(a, b), spread, len(a))
@@ -111,12 +117,12 @@ def figures(run: Run, workdir: Path) -> dict[str, Figure]:
 def reconstruct(run: Run, workdir: Path) -> np.ndarray:
     """In place of samples, ``config.sampler.n`` reconstructions of held-out images, uint8."""
     originals = _images(run.config, run.config.data.test_split, run.config.sampler.n)
-    made, _ = reconstructor(run.config, run.experiment)(run.params, originals)
+    reconstructions, _ = reconstructor(run.config, run.experiment)(run.params, originals)
     path = workdir / "samples" / f"sample_{run.step:07d}.png"
-    save_pairs(path, originals, made)
+    save_pairs(path, originals, reconstructions)
     if jax.process_index() == 0:
-        print(f"{len(made)} reconstructions, below their originals, are in {path}")
-    return made
+        print(f"{len(reconstructions)} reconstructions, below their originals, are in {path}")
+    return reconstructions
 
 
 def _images(config: Config, split: str, limit: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a model of texts draws, held against the texts: retrieval, adherence and diversity."""
+"""Samples of a text-conditioned model, compared with its texts: retrieval, adherence, diversity."""
 
 from __future__ import annotations
 
@@ -68,21 +68,20 @@ def figures(run: Run, workdir: Path) -> dict[str, Figure]:
     for split, name in ((config.data.split, "trained"), (config.data.test_split, "held-out")):
         captions = captions_of(config, split, config.evaluate.captions)
         images = drawn(drawer, captions.texts, 1)[0]
-        show(captions, images, workdir / "samples" / f"captions_{name}.png")
+        save_pairs(captions, images, workdir / "samples" / f"captions_{name}.png")
         found |= retrieval(judged.similarity(images, captions), f"samples of {name} captions")
-        of_real = retrieval(judged.similarity(captions.images, captions), f"{name} images")
-        found |= of_real
+        found |= retrieval(judged.similarity(captions.images, captions), f"{name} images")
     return found
 
 
-def show(captions: Captions, images: np.ndarray, path: Path) -> None:
-    """Pairs of columns: the real image, and what was drawn of its caption."""
+def save_pairs(captions: Captions, images: np.ndarray, path: Path) -> None:
+    """Write pairs of columns: the real image, and a sample of its caption."""
     if jax.process_index():
         return
     pairs = np.stack([captions.images, images], 1)[:50]
     sheet = grid(pairs.reshape(-1, *images.shape[1:]), 10)
-    told = {"captions": "\n".join(captions.texts[:50])}
-    save_image(path, sheet, zoom=max(1, 56 // images.shape[1]), text=told)
+    text = {"captions": "\n".join(captions.texts[:50])}
+    save_image(path, sheet, zoom=max(1, 56 // images.shape[1]), text=text)
 
 
 def judge_of(config: Config) -> Judged:
@@ -118,7 +117,7 @@ def drawn(drawer: Drawer, texts: Sequence[str], each: int, scale: float | None =
 
     Args:
         drawer: of the run.
-        texts: to show.
+        texts: the prompts.
         each: images of each.
         scale: of guidance; None for the config's.
     """
@@ -131,7 +130,7 @@ def drawn(drawer: Drawer, texts: Sequence[str], each: int, scale: float | None =
 
 
 class Compromise(NamedTuple):
-    """What a guidance scale gives: the figures, and the images uint8 [each, n, h, w, c]."""
+    """Samples at a guidance scale: the figures, and the images uint8 [each, n, h, w, c]."""
 
     adherence: Figure
     diversity: Figure
@@ -141,7 +140,7 @@ class Compromise(NamedTuple):
 def compromise(
     drawer: Drawer, captions: Captions, judged: Judged, each: int, scale: float
 ) -> Compromise:
-    """Samples of captions at a guidance scale, several of each, and what the judge says of them."""
+    """Samples of captions at a guidance scale, several of each, as the judge measures them."""
     images = drawn(drawer, captions.texts, each, scale)
     features = np.stack([judged.features(part) for part in images])
     similar = [judged.judge.similarity(part, captions.features) for part in features]

@@ -24,7 +24,7 @@ from diffusion_jax.spec import Config
 class Samples(NamedTuple):
     """images: uint8 [n, h, w, c], or float32 [n, 2] of points.
 
-    labels: int32 [n], the class of each, or which of the prompts it shows.
+    labels: int32 [n], the class of each, or the number of its prompt.
     """
 
     images: np.ndarray

@@ -1,4 +1,4 @@
-"""The codes of a data set: their scale, kept with the autoencoder, and a set of latents."""
+"""The latents of a data set: their scale, kept with the autoencoder, and a set of them."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from diffusion_jax.train.workdir import read_config
 _BATCH = 32
 
 
-class Kept(NamedTuple):
-    """The codes of a split, in a file while they are not yet in their set.
+class EncodedSplit(NamedTuple):
+    """The raw latents of a split, in a file until they are in their set.
 
     Attributes:
         arrays: name -> float16 [n, h, w, z].
-        told: name -> captions or labels, n of them.
+        conditions: name -> captions or labels, n of them.
     """
 
     arrays: dict[str, np.ndarray]
-    told: dict[str, list[Any]]
+    conditions: dict[str, list[Any]]
 
     def examples(self) -> Iterator[dict[str, Any]]:
         """One after the other, as the builder takes them."""
         for i in range(len(next(iter(self.arrays.values())))):
-            codes = {name: array[i] for name, array in self.arrays.items()}
-            yield {**codes, **{name: values[i] for name, values in self.told.items()}}
+            latents = {name: array[i] for name, array in self.arrays.items()}
+            yield {**latents, **{name: values[i] for name, values in self.conditions.items()}}
 
 
 def encode_latents(
@@ -55,7 +55,7 @@ def encode_latents(
 ) -> Path:
     """Encode all splits of a set; write ``latents.json`` to workdir, and the set ``latents/NAME``.
 
-    The scale is 1/deviation of the training split's codes (with the posterior's own, if kept), the
+    The scale is 1/deviation of the training split's latents (with the posterior's, if kept), the
     shift is their mean; of all channels or each.  A release keeps those that it came with.
 
     Args:
@@ -85,7 +85,7 @@ def encode_latents(
         }
         released = is_release(workdir)
         scale, shift, figures = measure(kept["train"].arrays, per_channel)
-        if released:  # whoever diffuses its codes was trained with the scale that it came with
+        if released:  # models of its latents were trained with the scale that it came with
             scale, shift, step = first_stage.measured(workdir)
         source = f"{data} at {size}, step {step}, {keep}, scale {scale}"
         contents = _contents(kept, info(data, "train", data_dir), source, (scale, shift, step))
@@ -100,7 +100,7 @@ def encode_latents(
 
 
 def measure(arrays: dict[str, np.ndarray], per_channel: bool) -> tuple[Any, Any, dict[str, Any]]:
-    """(scale, shift, {"mean", "std" of each channel}) of codes "mean" and perhaps "log_var"."""
+    """(scale, shift, {"mean", "std" of each channel}) of latents "mean" and perhaps "log_var"."""
     total, square, n = 0.0, 0.0, 0
     for start in range(0, len(arrays["mean"]), _BATCH):
         rows = slice(start, start + _BATCH)
@@ -118,17 +118,17 @@ def measure(arrays: dict[str, np.ndarray], per_channel: bool) -> tuple[Any, Any,
 
 
 def _kept(keep: str, kind: type) -> str:
-    """The name in ``KEEPS`` that is meant for a kind of autoencoder."""
+    """The name in ``KEEPS`` for a kind of autoencoder."""
     known = KEPT_OF[kind]
     if keep and keep not in known:
         raise ValueError(
-            f"keep = {keep!r}; of codes of {kind.__name__} one keeps {', '.join(known)}"
+            f"keep = {keep!r}; of latents of {kind.__name__} one keeps {', '.join(known)}"
         )
     return keep or known[0]
 
 
 def _contents(
-    kept: Mapping[str, Kept], known: Info, source: str, scaling: tuple[Any, Any, int]
+    kept: Mapping[str, EncodedSplit], known: Info, source: str, scaling: tuple[Any, Any, int]
 ) -> Contents:
     arrays = kept["train"].arrays
     return Contents(
@@ -152,33 +152,33 @@ def _splits(data: str, data_dir: str | os.PathLike | None) -> list[str]:
     return splits
 
 
-def _encoded(run: Callable[..., Any], spec: DataSpec, scratch: Path) -> Kept:
-    """The codes of a split, in its order."""
+def _encoded(run: Callable[..., Any], spec: DataSpec, scratch: Path) -> EncodedSplit:
+    """The latents of a split, in its order."""
     known = info(spec.name, spec.split, spec.data_dir)
     spec = spec._replace(
         shuffle=False, repeat=False, drop_remainder=False, captions=known.captions, cache_bytes=0
     )
-    dataset, n, arrays, told = make_dataset(spec), known.num_examples, {}, {}
+    dataset, n, arrays, conditions = make_dataset(spec), known.num_examples, {}, {}
     for i in tqdm(range(len(dataset)), desc=f"encoding {spec.split}", unit="batch"):
         batch: dict[str, np.ndarray] = dataset[i] or {}
         rows = np.arange(len(batch["image"]))
         padded = batch["image"][np.arange(_BATCH) % len(rows)]
-        for name, codes in jax.device_get(run(padded)).items():
+        for name, latents in jax.device_get(run(padded)).items():
             if name not in arrays:
                 file = scratch / f"{spec.split}-{name}"
-                shape = (n, *codes.shape[1:])
+                shape = (n, *latents.shape[1:])
                 arrays[name] = np.memmap(file, np.float16, "w+", shape=shape)
-            arrays[name][i * _BATCH + rows] = codes[rows].astype(np.float16)
+            arrays[name][i * _BATCH + rows] = latents[rows].astype(np.float16)
         for name in {"caption", "label"} & batch.keys():
-            told.setdefault(name, []).extend(batch[name].tolist())
-    return Kept(arrays, told)
+            conditions.setdefault(name, []).extend(batch[name].tolist())
+    return EncodedSplit(arrays, conditions)
 
 
 KEEPS: dict[str, Callable[[Any], dict[str, jax.Array]]] = {
-    "mean": lambda code: {"mean": code.mode()},
-    "moments": lambda code: {"mean": code.mean, "log_var": code.log_var},
+    "mean": lambda posterior: {"mean": posterior.mode()},
+    "moments": lambda posterior: {"mean": posterior.mean, "log_var": posterior.log_var},
 }
-# What may be kept of whose codes, the usual first.
+# What may be kept of the latents of each autoencoder, the usual first.
 KEPT_OF: dict[type, tuple[str, ...]] = {
     AutoencoderKL: ("moments", "mean"),
     AutoencoderVQ: ("mean",),

@@ -126,7 +126,7 @@ def of_likelihood(run: Run, workdir: Path, title: str, estimate: Callable[..., T
 
 
 def batched(
-    estimate: Callable[..., Terms], config: Config, params: Params, x0: np.ndarray, told: Any
+    estimate: Callable[..., Terms], config: Config, params: Params, x0: np.ndarray, conditions: Any
 ) -> dict[str, np.ndarray]:
     """The terms of all of x0 by batches of one size; the last is filled up, and cut again."""
     size = min(config.evaluate.likelihood_batch_size, len(x0))
@@ -138,7 +138,7 @@ def batched(
     for i in bar:
         rows = np.arange(i * size, (i + 1) * size) % len(x0)
         place = lambda part, rows=rows: place_batch(config, part[rows])
-        terms = estimate(keys[i], params, jax.tree.map(place, told), place(x0))
+        terms = estimate(keys[i], params, jax.tree.map(place, conditions), place(x0))
         parts.append(jax.device_get(terms))
         bar.set_postfix_str(f"{np.mean([part['total'] for part in parts]):.3f} bits/dim")
     join = lambda *leaves: np.concatenate(leaves, -1)[..., : len(x0)]  # the batch is the last axis

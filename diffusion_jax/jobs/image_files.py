@@ -1,4 +1,4 @@
-"""The files of what is drawn: a PNG of each image, which can be drawn anew from it, and a sheet."""
+"""The files of samples: a PNG of each image, from which it can be drawn again, and a sheet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PARAMETERS = "parameters"
 """Of a PNG: the text with all that its pixels depend on, as JSON."""
 
 MOST_SINGLE = 100
-"""Images of one call that get a file each."""
+"""The most images of one job that get a file each."""
 
 # What pixels do not depend on: where and how they are computed, and what each request has.
 _ELSEWHERE = ("workdir", "mesh", "data", "again", "batch_size")
@@ -74,7 +74,7 @@ def save_drawn(
 
 
 def labels_of(requests: Sequence[Request]) -> np.ndarray:
-    """The label of each request, or which of the prompts it shows: int32 [n]."""
+    """The label of each request, or the number of its prompt: int32 [n]."""
     prompts = list(dict.fromkeys(request.prompt for request in requests))
     number = lambda r: prompts.index(r.prompt) if r.label is None else r.label
     return np.array([number(request) for request in requests], np.int32)
@@ -152,8 +152,8 @@ def read_record(path: str) -> dict[str, Any]:
 
 def request_of(record: Mapping[str, Any]) -> Request:
     """The request that an image's record is of."""
-    asked = {name: record[name] for name in Request._fields}
-    return Request(**asked)._replace(size=tuple(record["image_size"]))
+    fields = {name: record[name] for name in Request._fields}
+    return Request(**fields)._replace(size=tuple(record["image_size"]))
 
 
 def digest(path: str) -> str:

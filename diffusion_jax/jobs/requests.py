@@ -1,4 +1,4 @@
-"""From a config to the images that are wanted of it: ``configs/sample.py``, or one of training."""
+"""From a config, ``configs/sample.py`` or one of training, to the requests for images."""
 
 from __future__ import annotations
 
@@ -42,30 +42,30 @@ def requests_of(settings: Config, generator: Generator) -> list[Request]:
     Raises:
         ValueError: for a number that is too small, or a size that the networks cannot take.
     """
-    wanted = _Wanted(settings, generator.sampling)
+    chosen = _Chosen(settings, generator.sampling)
     for field in ("n", "batch_size"):
-        if wanted[field] is not None and wanted[field] < 0:
-            raise ValueError(f"config.{field} = {wanted[field]} must be at least 1")
+        if chosen[field] is not None and chosen[field] < 0:
+            raise ValueError(f"config.{field} = {chosen[field]} must be at least 1")
     one = (settings.prompt,) if settings.prompt else ()
-    prompts = settings.prompts or one or wanted["prompts"] or ()
-    labels = wanted["labels"] or ()
+    prompts = settings.prompts or one or chosen["prompts"] or ()
+    labels = chosen["labels"] or ()
     for field, value in (("prompts", prompts), ("labels", labels)):
         if isinstance(value, str):
             raise ValueError(f"config.{field} = {value!r} must be a list, such as ({value!r},)")
     labels = tuple(labels) or (() if prompts else tuple(range(generator.classes)))
-    size = size_of(wanted["image_size"] or (), generator.geometry)
-    first = _seed(wanted["seed"] or 0)
+    size = size_of(chosen["image_size"] or (), generator.geometry)
+    first = _seed(chosen["seed"] or 0)
     request = lambda i, prompt, label: Request(
-        prompt, wanted["negative_prompt"] or "", label, first + i, size
+        prompt, chosen["negative_prompt"] or "", label, first + i, size
     )
-    count = wanted["n"] or max(len(prompts), len(labels), 1)
+    count = chosen["n"] or max(len(prompts), len(labels), 1)
     turn = lambda values, i, default: values[i % len(values)] if values else default
     return [request(i, turn(prompts, i, ""), turn(labels, i, None)) for i in range(count)]
 
 
 def batch_size(settings: Config, generator: Generator) -> int:
     """Images at once."""
-    return _Wanted(settings, generator.sampling)["batch_size"] or 4
+    return _Chosen(settings, generator.sampling)["batch_size"] or 4
 
 
 def size_of(size: Sequence[int], geometry: Geometry) -> tuple[int, ...]:
@@ -90,7 +90,7 @@ def _seed(seed: int) -> int:
     return seed
 
 
-class _Wanted:
+class _Chosen:
     """A field of the settings, or the generator's own where it is left open."""
 
     def __init__(self, settings: Config, own: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""One sample's way: the strip, the animation and the arrays of both processes."""
+"""One sample's trajectory: the strip, the animation and the arrays of both processes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ STRIP_COLUMNS = 9
 def save_strip(drawer: Drawer, path: Path, weights: Weights | None = None) -> None:
     """The forward process of one data point, and the reverse process of one sample, side by side.
 
-    Beside the picture, of the same name: the sample's way as an animation, x_t and predicted x0,
-    and as arrays, an .npz with ``x_t``, ``x0`` [n, h, w, c] in [-1, 1] and ``t`` [n].  Points in
-    the plane are drawn as a cloud instead, beside the data.  Every process calls this, and the
+    Beside the picture, of the same name: the sample's trajectory as an animation, x_t and predicted
+    x0, and as arrays, an .npz with ``x_t``, ``x0`` [n, h, w, c] in [-1, 1] and ``t`` [n].  Points
+    in the plane are drawn as a cloud instead, beside the data.  Every process calls this, and the
     first one writes.
 
     Args:
@@ -51,15 +51,17 @@ def save_strip(drawer: Drawer, path: Path, weights: Weights | None = None) -> No
     visible = lambda x: x / jnp.sqrt(levels.alpha**2 + levels.sigma**2)[:, None, None, None]
     decode = jitted(drawer.settings, model.codec.decode)
     key = jax.random.key(0)
-    shown = lambda x: np.asarray(to_uint8(decode(weights.frozen, x, key)))
+    decoded = lambda x: np.asarray(to_uint8(decode(weights.frozen, x, key)))
     rows = [  # data to noise, then noise to data
-        ("forward\nx_t", shown(visible(noised))[::-1], times[columns][::-1]),
-        ("reverse\nx_t", shown(visible(xs[columns, 0])), times[columns]),
-        ("reverse\nx_0", shown(x0s[columns, 0]), times[columns]),
+        ("forward\nx_t", decoded(visible(noised))[::-1], times[columns][::-1]),
+        ("reverse\nx_t", decoded(visible(xs[columns, 0])), times[columns]),
+        ("reverse\nx_0", decoded(x0s[columns, 0]), times[columns]),
     ]
     every = model.process.at(jnp.asarray(times))
-    way = xs[:, 0] / np.sqrt(np.asarray(every.alpha**2 + every.sigma**2))[:, None, None, None]
-    frames = np.concatenate([shown(way), shown(x0s[:, 0])], 2)
+    visible_xs = (
+        xs[:, 0] / np.sqrt(np.asarray(every.alpha**2 + every.sigma**2))[:, None, None, None]
+    )
+    frames = np.concatenate([decoded(visible_xs), decoded(x0s[:, 0])], 2)
     if jax.process_index():  # only now: the programs above are of all processes
         return
     pictures.save_strip(path, rows)
@@ -102,10 +104,12 @@ def save_clouds(drawer: Drawer, weights: Weights, path: Path) -> None:
 def _reverse(drawer: Drawer, weights: Weights, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(x_t [n, b, ...], predicted x0 [n, b, ...], times [n])."""
     settings, generator = drawer.settings, drawer.generator
-    wanted = requests_of(settings, generator)
-    part = [wanted[i % len(wanted)]._replace(seed=wanted[0].seed + i, size=()) for i in range(n)]
+    all_requests = requests_of(settings, generator)
+    part = [
+        all_requests[i % len(all_requests)]._replace(seed=all_requests[0].seed + i, size=())
+        for i in range(n)
+    ]
     inputs = inputs_of(generator, settings, (), part)
     draw = jitted(settings, make_trajectory(generator, drawer.sampler_of))
-    way = draw(weights, jax.random.key(part[0].seed), inputs)
-    xs, x0s, levels = jax.device_get(way)
+    xs, x0s, levels = jax.device_get(draw(weights, jax.random.key(part[0].seed), inputs))
     return xs, x0s, levels.t

@@ -56,7 +56,7 @@ def train(config: Config, workdir: str | os.PathLike) -> TrainState:
     experiment = describe(config)
     settings = training.training(config)
     folder = Path(workdir) / "samples"
-    frozen = place_params(config, {**experiment.frozen(), **experiment.taught()})
+    frozen = place_params(config, {**experiment.frozen(), **experiment.training_only()})
     view = VIEWS[type(experiment)](config, experiment, frozen, folder)
     data = experiment.data()
     if experiment.sizes:
@@ -93,7 +93,7 @@ def _saved(experiment: Any, params: Params, workdir: Path, step: int) -> Path | 
 
 
 class View(NamedTuple):
-    """What is looked at of a run.
+    """The pictures of a run.
 
     Attributes:
         show: (step, params) -> name -> image, beside what it writes.
@@ -110,12 +110,12 @@ def _of_generator(config: Config, experiment: Experiment, frozen: Params, folder
     drawer = open_drawer(settings, generator)
     # A tuning merges its factors here, once for all images, and not in the sampler.
     weights = jax.jit(sharding.on_mesh(experiment.weights, training.mesh(config)))
-    wanted = requests_of(settings, generator) if config.train.sample_every else []
+    sample_requests = requests_of(settings, generator) if config.train.sample_every else []
 
     def show(step, params):
         size = batch_size(settings, generator)
-        images = draw_requests(drawer, wanted, size, weights(frozen, params))
-        samples = Samples(images, labels_of(wanted))
+        images = draw_requests(drawer, sample_requests, size, weights(frozen, params))
+        samples = Samples(images, labels_of(sample_requests))
         sheet = save_samples(folder / f"step_{step:07d}", samples)
         varied = {"sample_spread": spread(*samples)} if len(images) > 1 else {}
         return sheet | varied
@@ -130,7 +130,7 @@ def _of_generator(config: Config, experiment: Experiment, frozen: Params, folder
 def _of_autoencoder(
     config: Config, experiment: AutoencoderExperiment, frozen: Params, folder: Path
 ) -> View:
-    return View(autoencoding.shown(config, experiment, folder))
+    return View(autoencoding.reconstruction_view(config, experiment, folder))
 
 
 # By what an experiment is.

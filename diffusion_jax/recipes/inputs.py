@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from diffusion_jax.core.guidance import emptied
 from diffusion_jax.core.types import Model, like
 
 
@@ -91,7 +92,7 @@ def dropped(key: Array, cond: Any, null: Any, count: int, dropout: Dropout) -> A
 
 
 def drop_condition(drop: Array, cond: Any, null: Any, slots: Sequence[str] | None = None) -> Any:
-    """``null`` in place of the conditions of the examples that ``drop``, bool [b], marks.
+    """``guidance.emptied`` of the examples that ``drop``, bool [b], marks.
 
     Args:
         drop: which examples.
@@ -102,14 +103,8 @@ def drop_condition(drop: Array, cond: Any, null: Any, slots: Sequence[str] | Non
     Raises:
         ValueError: for a slot that cond does not have.
     """
-    if slots is None:
-        return jax.tree.map(lambda n, c: jnp.where(like(drop, c), n, c), null, cond)
-    if missing := [slot for slot in slots if not isinstance(cond, Mapping) or slot not in cond]:
-        raise ValueError(
-            f"dropout names {missing}, but this model's condition has "
-            f"{sorted(cond) if isinstance(cond, Mapping) else 'no names'}: name these."
-        )
-    return {**cond, **{slot: drop_condition(drop, cond[slot], null[slot]) for slot in slots}}
+    empty = emptied(cond, null, slots)
+    return jax.tree.map(lambda n, c: jnp.where(like(drop, c), n, c), empty, cond)
 
 
 def _bounds(ways: Sequence[Drop]) -> list[float]:

@@ -125,7 +125,7 @@ def _frozen(own: tuple[Config, Any], folder: str) -> Any:
     """What the loss reads: the run's parameters, or fresh ones."""
     config, experiment = own
     if FLAGS.teacher:
-        return {**experiment.frozen(), **experiment.taught()}
+        return {**experiment.frozen(), **experiment.training_only()}
     _, teacher = _plain(folder)
     fresh = teacher.recipe.init(jax.random.key(0), _batch(config))
     return {**distillation.read_method(config).frozen(), "teacher": fresh}

@@ -98,7 +98,7 @@ def test_the_ddpm_network_has_the_size_of_the_paper():
         ("sampler.solver", "ddpm('large')", ["fixed_large"]),
         ("sampler.grid", "karass()", ["sampler.grid", "trailing"]),
         ("sampler.grid", "karras(roh=3)", ["sampler.grid", "rho"]),
-        ("sampler.grid", "restart(rounds=30)", ["levels for the way down", "sampler.steps"]),
+        ("sampler.grid", "restart(rounds=30)", ["levels for the descent", "sampler.steps"]),
         ("sampler.solver", "heun(eta=1)", ["eta", "heun()"]),
         ("sampler.solver", "lms(order=7)", ["lms(order=7)", "1 to 4"]),
         ("sampler.solver", "unipc(variant='bh3')", ["bh1, bh2"]),

@@ -178,7 +178,7 @@ def test_a_restart_grid_goes_down_over_all_its_levels():
         (lambda p: grids.table(p, 5, (1.0, 2.0)), "falling positive"),
         (lambda p: grids.align_your_steps(p, 5, "mine"), "known are stable_diffusion"),
         (lambda p: grids.consistency(p, 60), "at most 50 steps"),
-        (lambda p: grids.restart(p, 9), "levels for the way down"),
+        (lambda p: grids.restart(p, 9), "levels for the descent"),
     ],
 )
 def test_impossible_grids_are_sentences(grid, words):

@@ -106,7 +106,9 @@ def test_slots_are_emptied_by_name():
     assert (
         (got["text"] == 0).all() and got["picture"] is COND["picture"] and COND["text"][0, 0] != 0
     )
-    with pytest.raises(ValueError, match=r"no txt in both the condition \(picture, text\)"):
+    with pytest.raises(
+        ValueError, match=r"no slots \['txt'\] to empty: it has \['picture', 'text'\]"
+    ):
         guidance.emptied(COND, NULL, ["txt"])
     with pytest.raises(ValueError, match="3 conditions need 2 scales, got 1"):
         guidance.chain(_denoiser, (NULL, NULL, COND), (2.0,))

@@ -126,6 +126,6 @@ def test_the_other_methods_of_more_numbers_have_a_step(name, teacher):
         batch[key] = jax.ShapeDtypeStruct((4, *one.shape[1:]), one.dtype)
     state = abstract_state(experiment.recipe, settings["tx"], settings["ema"], batch)
     step = make_step(experiment.recipe, settings["tx"], settings["ema"], seed=0)
-    after, _ = jax.eval_shape(step, state, experiment.taught(), batch)
+    after, _ = jax.eval_shape(step, state, experiment.training_only(), batch)
     described = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype), tree)
     assert described(after) == described(state)

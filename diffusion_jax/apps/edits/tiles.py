@@ -13,7 +13,7 @@ from diffusion_jax.core.guidance.windows import Cut, covering, hann, tiled_by
 
 AXES = "yx"
 
-_BORDER = 8  # latent cells beyond the edge that a decoder is shown of the other side
+_BORDER = 8  # latent cells of the other side beyond an edge, for the decoder
 
 
 def tiles(size: int = 0, overlap: float = 0.5, wrap: str = "") -> Edit:
@@ -21,8 +21,8 @@ def tiles(size: int = 0, overlap: float = 0.5, wrap: str = "") -> Edit:
 
     Args:
         size: height and width of a window in pixels; 0 for what the model was trained on.
-        overlap: share of a window that neighbours have in common, 0 to below 1; windows are
-            weighed by a smooth profile, so 0.5 leaves no seam.
+        overlap: share of a window that neighbours have in common, 0 to below 1; windows have
+            smooth weights, so 0.5 leaves no seam.
         wrap: axes that go round, of "x", "y", "xy": the left edge continues the right one.
 
     Raises:
@@ -86,7 +86,7 @@ def cropped(cond: Any, cut: Cut, canvas: tuple[int, ...]) -> Any:
 
 
 def _decoded_round(drawing: Drawing, x: Array, round_: tuple[bool, ...]) -> Array:
-    """Pixels of a latent whose edges meet: the decoder is shown the other side beyond each."""
+    """Pixels of a latent whose edges meet: the decoder sees the other side beyond each."""
     borders = [min(_BORDER, n) * goes for n, goes in zip(x.shape[1:3], round_, strict=True)]
     if not any(borders) or drawing.geometry.factor == 1:
         return drawing.decode(x)

@@ -31,7 +31,7 @@ def with_words(
         if not word.name or given != widths:
             raise ValueError(
                 f"the embedding of {word.name!r} has vectors of {given}, and the text encoders' "
-                f"are of {widths}; name a word, and take one that was taught to this kind of model"
+                f"are of {widths}; name a word, and take one of this kind of model"
             )
         count = len(word.vectors[0])
         tokenizers = tuple(with_word(tokenizer, word.name, count) for tokenizer in tokenizers)
@@ -50,7 +50,7 @@ def _longer(part: Part, vectors: np.ndarray, tokenizer: Tokenizer, word: str) ->
             "added to tables that differ"
         )
     longer = np.concatenate([table, vectors.astype(table.dtype)])
-    # A new word has the largest id, so the end of a text must be told by its own.
+    # A new word has the largest id, so the end of a text must be found by its own.
     eos = tokenizer.suffix[0] if part.module.eos is None else part.module.eos
     module = part.module.clone(vocab=len(longer), eos=eos)
     return Part(module, {**part.params, "token": {"embedding": longer}})

@@ -34,7 +34,7 @@ class Base(NamedTuple):
     Attributes:
         experiment: the training of all weights of its denoiser, on the config's data.
         weights: its arrays, with the parameters of the loss's terms beside those of the network.
-        files: how what was tuned is written.
+        files: writers of the result.
     """
 
     experiment: Experiment
@@ -72,14 +72,14 @@ def tuned(config: Config, base: Base, plan: Plan) -> Experiment:
     if config.get("distill"):
         whole = _distilled(config, base, plan)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), weights.params)
-    # The weights' values are the model's own: only their shapes are asked of ``init``.
+    # Training starts from the model's weights: ``init`` gives only their shapes.
     empty = lambda key, batch: jax.tree.map(_zeros, shapes)
     recipe = plan.recipe(whole._replace(init=empty), weights)
     return base.experiment._replace(
         recipe=dreambooth(recipe, config.prior.weight) if config.prior.data else recipe,
         frozen=lambda: plan.frozen(weights),
         start=lambda: plan.start(weights),
-        taught=dict,
+        training_only=dict,
         weights=plan.weights,
         save=lambda params, folder, step: plan.save(config, base.files, params, folder, step),
     )
@@ -171,7 +171,7 @@ def _with_terms(weights: Weights, terms: Sequence[Params]) -> Weights:
 
 
 def _on_other_data(config: Config, held: Config) -> Config:
-    """A run's config with how it is trained, and on what, replaced by a tuning's."""
+    """A run's config with the training and the data of a tuning's config."""
     whole = held.copy_and_resolve_references().unlock()
     for section in ("seed", "profile", "train", "optimizer", "ema", "mesh"):
         whole[section] = config[section]
@@ -184,7 +184,7 @@ def _on_other_data(config: Config, held: Config) -> Config:
 
 
 def _distilled(config: Config, base: Base, plan: Plan) -> Recipe:
-    """What ``config.distill`` names, taught by the weights as they are.
+    """The distillation that ``config.distill`` names; the weights as they are its teacher.
 
     Raises:
         ValueError: for a method that needs more than the one network, or a tuning that keeps no

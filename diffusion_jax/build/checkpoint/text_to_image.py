@@ -88,7 +88,7 @@ class Prompts(NamedTuple):
             chunks: see ``data.prompts.tokens``.
             framing: int [b, 4], of training pictures: the height and width that each had, and the
                 top and left of what was cut out of it (SDXL's size and crop conditioning; Podell
-                et al. 2023, section 2.2).  None tells that each was made at this size, uncut.
+                et al. 2023, section 2.2).  None says that each was made at this size, uncut.
         """
         found: Rows = {}
         for i, tokenizer in enumerate(self.tokenizers):
@@ -98,10 +98,10 @@ class Prompts(NamedTuple):
             found |= {f"ids_{i}": part.ids, f"weights_{i}": part.weights}
         if self.sized:
             height, width = size or self.size
-            told = np.tile((height, width, 0, 0, height, width), (len(prompts), 1))
+            time_ids = np.tile((height, width, 0, 0, height, width), (len(prompts), 1))
             if framing is not None:
-                told[:, :4] = framing
-            found["time_ids"] = told.astype(np.float32)
+                time_ids[:, :4] = framing
+            found["time_ids"] = time_ids.astype(np.float32)
         return found
 
     def pair(
@@ -111,7 +111,7 @@ class Prompts(NamedTuple):
         size: Sequence[int] | None = None,
         chunks: int | None = None,
     ) -> tuple[Rows, Rows]:
-        """``rows`` of prompts and of what they shall not show, in as many chunks."""
+        """``rows`` of prompts and of their negative prompts, in as many chunks."""
         both = self.rows([*prompts, *negative], size, chunks)
         n = len(prompts)
         return {k: v[:n] for k, v in both.items()}, {k: v[n:] for k, v in both.items()}

@@ -30,15 +30,15 @@ def conditioning(config: Config, generator: Generator, prompt: str | None = None
         generator: of a checkpoint.
         prompt: in place of ``config.prompt``.
     """
-    one, size = config.prompt if prompt is None else prompt, size_of(config, generator)
-    rows = lambda texts: generator.inputs.rows(texts, size, chunks=config.chunks or 1)
+    one, whole = config.prompt if prompt is None else prompt, size_of(config, generator)
+    rows = lambda texts: generator.inputs.rows(texts, whole, chunks=config.chunks or 1)
 
     def attach(batch: Mapping[str, Any]) -> dict[str, Any]:
         texts = [one] * len(batch["image"]) if one else [str(text) for text in batch["caption"]]
         rest = {n: x for n, x in batch.items() if n not in ("caption", "label", "framing")}
-        shown = batch["image"].shape[1:3]  # of a bucket, if there are some
-        told = generator.inputs.rows(texts, shown, config.chunks or 1, batch.get("framing"))
-        return {**rest, **told}
+        size = batch["image"].shape[1:3]  # of a bucket, if there are some
+        inputs = generator.inputs.rows(texts, size, config.chunks or 1, batch.get("framing"))
+        return {**rest, **inputs}
 
     first = rows([one])
     shapes = {n: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for n, x in first.items()}
@@ -79,12 +79,12 @@ def training_data(config: Config, generator: Generator) -> Callable[[int], Any]:
 
 
 def _dataset(config: Config, generator: Generator, name: str, prompt: str | None) -> Any:
-    told = conditioning(config, generator, prompt)
+    conditions = conditioning(config, generator, prompt)
     size = size_of(config, generator)
     sizes = bucket_sizes(config, size)
     spec = training.data_spec(config, config.data.split)._replace(
-        name=name, image_size=size, channels=3, captions=told.captions,
+        name=name, image_size=size, channels=3, captions=conditions.captions,
         buckets=sizes, beside=config.data.name if sizes and name != config.data.name else "",
         framing=generator.inputs.sized and bool(sizes),
     )  # fmt: skip
-    return make_dataset(spec).map(told.attach)
+    return make_dataset(spec).map(conditions.attach)

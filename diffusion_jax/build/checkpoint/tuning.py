@@ -1,4 +1,4 @@
-"""What of a checkpoint is trained, how it is drawn with on the way, and what file it leaves.
+"""What of a model is trained, how samples are drawn during training, and what file it leaves.
 
 Each entry of ``TUNINGS`` is one way: a few factors beside the weights (LoRA), all weights of the
 denoiser, or the vectors of a new word (textual inversion).
@@ -27,7 +27,7 @@ from diffusion_jax.train.workdir import read_config
 LORA, WORD, WHOLE = "lora.safetensors", "word.safetensors", "checkpoint_"
 
 # Of a tuning's config, what is drawn of it unless the settings say otherwise.
-_ASKED = ("negative_prompt", "labels", "n", "seed", "image_size", "batch_size")
+_DRAWN = ("negative_prompt", "labels", "n", "seed", "image_size", "batch_size")
 
 
 class Files(NamedTuple):
@@ -52,7 +52,7 @@ class Plan(NamedTuple):
         frozen: (all weights) -> what the loss reads and leaves alone.
         start: (all weights) -> what the trained parameters start from; None for ``recipe.init``'s.
         weights: (frozen, params) -> all weights, to draw with.
-        save: (config, files, params as NumPy arrays, folder, step) -> the file or folder made.
+        save: (config, files, params as NumPy arrays, folder, step) -> the file or folder written.
         used: (settings of ``configs/sample.py``, folder) -> those that draw with what was saved.
     """
 
@@ -122,13 +122,13 @@ def full(dtype: str = "float32") -> Plan:
         return out
 
     def used(config: Config, folder: Path) -> Config:
-        made = sorted(folder.glob(f"{WHOLE}*"))
-        if not made:
+        folders = sorted(folder.glob(f"{WHOLE}*"))
+        if not folders:
             raise ValueError(
                 f"{folder} holds no {WHOLE}: the tuning has not come to its end; start it again, "
                 "and it goes on"
             )
-        chosen = _with(config, "checkpoint", str(made[-1]))
+        chosen = _with(config, "checkpoint", str(folders[-1]))
         chosen.sampler.params = "ema"  # what is left has but one set of parameters
         return chosen
 
@@ -209,12 +209,12 @@ def used(folder: Path, settings: Config, open_source: Callable[..., Any]) -> Gen
     generator = open_source(chosen.checkpoint, chosen)
     section = {k: v for k, v in config.sampler.items() if v not in ("", None)}
     prompts = tuple(config.prompts) or ((config.prompt,) if config.prompt else ())
-    asked = {name: config[name] for name in _ASKED if config.get(name)}
-    asked |= {"prompts": prompts} if prompts else {}
+    drawn = {name: config[name] for name in _DRAWN if config.get(name)}
+    drawn |= {"prompts": prompts} if prompts else {}
     post = section.pop("post", ())
     if "solver" in section:  # which brings its own bounds on x0
         section["post"] = post
-    return generator._replace(sampling={**generator.sampling, **section, **asked})
+    return generator._replace(sampling={**generator.sampling, **section, **drawn})
 
 
 def _row(tokenizer: Tokenizer, start_from: str) -> int:

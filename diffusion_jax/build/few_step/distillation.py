@@ -8,8 +8,6 @@ evaluated without its teacher.
 
 from __future__ import annotations
 
-import json
-
 from ml_collections import ConfigDict
 
 from diffusion_jax.build import experiment as experiments
@@ -18,7 +16,7 @@ from diffusion_jax.build.few_step.methods import METHODS
 from diffusion_jax.build.weights import averaged, settings
 from diffusion_jax.core.types import Params
 from diffusion_jax.data.catalog import LATENTS
-from diffusion_jax.spec import Config
+from diffusion_jax.spec import Config, plain
 from diffusion_jax.spec import build as build_from
 from diffusion_jax.train.workdir import NEUTRAL, differences, flat, read_config
 
@@ -96,13 +94,13 @@ def experiment(config: Config) -> experiments.Experiment:
         config.data.num_classes,
     )  # fmt: skip
 
-    def taught() -> Params:
+    def training_only() -> Params:
         return {"teacher": _params(config.teacher), **method.frozen()}
 
     return diffusion._replace(
         generator=diffusion.generator._replace(model=student),
         recipe=method.recipe(setup),
-        taught=taught,
+        training_only=training_only,
         start=lambda: _start(config, method),
     )
 
@@ -116,7 +114,7 @@ def _start(config: Config, method: Method) -> Params:
     start = dict.fromkeys(method.copies, _params(config.teacher)["net"])
     if not config.get("student"):
         return start
-    student_config, this_config = settings(config.student), json.loads(config.to_json())
+    student_config, this_config = settings(config.student), plain(config)
     if not student_config.get("model", {}).get(config.model.name, {}).get("scalars"):
         this_config["model"][config.model.name].pop("scalars", None)  # their embeddings start anew
     of = lambda whole: {name: whole.get(name, {}) for name in ("process", "model")}

@@ -132,23 +132,24 @@ def chain(denoiser: Denoiser, conds: Sequence[Cond], scales: Sequence[Weight]) -
     return guided
 
 
-def emptied(
-    cond: Mapping[str, Array], null: Mapping[str, Array], slots: Sequence[str]
-) -> dict[str, Array]:
+def emptied(cond: Cond, null: Cond, slots: Sequence[str] | None = None) -> Cond:
     """cond with the null's values in the named slots, and its own in the others.
 
     Args:
-        cond: the wanted condition.
+        cond: the condition; a dict, if slots are named.
         null: the empty one, with at least these slots.
-        slots: keys.
+        slots: keys; None for the null itself.
 
     Raises:
         ValueError: for a slot that is not in both.
     """
-    if unknown := [slot for slot in slots if slot not in cond or slot not in null]:
+    if slots is None:
+        return null
+    named = isinstance(cond, Mapping)
+    if missing := [slot for slot in slots if not named or slot not in cond or slot not in null]:
         raise ValueError(
-            f"emptied: no {', '.join(unknown)} in both the condition ({', '.join(cond)}) and the "
-            f"empty one ({', '.join(null)})"
+            f"the condition has no slots {missing} to empty: it has "
+            f"{sorted(cond) if named else 'no names'}"
         )
     return {**cond, **{slot: null[slot] for slot in slots}}
 
