@@ -41,9 +41,9 @@ from diffusion_jax.apps.plan import Inputs
 from diffusion_jax.build.runs import Run, open_run, run_config
 from diffusion_jax.data import to_uint8
 from diffusion_jax.files import whole
-from diffusion_jax.jobs.drawing import Drawer, with_reference
+from diffusion_jax.jobs.drawing import ImageSampler, with_reference
 from diffusion_jax.jobs.hosts import first_line
-from diffusion_jax.jobs.run_samples import drawer_of
+from diffusion_jax.jobs.run_samples import sampler_of_run
 from diffusion_jax.spec import Config, plain
 from diffusion_jax.train.sharding import path_name
 
@@ -78,9 +78,9 @@ def export_run(config: Config, workdir: str | Path, out: str | Path, params: str
     tensors, join = flattened(run.params)
     if params == "inside":
         _check_size(tensors)
-    drawer = drawer_of(run)
-    artifact = exported(run, drawer, tensors, join, params)
-    about = description(run, drawer, artifact, params)
+    image_sampler = sampler_of_run(run)
+    artifact = exported(run, image_sampler, tensors, join, params)
+    about = description(run, image_sampler, artifact, params)
     with ExitStack() as stack:  # left from last to first: whoever sees the artifact sees the rest
         write = lambda suffix: stack.enter_context(whole(f"{out}{suffix}"))
         write("").write_bytes(artifact.serialize())
@@ -100,7 +100,7 @@ def sampler_config(workdir: str | Path, overrides: dict[str, Any]) -> Config:
 
 
 def exported(
-    run: Run, drawer: Drawer, tensors: Tensors, join: Callable[[Any], Any], params: str
+    run: Run, image_sampler: ImageSampler, tensors: Tensors, join: Callable[[Any], Any], params: str
 ) -> export.Exported:
     """The sampler for all platforms and batch sizes.
 
@@ -108,10 +108,10 @@ def exported(
         ValueError: for a solver or a guidance that needs to know the batch size.
     """
     config, frozen = run.config, run.experiment.frozen()
-    draw = make_sampler(drawer.generator, drawer.sampler_of)
+    draw = make_sampler(image_sampler.generator, image_sampler.sampler_of)
 
     def sampler(tensors: Any, key: Array, labels: Array, scale: Array) -> Array:
-        weights = with_reference(drawer, run.experiment.weights(frozen, join(tensors)))
+        weights = with_reference(image_sampler, run.experiment.weights(frozen, join(tensors)))
         noise = noise_of(key, labels.shape[0], run.experiment.shape)
         inputs = Inputs({"label": labels}, None, noise, scale)
         pixels = draw(weights, jax.random.wrap_key_data(key, impl=KEYS), inputs)
@@ -149,10 +149,12 @@ def flattened(params: Any) -> tuple[Tensors, Callable[[Any], Any]]:
     return tensors, lambda by_name: tree.unflatten(by_name[path_name(path)] for path, _ in leaves)
 
 
-def description(run: Run, drawer: Drawer, artifact: export.Exported, params: str) -> dict[str, Any]:
+def description(
+    run: Run, image_sampler: ImageSampler, artifact: export.Exported, params: str
+) -> dict[str, Any]:
     """What a person or a program needs to know to call the artifact."""
     config = plain(run.config)
-    model, weights = run.experiment.model_of(run.params), with_reference(drawer)
+    model, weights = run.experiment.model_of(run.params), with_reference(image_sampler)
     request = ("key", "labels", "guidance_scale")
     array = lambda aval: {
         "shape": [d if isinstance(d, int) else str(d) for d in aval.shape],
@@ -170,7 +172,7 @@ def description(run: Run, drawer: Drawer, artifact: export.Exported, params: str
         "num_classes": config["data"]["num_classes"],
         "guidance_scale": config["sampler"]["guidance_scale"],
         # Where the scale was 1 the sampler is the plain model, at half the cost.
-        "obeys_guidance_scale": drawer.sampler_of(model, weights).guided,
+        "obeys_guidance_scale": image_sampler.sampler_of(model, weights).guided,
         "params": params,
         "step": run.step,
         "target_shape": list(run.experiment.shape),

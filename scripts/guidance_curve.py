@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     from diffusion_jax.files import whole
     from diffusion_jax.jobs import captioning, run_config
     from diffusion_jax.jobs.placing import cache_compilations
-    from diffusion_jax.jobs.run_samples import drawer_of
+    from diffusion_jax.jobs.run_samples import sampler_of_run
 
     del argv
     logging.set_verbosity(logging.WARNING)
@@ -46,10 +46,10 @@ def main(argv: list[str]) -> None:
         chosen = {"sampler.steps": FLAGS.steps, "sampler.batch_size": min(batch, 80)}
         run = open_run(run_config(FLAGS.workdir, chosen), FLAGS.workdir)
         texts = captioning.captions_of(run.config, run.config.data.split, FLAGS.captions)
-        judged, drawer = captioning.judge_of(run.config), drawer_of(run)
+        judged, sampler = captioning.judge_of(run.config), sampler_of_run(run)
         lines, rows = [], []
         for scale in scales:
-            row = captioning.compromise(drawer, texts, judged, FLAGS.each, scale)
+            row = captioning.compromise(sampler, texts, judged, FLAGS.each, scale)
             rows.append(row.images[0, :10])
             lines.append((row.adherence, row.diversity))
             print(

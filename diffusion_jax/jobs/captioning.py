@@ -19,8 +19,8 @@ from diffusion_jax.evaluate.contrast import CaptionJudge, adherence, diversity, 
 from diffusion_jax.evaluate.features import cached, extract
 from diffusion_jax.evaluate.figures import Figure
 from diffusion_jax.evaluate.judge import augment, to_unit_range
-from diffusion_jax.jobs.drawing import Drawer
-from diffusion_jax.jobs.run_samples import draw_samples, drawer_of
+from diffusion_jax.jobs.drawing import ImageSampler
+from diffusion_jax.jobs.run_samples import draw_samples, sampler_of_run
 from diffusion_jax.jobs.sets import cache_folder, images_of
 from diffusion_jax.pictures import grid, save_image
 from diffusion_jax.spec import Config
@@ -64,10 +64,10 @@ def figures(run: Run, workdir: Path) -> dict[str, Figure]:
             f"config.evaluate.captions = {config.evaluate.captions} must be at least 2: a caption "
             "is found among the others"
         )
-    judged, drawer, found = judge_of(config), drawer_of(run), {}
+    judged, sampler, found = judge_of(config), sampler_of_run(run), {}
     for split, name in ((config.data.split, "trained"), (config.data.test_split, "held-out")):
         captions = captions_of(config, split, config.evaluate.captions)
-        images = drawn(drawer, captions.texts, 1)[0]
+        images = drawn(sampler, captions.texts, 1)[0]
         save_pairs(captions, images, workdir / "samples" / f"captions_{name}.png")
         found |= retrieval(judged.similarity(images, captions), f"samples of {name} captions")
         found |= retrieval(judged.similarity(captions.images, captions), f"{name} images")
@@ -112,20 +112,20 @@ def captions_of(config: Config, split: str, n: int | None) -> Captions:
     return Captions(chosen, mean, images[rows])
 
 
-def drawn(drawer: Drawer, texts: Sequence[str], each: int, scale: float | None = None):
+def drawn(sampler: ImageSampler, texts: Sequence[str], each: int, scale: float | None = None):
     """Images uint8 [each, n, h, w, c] of n texts.
 
     Args:
-        drawer: of the run.
+        sampler: of the run.
         texts: the prompts.
         each: images of each.
         scale: of guidance; None for the config's.
     """
-    settings = drawer.settings.copy_and_resolve_references()
+    settings = sampler.settings.copy_and_resolve_references()
     settings.prompts = tuple(texts)
     if scale is not None:
         settings.sampler.guidance_scale = scale
-    images = draw_samples(drawer._replace(settings=settings), each * len(texts)).images
+    images = draw_samples(sampler._replace(settings=settings), each * len(texts)).images
     return images.reshape(each, len(texts), *images.shape[1:])
 
 
@@ -138,10 +138,10 @@ class Compromise(NamedTuple):
 
 
 def compromise(
-    drawer: Drawer, captions: Captions, judged: Judged, each: int, scale: float
+    sampler: ImageSampler, captions: Captions, judged: Judged, each: int, scale: float
 ) -> Compromise:
     """Samples of captions at a guidance scale, several of each, as the judge measures them."""
-    images = drawn(drawer, captions.texts, each, scale)
+    images = drawn(sampler, captions.texts, each, scale)
     features = np.stack([judged.features(part) for part in images])
     similar = [judged.judge.similarity(part, captions.features) for part in features]
     agrees = adherence(np.mean(similar, 0))

@@ -31,7 +31,7 @@ class Samples(NamedTuple):
     labels: np.ndarray
 
 
-class Drawer(NamedTuple):
+class ImageSampler(NamedTuple):
     """A generator ready to draw as some settings say.
 
     Attributes:
@@ -51,7 +51,7 @@ class Drawer(NamedTuple):
     reference: Params | None
 
 
-def open_drawer(settings: Config, generator: Generator) -> Drawer:
+def open_sampler(settings: Config, generator: Generator) -> ImageSampler:
     """A generator ready to draw; it compiles at the first image, once for a batch size.
 
     Raises:
@@ -62,7 +62,7 @@ def open_drawer(settings: Config, generator: Generator) -> Drawer:
         placed = place_weights(settings, generator.weights, generator.networks)
         generator = generator._replace(weights=placed)
     draw = jitted(settings, make_sampler(generator, of, edits))
-    return Drawer(chosen, generator, edits, draw, of, reference)
+    return ImageSampler(chosen, generator, edits, draw, of, reference)
 
 
 def chosen_sampler(
@@ -84,12 +84,12 @@ def chosen_sampler(
 
 
 def draw_requests(
-    drawer: Drawer, requests: Sequence[Request], size: int, weights: Weights | None = None
+    sampler: ImageSampler, requests: Sequence[Request], size: int, weights: Weights | None = None
 ) -> np.ndarray:
     """Images of requests, in batches of one size, with progress.
 
     Args:
-        drawer: see ``open_drawer``.
+        sampler: see ``open_sampler``.
         requests: at least one, of one image size.
         size: images at once.
         weights: in place of the generator's, while it is trained.
@@ -100,7 +100,7 @@ def draw_requests(
     Raises:
         FloatingPointError: if a sample is not finite.
     """
-    weights = with_reference(drawer, weights)
+    weights = with_reference(sampler, weights)
     size, parts = min(size, len(requests)), []
     silent = jax.process_index() > 0
     with tqdm(
@@ -108,23 +108,23 @@ def draw_requests(
     ) as bar:
         for i in range(0, len(requests), size):
             part = [requests[j % len(requests)] for j in range(i, i + size)]
-            place = lambda x: place_batch(drawer.settings, x)
-            inputs = inputs_of(drawer.generator, drawer.settings, drawer.edits, part)
+            place = lambda x: place_batch(sampler.settings, x)
+            inputs = inputs_of(sampler.generator, sampler.settings, sampler.edits, part)
             inputs = jax.tree.map(place, inputs._replace(scale=()))._replace(scale=inputs.scale)
-            pixels = jax.device_get(drawer.draw(weights, jax.random.key(part[0].seed), inputs))
-            parts.append(_finite(pixels, drawer.settings.sampler))
+            pixels = jax.device_get(sampler.draw(weights, jax.random.key(part[0].seed), inputs))
+            parts.append(_finite(pixels, sampler.settings.sampler))
             bar.update(min(size, len(requests) - i))
     return np.concatenate(parts)[: len(requests)]
 
 
-def with_reference(drawer: Drawer, weights: Weights | None = None) -> Weights:
+def with_reference(sampler: ImageSampler, weights: Weights | None = None) -> Weights:
     """The given weights, or the generator's, with those of a reference beside them."""
-    weights = weights or drawer.generator.weights
+    weights = weights or sampler.generator.weights
     if weights is None:
         raise ValueError("this generator has no weights: give those that it is trained to")
-    if drawer.reference is None:
+    if sampler.reference is None:
         return weights
-    return weights._replace(frozen={**weights.frozen, REFERENCE: drawer.reference})
+    return weights._replace(frozen={**weights.frozen, REFERENCE: sampler.reference})
 
 
 def inputs_of(

@@ -26,7 +26,7 @@ from diffusion_jax.files import whole
 from diffusion_jax.jobs import autoencoding, captioning
 from diffusion_jax.jobs.image_files import save_samples
 from diffusion_jax.jobs.placing import cache_compilations, jitted, place_batch, place_params
-from diffusion_jax.jobs.run_samples import draw_samples, drawer_of
+from diffusion_jax.jobs.run_samples import draw_samples, sampler_of_run
 from diffusion_jax.jobs.sets import cache_folder, images_of
 from diffusion_jax.spec import Config
 
@@ -90,7 +90,7 @@ def of_samples(run: Run, workdir: Path) -> Figures:
             "config.evaluate.class_accuracy=True needs a class-conditional model; "
             "this one has config.data.num_classes = 0"
         )
-    samples = draw_samples(drawer_of(run), section.n)
+    samples = draw_samples(sampler_of_run(run), section.n)
     save_samples(workdir / "samples" / f"evaluate_{run.step:07d}", samples)
     figures: Figures = {}
     if section.quality:

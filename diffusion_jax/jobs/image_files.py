@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from diffusion_jax import pictures
 from diffusion_jax.apps.plan import Request
 from diffusion_jax.files import whole
-from diffusion_jax.jobs.drawing import Drawer, Samples
+from diffusion_jax.jobs.drawing import ImageSampler, Samples
 from diffusion_jax.spec import Config, plain
 
 PARAMETERS = "parameters"
@@ -44,7 +44,7 @@ def places_of(requests: Sequence[Request], size: int) -> list[Place]:
 
 
 def save_drawn(
-    drawer: Drawer,
+    sampler: ImageSampler,
     requests: Sequence[Request],
     images: np.ndarray,
     places: Sequence[Place],
@@ -53,12 +53,12 @@ def save_drawn(
     """A PNG of each image, with its settings, a sheet of all and their arrays; process 0 writes.
 
     Args:
-        drawer: that drew them.
+        sampler: that drew them.
         requests, images, places: [n], each image's.
         folder: of the files.
     """
     labels = labels_of(requests)
-    name = drawer.generator.name
+    name = sampler.generator.name
     stem = name if name == "all" else f"{name}_seed{requests[0].seed}"
     save_samples(folder / stem, Samples(images, labels))
     if jax.process_index():
@@ -66,9 +66,9 @@ def save_drawn(
     count = min(len(images), MOST_SINGLE) if images.ndim > 2 else 0
     each = f", and {count} PNGs that each hold their settings" if count else ""
     print(f"{len(images)} samples are in {folder / stem}.png and .npz{each}")
-    parents = [[path, digest(path)] for edit in drawer.edits for path in edit.sources]
+    parents = [[path, digest(path)] for edit in sampler.edits for path in edit.sources]
     for request, image, place in list(zip(requests, images, places, strict=True))[:count]:
-        record = record_of(drawer.settings, request, image.shape[:2], place, name, parents)
+        record = record_of(sampler.settings, request, image.shape[:2], place, name, parents)
         text = {PARAMETERS: json.dumps(record, ensure_ascii=False)}
         pictures.save_image(folder / f"{file_name(request)}.png", image, text=text)
 
@@ -108,7 +108,7 @@ def record_of(
     """All that an image depends on, for its file.
 
     Args:
-        settings: of the drawer.
+        settings: of the sampler.
         request: of the image.
         size: (height, width) that was drawn.
         place: in its batch.

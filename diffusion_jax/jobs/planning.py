@@ -41,7 +41,7 @@ def job(config: Config, mode: str, mesh: Mesh) -> Job:
 
 
 def _training(config: Config, mesh: Mesh) -> Job:
-    if "checkpoint" in config:  # whose weights the step would read
+    if config.get("checkpoint"):  # whose weights the step would read
         raise ValueError(
             f"config.checkpoint = {config.checkpoint!r} can be compiled to draw with, not to be "
             "tuned; take --mode=sample"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from configs import sample
@@ -11,6 +11,7 @@ from diffusion_jax.apps.plan import Generator, Geometry, Request
 from diffusion_jax.spec import Config
 
 LARGEST_SEED = 2**32
+_FIELDS = ("prompts", "negative_prompt", "labels", "n", "seed", "image_size", "batch_size")
 
 
 def settings_of(config: Config, workdir: str | os.PathLike) -> Config:
@@ -42,7 +43,7 @@ def requests_of(settings: Config, generator: Generator) -> list[Request]:
     Raises:
         ValueError: for a number that is too small, or a size that the networks cannot take.
     """
-    chosen = _Chosen(settings, generator.sampling)
+    chosen = {name: _chosen(settings, generator, name) for name in _FIELDS}
     for field in ("n", "batch_size"):
         if chosen[field] is not None and chosen[field] < 0:
             raise ValueError(f"config.{field} = {chosen[field]} must be at least 1")
@@ -65,7 +66,7 @@ def requests_of(settings: Config, generator: Generator) -> list[Request]:
 
 def batch_size(settings: Config, generator: Generator) -> int:
     """Images at once."""
-    return _Chosen(settings, generator.sampling)["batch_size"] or 4
+    return _chosen(settings, generator, "batch_size") or 4
 
 
 def size_of(size: Sequence[int], geometry: Geometry) -> tuple[int, ...]:
@@ -90,12 +91,12 @@ def _seed(seed: int) -> int:
     return seed
 
 
-class _Chosen:
-    """A field of the settings, or the generator's own where it is left open."""
+def _chosen(settings: Config, generator: Generator, name: str) -> Any:
+    """A field of the settings; where it is left open, what the generator's author says, or None."""
+    value = settings[name]
+    is_open = value is None or (value in ("", 0, ()) and name not in _ANY)
+    return generator.sampling.get(name) if is_open else value
 
-    def __init__(self, settings: Config, own: Mapping[str, Any]) -> None:
-        self._settings, self._own = settings, own
 
-    def __getitem__(self, name: str) -> Any:
-        value = self._settings[name]
-        return self._own.get(name) if value in ("", None, 0, ()) else value
+# Fields of which every value but None is a choice.
+_ANY = ("seed",)

@@ -13,7 +13,7 @@ from diffusion_jax.apps.plan import Generator
 from diffusion_jax.build.generator import open_source
 from diffusion_jax.build.runs import Run
 from diffusion_jax.jobs import autoencoding
-from diffusion_jax.jobs.drawing import Samples, draw_requests, open_drawer
+from diffusion_jax.jobs.drawing import Samples, draw_requests, open_sampler
 from diffusion_jax.jobs.image_files import (
     Place,
     labels_of,
@@ -52,11 +52,11 @@ def sample(config: Config, workdir: str | os.PathLike) -> Any:
 
 def _drawn(generator: Generator, settings: Config, workdir: Path) -> Samples:
     requests, size = requests_of(settings, generator), batch_size(settings, generator)
-    drawer = open_drawer(settings, generator)
-    images = draw_requests(drawer, requests, size)
-    save_drawn(drawer, requests, images, places_of(requests, size), workdir / "samples")
+    sampler = open_sampler(settings, generator)
+    images = draw_requests(sampler, requests, size)
+    save_drawn(sampler, requests, images, places_of(requests, size), workdir / "samples")
     if generator.examples is not None:
-        save_strip(drawer, workdir / "samples" / "strip.png")
+        save_strip(sampler, workdir / "samples" / "strip.png")
     return Samples(images, labels_of(requests))
 
 
@@ -74,9 +74,9 @@ def _again(settings: Config, workdir: Path) -> Samples:
             f"{settings.checkpoint} was trained further since the picture was drawn: it is "
             f"{generator.name} now and was {record['drawn_by']}"
         )
-    drawer = open_drawer(settings, generator)
-    image = draw_requests(drawer, batch, place.size)[place.number : place.number + 1]
-    save_drawn(drawer, [request], image, [place], workdir / "samples")
+    sampler = open_sampler(settings, generator)
+    image = draw_requests(sampler, batch, place.size)[place.number : place.number + 1]
+    save_drawn(sampler, [request], image, [place], workdir / "samples")
     return Samples(image, labels_of([request]))
 
 

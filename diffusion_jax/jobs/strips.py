@@ -15,14 +15,14 @@ from diffusion_jax.apps.plan import Weights
 from diffusion_jax.core.process import corrupt
 from diffusion_jax.data import to_uint8
 from diffusion_jax.files import whole
-from diffusion_jax.jobs.drawing import Drawer, inputs_of, with_reference
+from diffusion_jax.jobs.drawing import ImageSampler, inputs_of, with_reference
 from diffusion_jax.jobs.placing import jitted
 from diffusion_jax.jobs.requests import requests_of
 
 STRIP_COLUMNS = 9
 
 
-def save_strip(drawer: Drawer, path: Path, weights: Weights | None = None) -> None:
+def save_strip(sampler: ImageSampler, path: Path, weights: Weights | None = None) -> None:
     """The forward process of one data point, and the reverse process of one sample, side by side.
 
     Beside the picture, of the same name: the sample's trajectory as an animation, x_t and predicted
@@ -31,25 +31,25 @@ def save_strip(drawer: Drawer, path: Path, weights: Weights | None = None) -> No
     first one writes.
 
     Args:
-        drawer: whose edits are left aside.
+        sampler: whose edits are left aside.
         path: of the picture.
         weights: in place of the generator's, while it is trained.
     """
-    weights = with_reference(drawer, weights)
-    if not drawer.generator.geometry.size:
-        save_clouds(drawer, weights, path)
+    weights = with_reference(sampler, weights)
+    if not sampler.generator.geometry.size:
+        save_clouds(sampler, weights, path)
         return
-    generator = drawer.generator
-    xs, x0s, times = _reverse(drawer, weights, 1)
+    generator = sampler.generator
+    xs, x0s, times = _reverse(sampler, weights, 1)
     model = generator.model_of(weights.params)
     columns = np.linspace(0, len(times) - 1, min(STRIP_COLUMNS, len(times))).round().astype(int)
     levels = model.process.at(jnp.asarray(times[columns]))
-    x0 = jnp.repeat(_first_example(drawer, weights, x0s[-1]), len(columns), 0)
+    x0 = jnp.repeat(_first_example(sampler, weights, x0s[-1]), len(columns), 0)
     eps = jax.random.normal(jax.random.key(0), x0[:1].shape)
     noised = corrupt(x0, jnp.repeat(eps, len(columns), 0), levels)
     # On the variance exploding path x_t leaves [-1, 1]: show it on the variance preserving scale.
     visible = lambda x: x / jnp.sqrt(levels.alpha**2 + levels.sigma**2)[:, None, None, None]
-    decode = jitted(drawer.settings, model.codec.decode)
+    decode = jitted(sampler.settings, model.codec.decode)
     key = jax.random.key(0)
     decoded = lambda x: np.asarray(to_uint8(decode(weights.frozen, x, key)))
     rows = [  # data to noise, then noise to data
@@ -71,24 +71,24 @@ def save_strip(drawer: Drawer, path: Path, weights: Weights | None = None) -> No
         np.savez_compressed(file, x_t=xs[:, 0], x0=x0s[:, 0], t=times)
 
 
-def _first_example(drawer: Drawer, weights: Weights, sample: Array) -> Array:
+def _first_example(sampler: ImageSampler, weights: Weights, sample: Array) -> Array:
     """One data point as the network sees it, [1, ...]: an image in [-1, 1], or its latent.
 
     Where the data is not prepared, as beside a release, the sample stands for it.
     """
-    read = drawer.generator.examples
+    read = sampler.generator.examples
     image = None if read is None else read(1)
     if image is None:
         return jnp.asarray(sample)
-    encode = jitted(drawer.settings, drawer.generator.model.codec.encode)
+    encode = jitted(sampler.settings, sampler.generator.model.codec.encode)
     return encode(weights.frozen, jnp.asarray(image), jax.random.key(0))
 
 
-def save_clouds(drawer: Drawer, weights: Weights, path: Path) -> None:
+def save_clouds(sampler: ImageSampler, weights: Weights, path: Path) -> None:
     """Noise, half way, samples and data, as points."""
     n = 1000
-    xs, x0s, times = _reverse(drawer, weights, n)
-    read = drawer.generator.examples
+    xs, x0s, times = _reverse(sampler, weights, n)
+    read = sampler.generator.examples
     data = None if read is None else read(n)
     if jax.process_index():
         return
@@ -101,15 +101,17 @@ def save_clouds(drawer: Drawer, weights: Weights, path: Path) -> None:
     pictures.save_scatter(path, [*panels, *([] if data is None else [("data", data, None)])])
 
 
-def _reverse(drawer: Drawer, weights: Weights, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _reverse(
+    sampler: ImageSampler, weights: Weights, n: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(x_t [n, b, ...], predicted x0 [n, b, ...], times [n])."""
-    settings, generator = drawer.settings, drawer.generator
+    settings, generator = sampler.settings, sampler.generator
     all_requests = requests_of(settings, generator)
     part = [
         all_requests[i % len(all_requests)]._replace(seed=all_requests[0].seed + i, size=())
         for i in range(n)
     ]
     inputs = inputs_of(generator, settings, (), part)
-    draw = jitted(settings, make_trajectory(generator, drawer.sampler_of))
+    draw = jitted(settings, make_trajectory(generator, sampler.sampler_of))
     xs, x0s, levels = jax.device_get(draw(weights, jax.random.key(part[0].seed), inputs))
     return xs, x0s, levels.t

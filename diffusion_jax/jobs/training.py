@@ -18,7 +18,7 @@ from diffusion_jax.build.generator import describe
 from diffusion_jax.build.weights import is_release
 from diffusion_jax.core.types import Params
 from diffusion_jax.jobs import autoencoding
-from diffusion_jax.jobs.drawing import Samples, draw_requests, open_drawer
+from diffusion_jax.jobs.drawing import Samples, draw_requests, open_sampler
 from diffusion_jax.jobs.image_files import labels_of, save_samples
 from diffusion_jax.jobs.placing import cache_compilations, place_params
 from diffusion_jax.jobs.requests import batch_size, requests_of, settings_of
@@ -107,14 +107,14 @@ class View(NamedTuple):
 def _of_generator(config: Config, experiment: Experiment, frozen: Params, folder: Path) -> View:
     generator = experiment.generator
     settings = settings_of(config, folder.parent)
-    drawer = open_drawer(settings, generator)
+    sampler = open_sampler(settings, generator)
     # A tuning merges its factors here, once for all images, and not in the sampler.
     weights = jax.jit(sharding.on_mesh(experiment.weights, training.mesh(config)))
     sample_requests = requests_of(settings, generator) if config.train.sample_every else []
 
     def show(step, params):
         size = batch_size(settings, generator)
-        images = draw_requests(drawer, sample_requests, size, weights(frozen, params))
+        images = draw_requests(sampler, sample_requests, size, weights(frozen, params))
         samples = Samples(images, labels_of(sample_requests))
         sheet = save_samples(folder / f"step_{step:07d}", samples)
         varied = {"sample_spread": spread(*samples)} if len(images) > 1 else {}
@@ -122,7 +122,7 @@ def _of_generator(config: Config, experiment: Experiment, frozen: Params, folder
 
     def finish(params):
         if generator.examples is not None:
-            save_strip(drawer, folder / "strip.png", weights(frozen, params))
+            save_strip(sampler, folder / "strip.png", weights(frozen, params))
 
     return View(show, finish)
 

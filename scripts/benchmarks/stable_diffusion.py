@@ -172,7 +172,7 @@ def our_pipeline(folder: Path) -> dict[str, float]:
     """STEPS guided steps of DDIM from a prompt to uint8 pixels."""
     from configs import sample as settings
     from diffusion_jax.build.generator import open_source
-    from diffusion_jax.jobs.drawing import draw_requests, open_drawer
+    from diffusion_jax.jobs.drawing import draw_requests, open_sampler
     from diffusion_jax.jobs.requests import requests_of
 
     config: Any = settings.get_config()
@@ -181,8 +181,8 @@ def our_pipeline(folder: Path) -> dict[str, float]:
     def load():
         generator: Any = open_source(config.checkpoint, config)
         wanted = requests_of(config, generator)
-        drawer = open_drawer(config, generator)
-        return lambda: draw_requests(drawer, wanted, len(wanted))
+        sampler = open_sampler(config, generator)
+        return lambda: draw_requests(sampler, wanted, len(wanted))
 
     return timed(load, 5)
 

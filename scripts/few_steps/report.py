@@ -35,7 +35,7 @@ from diffusion_jax.evaluate.judge import accuracy
 from diffusion_jax.files import whole
 from diffusion_jax.jobs.evaluating import judge_of
 from diffusion_jax.jobs.placing import cache_compilations
-from diffusion_jax.jobs.run_samples import draw_samples, drawer_of
+from diffusion_jax.jobs.run_samples import draw_samples, sampler_of_run
 from diffusion_jax.jobs.sets import cache_folder, images_of
 from diffusion_jax.jobs.training import train
 from scripts.few_steps.rows import ROWS
@@ -63,10 +63,10 @@ class Measure:
     def of(self, workdir: Path | str, sampler: dict[str, Any], n: int) -> dict[str, Any]:
         """Figures of n samples of a run, and its first samples as "shown"."""
         chosen = {"sampler.batch_size": min(250, n), **sampler}
-        drawer = drawer_of(open_run(run_config(workdir, chosen), workdir))
-        draw_samples(drawer, chosen["sampler.batch_size"])  # compiles
+        image_sampler = sampler_of_run(open_run(run_config(workdir, chosen), workdir))
+        draw_samples(image_sampler, chosen["sampler.batch_size"])  # compiles
         began = time.perf_counter()
-        samples = draw_samples(drawer, n)
+        samples = draw_samples(image_sampler, n)
         seconds = time.perf_counter() - began
         real, ours = self.real["frechet"], extract(self.net, samples.images)["frechet"]
         each = distances.precision_recall_density_coverage(real, ours)

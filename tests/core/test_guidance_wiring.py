@@ -48,11 +48,11 @@ def _draw(config, scale=2.0):
     """(the jitted sampler, its arguments, what it belongs to)."""
     experiment = experiments.experiment(config)
     generator = experiment.generator._replace(weights=Weights(_params(experiment, LABELS), {}))
-    drawer = drawing.open_drawer(settings_of(config, ""), generator)
+    sampler = drawing.open_sampler(settings_of(config, ""), generator)
     wanted = [Request(label=int(label)) for label in LABELS]
-    inputs = drawing.inputs_of(drawer.generator, drawer.settings, (), wanted)
+    inputs = drawing.inputs_of(sampler.generator, sampler.settings, (), wanted)
     inputs = inputs._replace(scale=jnp.float32(scale))
-    return drawer.draw, (drawing.with_reference(drawer), jax.random.key(0), inputs), drawer
+    return sampler.draw, (drawing.with_reference(sampler), jax.random.key(0), inputs), sampler
 
 
 def _sampler_of(config, reference=None):
@@ -123,9 +123,9 @@ def test_a_reference_guides_and_is_no_constant_of_the_program(monkeypatch):
     worse = jax.tree.map(lambda leaf: 0.5 * leaf, params)
     run = runs.Run(config, experiment, worse, 1)
     monkeypatch.setattr(drawing, "open_reference", lambda section, generator: run)
-    draw, arguments, drawer = _draw(config, 1.7)
-    jax.tree.map(np.testing.assert_array_equal, drawer.reference, worse)
-    assert arguments[0].frozen == {sampling.REFERENCE: drawer.reference}
+    draw, arguments, sampler = _draw(config, 1.7)
+    jax.tree.map(np.testing.assert_array_equal, sampler.reference, worse)
+    assert arguments[0].frozen == {sampling.REFERENCE: sampler.reference}
     got = draw(*arguments)
     placed = arguments[0].params
     same = draw(Weights(placed, {sampling.REFERENCE: placed}), *arguments[1:])

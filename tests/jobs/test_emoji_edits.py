@@ -11,7 +11,7 @@ from configs import sample
 from diffusion_jax import jobs
 from diffusion_jax.build.edits import edits_of
 from diffusion_jax.build.generator import open_source
-from diffusion_jax.jobs.drawing import draw_requests, open_drawer
+from diffusion_jax.jobs.drawing import draw_requests, open_sampler
 from diffusion_jax.jobs.requests import requests_of
 from diffusion_jax.pictures import read_picture
 
@@ -45,7 +45,7 @@ def settings_of(*edits, **changes):
 def drawn(generator, *edits, **changes):
     settings = settings_of(*edits, **changes)
     images = draw_requests(
-        open_drawer(settings, generator), requests_of(settings, generator), settings.n
+        open_sampler(settings, generator), requests_of(settings, generator), settings.n
     )
     return images.astype(int)
 
@@ -82,14 +82,14 @@ def test_inpainting_keeps_every_pixel_outside_of_the_mask(generator, files, trut
 
 def test_a_variation_of_0_is_the_image_and_a_small_one_is_near_it(generator, plain):
     settings = settings_of("variation(0.0, seed=3)")
-    drawer, requests = open_drawer(settings, generator), requests_of(settings, generator)
+    sampler, requests = open_sampler(settings, generator), requests_of(settings, generator)
     distances = []
     for amount in (0.0, 0.1, 1.0):
         edits = edits_of((f"variation({amount}, seed=3)",))
-        images = draw_requests(drawer._replace(edits=edits), requests, 2).astype(int)
+        images = draw_requests(sampler._replace(edits=edits), requests, 2).astype(int)
         distances.append(np.abs(images - plain).mean())
     assert 0 == distances[0] < distances[1] < distances[2]
-    assert drawer.draw._cache_size() == 1
+    assert sampler.draw._cache_size() == 1
 
 
 def test_one_tile_is_the_image_itself(generator, plain):

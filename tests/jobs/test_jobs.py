@@ -202,7 +202,7 @@ def test_contrast_cuts_grain_off_black_and_white(run):
 def test_a_solver_that_diverges_is_a_sentence(run):
     folder, _ = run
     config = jobs.run_config(folder)
-    drawer = run_samples.drawer_of(runs.open_run(config, folder))
+    sampler = run_samples.sampler_of_run(runs.open_run(config, folder))
     diverging = lambda weights, key, inputs: np.full((2, 28, 28, 1), np.nan)
     with pytest.raises(FloatingPointError, match=r"'ddim\(\)' on grid 'trailing' gave values"):
-        run_samples.draw_samples(drawer._replace(draw=diverging), 2)
+        run_samples.draw_samples(sampler._replace(draw=diverging), 2)

@@ -42,7 +42,7 @@ def test_the_sampler_for_a_mesh_that_is_not_here(folder):
     assert weights.params["net"]["conv_in"]["kernel"].shape == (3, 3, 4, 32)
     images = made.jitted.eval_shape(*made.arguments)
     assert images.shape == (4, 32, 32, 3) and images.dtype == np.float32
-    with pytest.raises(ValueError, match="compile it by --mode=sample"):
+    with pytest.raises(ValueError, match="not to be tuned; take --mode=sample"):
         planning.job(config, "train", AbstractMesh((4, 1, 1, 1), sharding.AXES))
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from configs import sample as settings_file
 from diffusion_jax import jobs
 from diffusion_jax.build.generator import open_source
-from diffusion_jax.jobs.drawing import draw_requests, inputs_of, open_drawer
+from diffusion_jax.jobs.drawing import draw_requests, inputs_of, open_sampler
 from diffusion_jax.jobs.requests import requests_of, settings_of
 from diffusion_jax.pictures import read_picture
 
@@ -64,18 +64,18 @@ def specs_of(files, strength=0.5, amount=0.3, repeats=2):
 
 
 def drawn(settings, generator, *edits, **changes):
-    """(drawer, images uint8) of settings with edits; each stack of edits is compiled once."""
+    """(sampler, images uint8) of settings with edits; each stack of edits is compiled once."""
     chosen = _with(settings, edits=edits, **changes)
-    drawer = open_drawer(chosen, generator)
-    return drawer, redrawn(drawer)
+    sampler = open_sampler(chosen, generator)
+    return sampler, redrawn(sampler)
 
 
-def redrawn(drawer, *edits, seed=0, **changes):
-    """Images of a drawer's settings with changes, by its compiled sampler."""
-    settings = _with(drawer.settings, **changes)
-    edits = open_drawer(_with(settings, edits=edits), drawer.generator).edits or drawer.edits
-    requests = [r._replace(seed=r.seed + seed) for r in requests_of(settings, drawer.generator)]
-    return draw_requests(drawer._replace(edits=edits), requests, len(requests)).astype(int)
+def redrawn(sampler, *edits, seed=0, **changes):
+    """Images of a sampler's settings with changes, by its compiled sampler."""
+    settings = _with(sampler.settings, **changes)
+    edits = open_sampler(_with(settings, edits=edits), sampler.generator).edits or sampler.edits
+    requests = [r._replace(seed=r.seed + seed) for r in requests_of(settings, sampler.generator)]
+    return draw_requests(sampler._replace(edits=edits), requests, len(requests)).astype(int)
 
 
 def _with(settings, **changes):
@@ -86,45 +86,45 @@ def _with(settings, **changes):
 
 @pytest.fixture(scope="module")
 def plain(source):
-    """(drawer, images) of a source without edits."""
+    """(sampler, images) of a source without edits."""
     return drawn(source[1], source[2])
 
 
 def test_it_draws_what_is_asked_for(source, plain):
     name, _, _, (_, _, side) = source
-    drawer, images = plain
+    sampler, images = plain
     channels = 1 if name in RUNS else 3
     assert images.shape == (2, side, side, channels) and images.std() > 3
     asked = {"labels": (3,)} if name in RUNS else {"prompts": ("a red cat",)}
-    same = redrawn(drawer, **asked)
+    same = redrawn(sampler, **asked)
     assert np.abs(same[0] - images[0]).max() <= 1
     if name in CHECKPOINTS:
         assert np.abs(same[1] - images[1]).max() > 3
-    assert drawer.draw._cache_size() == 1
+    assert sampler.draw._cache_size() == 1
 
 
 @pytest.mark.parametrize("edit", ["image_to_image", "inpaint", "tiles", "variation"])
 def test_each_edit_does_what_it_says_and_compiles_once(source, plain, edit, tmp_path):
     _, settings, generator, files = source
     picture, mask, side = files
-    drawer, images = drawn(settings, generator, specs_of(files)[edit])
+    sampler, images = drawn(settings, generator, specs_of(files)[edit])
     assert images.shape == plain[1].shape and (images != plain[1]).any()
     if edit == "inpaint":
         truth, half = pixels_of(picture, side, images.shape[-1]), side // 2
         assert (images[:, :, :half] == truth[:, :half]).all()  # to the bit
         assert np.abs(images[:, :, half + 4 :] - truth[:, half + 4 :]).max() > 3
     if edit == "variation":
-        still = redrawn(drawer, "variation(0.0, seed=3)")
+        still = redrawn(sampler, "variation(0.0, seed=3)")
         assert np.abs(still - plain[1]).max() <= 1
-        near, far = (redrawn(drawer, f"variation({t}, seed=3)") for t in (0.05, 1.0))
+        near, far = (redrawn(sampler, f"variation({t}, seed=3)") for t in (0.05, 1.0))
         distance = lambda other: np.abs(other - plain[1]).mean()
         assert distance(still) < distance(near) < distance(far)
     # Another picture, mask, seed and scale are data.
     other = np.random.default_rng(1).integers(0, 256, (side, side, 3), np.uint8)
     Image.fromarray(other).save(tmp_path / "other.png")
     swap = specs_of((str(tmp_path / "other.png"), mask, side), amount=0.6, repeats=3)[edit]
-    redrawn(drawer, swap, seed=9)
-    assert drawer.draw._cache_size() == 1
+    redrawn(sampler, swap, seed=9)
+    assert sampler.draw._cache_size() == 1
 
 
 def pixels_of(picture, side, channels):
@@ -190,9 +190,9 @@ def test_the_inputs_are_all_that_varies(source):
     """No array of a request is baked into the program: inputs are leaves of one pytree."""
     _, settings, generator, files = source
     chosen = _with(settings, edits=tuple(specs_of(files).values()))
-    drawer = open_drawer(chosen, generator)
+    sampler = open_sampler(chosen, generator)
     requests = requests_of(chosen, generator)
-    inputs = inputs_of(drawer.generator, drawer.settings, drawer.edits, requests)
+    inputs = inputs_of(sampler.generator, sampler.settings, sampler.edits, requests)
     assert len(jax.tree.leaves(inputs.arrays)) == 7
     assert all(len(leaf) == 2 for leaf in jax.tree.leaves(inputs._replace(scale=())))
     assert settings_of(chosen, "").checkpoint == settings.checkpoint

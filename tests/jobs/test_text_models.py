@@ -18,7 +18,7 @@ from diffusion_jax.build.runs import open_run
 from diffusion_jax.data.prepare import Options, prepare
 from diffusion_jax.evaluate.features import FeatureNet
 from diffusion_jax.jobs import captioning
-from diffusion_jax.jobs.run_samples import drawer_of
+from diffusion_jax.jobs.run_samples import sampler_of_run
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255,) * 3}
 NAME = "image_folder/colours"
@@ -80,7 +80,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def opened(run):
     it = open_run(jobs.run_config(run), run)
-    return it, drawer_of(it)  # compiled once
+    return it, sampler_of_run(it)  # compiled once
 
 
 def test_it_draws_what_the_prompt_says(opened):
@@ -103,11 +103,11 @@ def test_evaluation_finds_the_captions_again(run, capsys):
 
 
 def test_guidance_trades_diversity_for_agreement(opened):
-    it, drawer = opened
+    it, sampler = opened
     captions = captioning.captions_of(it.config, "train", 4)
     judged = captioning.judge_of(it.config)
     plain, strong = (
-        captioning.compromise(drawer, captions, judged, 6, scale) for scale in (0.25, 4.0)
+        captioning.compromise(sampler, captions, judged, 6, scale) for scale in (0.25, 4.0)
     )
     assert plain.images.shape == (6, 4, 8, 8, 3)
     assert strong.adherence.value > plain.adherence.value

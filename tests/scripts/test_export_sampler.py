@@ -18,7 +18,7 @@ from diffusion_jax.build.runs import open_run
 from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.jobs.drawing import draw_requests
 from diffusion_jax.jobs.requests import requests_of
-from diffusion_jax.jobs.run_samples import drawer_of
+from diffusion_jax.jobs.run_samples import sampler_of_run
 from scripts import export_sampler
 from scripts.export_sampler import export_run, sampler_config
 
@@ -68,10 +68,10 @@ def points(tmp_path_factory):
 def expected(workdir, labels, scale, seed=3, **overrides):
     """What the job's own sampler draws."""
     config = sampler_config(workdir, overrides)
-    drawer = drawer_of(open_run(config, workdir))
-    drawer.settings.update(labels=tuple(labels), n=len(labels), seed=seed)
-    drawer.settings.sampler.guidance_scale = float(scale)
-    return draw_requests(drawer, requests_of(drawer.settings, drawer.generator), len(labels))
+    sampler = sampler_of_run(open_run(config, workdir))
+    sampler.settings.update(labels=tuple(labels), n=len(labels), seed=seed)
+    sampler.settings.sampler.guidance_scale = float(scale)
+    return draw_requests(sampler, requests_of(sampler.settings, sampler.generator), len(labels))
 
 
 def drawn_alone(artifact, requests, folder, python=sys.executable, prelude=ALONE):

@@ -254,7 +254,7 @@ def test_a_config_that_names_it_trains_and_samples():
     assert described(after) == described(state) and metrics["loss"].shape == ()
     config.sampler.update(steps=2, guidance_scale=2.0)
     cond = {name: batch[name] for name in experiment.conditioning.example}
-    drawer = drawing.open_drawer(settings_of(config, ""), experiment.generator)
+    sampler = drawing.open_sampler(settings_of(config, ""), experiment.generator)
     inputs = Inputs(cond, None, batch["image"], jnp.float32(2))
-    drawn = jax.eval_shape(drawer.draw, Weights(state.params, {}), jax.random.key(0), inputs)
+    drawn = jax.eval_shape(sampler.draw, Weights(state.params, {}), jax.random.key(0), inputs)
     assert drawn.shape == (2, *experiment.shape)
