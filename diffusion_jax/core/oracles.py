@@ -172,8 +172,7 @@ def denoiser(data: GaussianMixture) -> Denoiser:
         )
 
     def of_one(x: Array, level: NoiseLevel, label: Array) -> Prediction:
-        prediction = predict(of_class(data, label), x[None], level)
-        return Prediction(prediction.x0[0], prediction.eps[0])
+        return jax.tree.map(lambda a: a[0], predict(of_class(data, label), x[None], level))
 
     return denoise
 
