@@ -69,7 +69,8 @@ def _labels(config: Config) -> Conditioning:
 
     def inputs(requests):
         for request in requests:
-            _refuse_text(request.prompt or request.negative_prompt, classes)
+            for field in ("prompt", "negative_prompt"):
+                _refuse_text(field, getattr(request, field), classes)
         return {"label": _labels_of(requests, classes)}, None
 
     def held_out(split, n):
@@ -89,12 +90,12 @@ def _labels(config: Config) -> Conditioning:
     )
 
 
-def _refuse_text(text: str, classes: int) -> None:
+def _refuse_text(field: str, text: str, classes: int) -> None:
     """Say that a model without a text encoder cannot read a prompt."""
     if text:
         reads = f"labels, 0 to {classes - 1}: --config.labels='(0,)'" if classes else "nothing"
         raise ValueError(
-            f"config.prompt = {text!r} cannot be read: this model is conditioned on {reads}"
+            f"config.{field} = {text!r} cannot be read: this model is conditioned on {reads}"
         )
 
 

@@ -100,21 +100,22 @@ def draw_requests(
     Raises:
         FloatingPointError: if a sample is not finite.
     """
-    weights = with_reference(sampler, weights)
-    size, parts = min(size, len(requests)), []
-    silent = jax.process_index() > 0
+    weights, size = with_reference(sampler, weights), min(size, len(requests))
+    starts = range(0, len(requests), size)
+    parts = [[requests[j % len(requests)] for j in range(i, i + size)] for i in starts]
+    read = lambda part: inputs_of(sampler.generator, sampler.settings, sampler.edits, part)
+    first, images, silent = read(parts[0]), [], jax.process_index() > 0  # mistakes before the bar
     with tqdm(
         total=len(requests), desc="sampling", unit="image", leave=False, disable=silent
     ) as bar:
-        for i in range(0, len(requests), size):
-            part = [requests[j % len(requests)] for j in range(i, i + size)]
+        for i, part in enumerate(parts):
+            inputs = read(part) if i else first
             place = lambda x: place_batch(sampler.settings, x)
-            inputs = inputs_of(sampler.generator, sampler.settings, sampler.edits, part)
-            inputs = jax.tree.map(place, inputs._replace(scale=()))._replace(scale=inputs.scale)
-            pixels = jax.device_get(sampler.draw(weights, jax.random.key(part[0].seed), inputs))
-            parts.append(_finite(pixels, sampler.settings.sampler))
-            bar.update(min(size, len(requests) - i))
-    return np.concatenate(parts)[: len(requests)]
+            placed = jax.tree.map(place, inputs._replace(scale=()))._replace(scale=inputs.scale)
+            pixels = jax.device_get(sampler.draw(weights, jax.random.key(part[0].seed), placed))
+            images.append(_finite(pixels, sampler.settings.sampler))
+            bar.update(min(size, len(requests) - i * size))
+    return np.concatenate(images)[: len(requests)]
 
 
 def with_reference(sampler: ImageSampler, weights: Weights | None = None) -> Weights:
