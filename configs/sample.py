@@ -13,7 +13,7 @@ from ml_collections.config_dict import placeholder
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.checkpoint = ""  # what to draw from; "" is --workdir
+    config.checkpoint = ""  # a path, or a name in the hub's cache; "" is --workdir
     config.tokenizers = ()  # folders with tokenizers, which a single file lacks
     config.lora = ()  # files merged into the weights: ("a.safetensors", "b.safetensors:0.8")
     config.embeddings = ()  # files of new words: ("cat.safetensors", "<dog>=other.safetensors")

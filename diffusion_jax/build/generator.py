@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,8 @@ def open_source(source: str, settings: Config, config: Config | None = None) -> 
     """Read what is to be drawn from, once.
 
     Args:
-        source: a folder or a file.
+        source: a folder, a file, or the name of a repository that the Hugging Face hub's cache on
+            this machine holds, such as "stabilityai/sdxl-turbo".
         settings: of ``configs/sample.py``: how to read it, such as the LoRAs to merge.
         config: of a run, in place of what its folder says.
 
@@ -41,7 +43,7 @@ def open_source(source: str, settings: Config, config: Config | None = None) -> 
             "config.checkpoint is empty; name a run's folder, a Stable Diffusion folder or a "
             ".safetensors file"
         )
-    path = Path(source)
+    path = _cached(source) or Path(source)
     for kind in SOURCES:
         if kind.holds(path):
             return kind.open(path, settings, config)
@@ -49,6 +51,17 @@ def open_source(source: str, settings: Config, config: Config | None = None) -> 
         f"there is no checkpoint at {path}, neither {INDEX} nor a .safetensors file, and it holds "
         f"no run: {CONFIG} is missing; train there first"
     )
+
+
+def _cached(source: str) -> Path | None:
+    """The snapshot of a repository that the hub's cache holds; nothing is fetched."""
+    if Path(source).exists() or source.count("/") != 1:
+        return None
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+    repository = hub / f"models--{source.replace('/', '--')}"
+    head = repository / "refs" / "main"
+    return repository / "snapshots" / head.read_text().strip() if head.is_file() else None
 
 
 class Source(NamedTuple):

@@ -196,3 +196,17 @@ def test_the_inputs_are_all_that_varies(source):
     assert len(jax.tree.leaves(inputs.arrays)) == 7
     assert all(len(leaf) == 2 for leaf in jax.tree.leaves(inputs._replace(scale=())))
     assert settings_of(chosen, "").checkpoint == settings.checkpoint
+
+
+def test_a_repository_of_the_hubs_cache_is_a_source(tmp_path, monkeypatch):
+    """By its name, as the hub's own tools keep it: the snapshot that refs/main names."""
+    settings = settings_file.get_config()
+    repository = tmp_path / "hub" / "models--someone--digits"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc123")
+    sources.released(repository / "snapshots" / "abc123", sources.run(tmp_path / "run"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    generator = open_source("someone/digits", settings)
+    assert generator.classes == 10 and generator.name == "sample_0000002"
+    with pytest.raises(ValueError, match="there is no checkpoint at someone/letters"):
+        open_source("someone/letters", settings)
