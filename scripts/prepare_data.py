@@ -2,7 +2,7 @@
 
     python scripts/prepare_data.py fashion_mnist
     python scripts/prepare_data.py noto_emoji --font=NotoColorEmoji.ttf
-    python scripts/prepare_data.py image_folder --folder=photos --set_name=pets --image_size=64,64
+    python scripts/prepare_data.py image_folder/pets --folder=photos --image_size=64,64
     python scripts/prepare_data.py tfds:cifar10
 
 A set that is there already is left as it is.
@@ -60,18 +60,21 @@ def main(argv: list[str]) -> None:
             f"Give one name of {', '.join(sorted(PREPARE))} (as in tfds:cifar10).", file=sys.stderr
         )
         sys.exit(2)
+    # "image_folder/pets" is what a config calls the set that this makes.
+    kind, slash, set_name = argv[1].partition("/")
+    kind, set_name = (kind, set_name) if kind == "image_folder" and slash else (argv[1], "")
     options = Options(
         source_dir=FLAGS.source_dir,
         font=FLAGS.font,
         folder=FLAGS.folder,
-        set_name=FLAGS.set_name,
+        set_name=set_name or FLAGS.set_name,
         test_fraction=FLAGS.test_fraction,
         skip_unreadable=FLAGS.skip_unreadable,
     )
     try:
         options = options._replace(image_size=_image_size())
-        path = prepare(argv[1], FLAGS.data_dir, options, overwrite=FLAGS.overwrite)
-        name = f"image_folder/{path.parent.name}" if argv[1] == "image_folder" else argv[1]
+        path = prepare(kind, FLAGS.data_dir, options, overwrite=FLAGS.overwrite)
+        name = f"image_folder/{path.parent.name}" if kind == "image_folder" else kind
         print(f"{name} lies in {path}")
         _report(name)
     except (ValueError, OSError) as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 from tensorflow_datasets.core.data_sources.base import BaseDataSource
 
 from diffusion_jax.data import DataMissing, DataSpec, catalog, info, load_images, make_dataset
@@ -181,3 +182,20 @@ def test_the_script_prints_a_summary_or_one_sentence(data_dir):
     bad = run("nosuch")
     assert bad.returncode == 2 and bad.stdout == ""
     assert bad.stderr.count("\n") == 1 and "known are" in bad.stderr
+
+
+def test_the_script_takes_a_set_of_pictures_by_the_configs_name_of_it(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        pixels = np.full((8, 8, 3), 80 * i, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
+    command = [sys.executable, SCRIPT, "image_folder/pets", f"--folder={tmp_path / 'photos'}"]
+    environment = {"PYTHONPATH": str(SCRIPT.parents[1]), "PATH": ""}
+    done = subprocess.run(
+        [*command, f"--data_dir={tmp_path}"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "image_folder/pets lies in" in done.stdout
+    assert load_images("image_folder/pets", "train", None, (8, 8), 3, str(tmp_path))[0].shape[
+        1:
+    ] == (8, 8, 3)
