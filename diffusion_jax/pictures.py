@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from diffusion_jax.data.pixels import to_unit
 from diffusion_jax.files import whole
 
 
@@ -82,8 +83,7 @@ def read_picture(
             f"config.{field}: {picture!r} cannot be read as a picture ({error}); name a file such "
             "as photo.png"
         ) from None
-    array = np.asarray(turned, np.float32).reshape(height, width, channels)
-    return array / np.float32(127.5) - np.float32(1)
+    return to_unit(np.asarray(turned).reshape(height, width, channels))
 
 
 def _opened(picture: str | os.PathLike | np.ndarray) -> Image.Image:

@@ -37,7 +37,7 @@ class Place(NamedTuple):
     seed: int
 
 
-def places_of(requests: Sequence[Request], size: int) -> list[Place]:
+def batch_places(requests: Sequence[Request], size: int) -> list[Place]:
     """The place of each of the requests, drawn ``size`` at once."""
     size = min(size, len(requests))
     return [Place(i % size, size, requests[i // size * size].seed) for i in range(len(requests))]

@@ -16,8 +16,8 @@ from diffusion_jax.jobs import autoencoding
 from diffusion_jax.jobs.drawing import Samples, draw_requests, open_sampler
 from diffusion_jax.jobs.image_files import (
     Place,
+    batch_places,
     labels_of,
-    places_of,
     read_record,
     request_of,
     save_drawn,
@@ -54,7 +54,7 @@ def _drawn(generator: Generator, settings: Config, workdir: Path) -> Samples:
     requests, size = requests_of(settings, generator), batch_size(settings, generator)
     sampler = open_sampler(settings, generator)
     images = draw_requests(sampler, requests, size)
-    save_drawn(sampler, requests, images, places_of(requests, size), workdir / "samples")
+    save_drawn(sampler, requests, images, batch_places(requests, size), workdir / "samples")
     if generator.examples is not None:
         save_strip(sampler, workdir / "samples" / "strip.png")
     return Samples(images, labels_of(requests))
