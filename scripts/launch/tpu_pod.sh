@@ -127,17 +127,16 @@ wait_until_active() {
 }
 
 setup() {
-  local archive="${TMPDIR:-/tmp}/$name.tar.gz" commit=HEAD jax
+  local archive="${TMPDIR:-/tmp}/$name.tar.gz" commit=HEAD
   # A commit of the tracked files as they lie there; empty if they are those of HEAD.
   if [[ -z $dry_run ]]; then commit="$(git -C "$ROOT" stash create)"; fi
-  jax="$(sed -n 's/^jax==\([^ ]*\).*/\1/p' "$ROOT/requirements.txt")"
   run git -C "$ROOT" archive "--output=$archive" "${commit:-HEAD}"
   run gcloud compute tpus tpu-vm scp "$archive" "$name:$FOLDER.tar.gz" "${where[@]}" --worker=all
   # uv brings a Python that is new enough, which the system images have not.
   on all "mkdir -p $FOLDER && tar -xzf $FOLDER.tar.gz -C $FOLDER && cd $FOLDER && \
 python3 -m pip install --quiet --user uv && \
-python3 -m uv venv --quiet --allow-existing --python=3.11 .venv && \
-python3 -m uv pip install --quiet --python=.venv -r requirements.txt 'jax[tpu]==$jax'"
+python3 -m uv venv --quiet --allow-existing --python=3.13 .venv && \
+python3 -m uv pip install --quiet --python=.venv -r requirements.txt 'jax[tpu]'"
 }
 
 start() {

@@ -71,8 +71,8 @@ def test_setup_copies_and_installs_on_every_worker():
     ]
     worker, shell = remote("setup")
     assert worker == "--worker=all"
-    pin = (SCRIPTS.parents[1] / "requirements.txt").read_text().split("\njax==")[1].split()[0]
-    assert shlex.split(shell)[-3:] == ["-r", "requirements.txt", f"jax[tpu]=={pin}"]
+    # The release of JAX is that which requirements.txt pins.
+    assert shlex.split(shell)[-3:] == ["-r", "requirements.txt", "jax[tpu]"]
 
 
 def test_run_and_stop_do_on_a_worker_what_they_say(tmp_path):
