@@ -25,7 +25,7 @@ ALLOWED = {
     "spec": set(),
     "backend": set(),
     "files": set(),
-    "pictures": {"files", "data.pixels"},
+    "pictures": {"files", "data.images", "data.picture_files", "data.pixels"},
     "jobs": {*ROOMS, "build", "spec", "files", "pictures", "configs.sample"},
     "build": {*ROOMS, "spec", "files", "pictures", "configs.base"},
     "configs": {

@@ -10,13 +10,13 @@ import hashlib
 import io
 from pathlib import Path
 
-import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from diffusion_jax.data import picture_files
 from diffusion_jax.data.builders.folder_captions import read_captions
 from diffusion_jax.data.builders.progress import with_progress
-from diffusion_jax.data.images import cropped, flatten, resized
+from diffusion_jax.data.images import cropped, resized, with_channels
 
 ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -109,14 +109,12 @@ def read_image(path: Path, image_size: tuple[int, int] | None) -> Image.Image:
         ValueError: if Pillow cannot read it to its end.
     """
     try:
-        with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            image = np.asarray(flatten(upright).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+        image = with_channels(picture_files.read(path), 3)
+    except ValueError as error:
         raise ValueError(
             f"image {str(path)!r} cannot be read ({error}); mend or remove it, or allow some "
             "such images with --skip_unreadable=N."
-        ) from error
+        ) from None
     if image_size is not None:
         image = cropped(resized(image, image_size, "center"), image_size, 0.5)
     return Image.fromarray(image)
