@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from jax.experimental import multihost_utils
+
 from configs import sample
 from diffusion_jax.apps.plan import Generator, Geometry, Request
+from diffusion_jax.core import seeds
 from diffusion_jax.spec import Config
 
-LARGEST_SEED = 2**32
+ANY_SEED = -1
 _FIELDS = ("prompts", "negative_prompt", "labels", "n", "seed", "image_size", "batch_size")
 
 
@@ -57,7 +62,7 @@ def requests_of(settings: Config, generator: Generator) -> list[Request]:
     size = size_of(chosen["image_size"] or (), generator.geometry)
     first = _seed(chosen["seed"] or 0)
     request = lambda i, prompt, label: Request(
-        prompt, chosen["negative_prompt"] or "", label, first + i, size
+        prompt, chosen["negative_prompt"] or "", label, (first + i) % seeds.COUNT, size
     )
     count = chosen["n"] or max(len(prompts), len(labels), 1)
     turn = lambda values, i, default: values[i % len(values)] if values else default
@@ -86,8 +91,14 @@ def size_of(size: Sequence[int], geometry: Geometry) -> tuple[int, ...]:
 
 
 def _seed(seed: int) -> int:
-    if not 0 <= seed < LARGEST_SEED:
-        raise ValueError(f"config.seed = {seed} must be at least 0 and below {LARGEST_SEED}")
+    """The first seed; one that is drawn at random, the same on every process, for any."""
+    if seed == ANY_SEED:
+        drawn = np.uint32(secrets.randbits(32))
+        return int(multihost_utils.broadcast_one_to_all(drawn))
+    if not 0 <= seed < seeds.COUNT:
+        raise ValueError(
+            f"config.seed = {seed} must be 0 to {seeds.COUNT - 1}, or {ANY_SEED} for any"
+        )
     return seed
 
 
