@@ -53,7 +53,7 @@ def training(config: Config) -> dict[str, Any]:
 def _seed(seed: int) -> int:
     if not 0 <= seed < seeds.COUNT:
         raise ValueError(
-            f"config.seed = {seed} must be 0 to {seeds.COUNT - 1}; any seed, -1, is of samples "
+            f"config.seed = {seed} must be at least 0 and below 2**64; any seed, -1, is of samples "
             "alone, as a run goes on from its config"
         )
     return seed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections.abc import Sequence
@@ -84,8 +85,15 @@ def size_of(size: Sequence[int], geometry: Geometry) -> tuple[int, ...]:
     if not size or not geometry.size:
         return ()
     if len(size) != 2 or any(n < multiple or n % multiple for n in size):
+        sides = [n for n in size if isinstance(n, int)][:2] or [multiple]
+        sides = [*sides, *sides][:2]
+        down, up = (
+            tuple(max(1, rounded(n / multiple)) * multiple for n in sides)
+            for rounded in (math.floor, math.ceil)
+        )
         raise ValueError(
-            f"config.image_size = {size} must be (height, width), multiples of {multiple}"
+            f"config.image_size = {size} must be (height, width), multiples of {multiple}, such "
+            f"as {down}{f' or {up}' if up != down else ''}"
         )
     return size
 
@@ -97,7 +105,7 @@ def _seed(seed: int) -> int:
         return int(multihost_utils.broadcast_one_to_all(drawn))
     if not 0 <= seed < seeds.COUNT:
         raise ValueError(
-            f"config.seed = {seed} must be 0 to {seeds.COUNT - 1}, or {ANY_SEED} for any"
+            f"config.seed = {seed} must be at least 0 and below 2**64, or {ANY_SEED} for any"
         )
     return seed
 
