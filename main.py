@@ -21,6 +21,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from configs.old_names import renewed
+from diffusion_jax import ending
 
 FLAGS = flags.FLAGS
 SAMPLE = Path(__file__).parent / "configs" / "sample.py"
@@ -43,42 +44,43 @@ def parse_flags(argv: list[str]) -> list[str]:
     sys.argv[:] = argv  # which ml_collections reads by itself
     try:
         config_flags.DEFINE_config_file("config", "configs/mnist.py", "The experiment.")
-        return app.parse_flags_with_usage(argv)
+        return FLAGS(argv)
+    except (flags.Error, FileNotFoundError, TypeError, ValueError) as error:
+        ending.end(f"{' '.join(str(error).split())}; --help lists the options", ending.MISTAKE)
     except (AttributeError, KeyError) as error:  # ml_collections: "'stepz'\\nDid you mean ..."
         words = re.findall(r"\w{2,}", str(error).split("Did you mean")[-1])  # [right, ..., wrong]
         whole = f"configs/{'sample' if sampling else 'base'}.py has them all"
         mend = f"did you mean {words[0]!r}?" if len(words) > 1 else whole
-        print(f"error: the config has no field {words[-1]!r}; {mend}", file=sys.stderr)
-        sys.exit(2)
+        ending.end(f"the config has no field {words[-1]!r}; {mend}", ending.MISTAKE)
 
 
 def main(argv: list[str]) -> None:
     """Run the job that --mode names; a mistake ends it with one sentence and exit code 2."""
+    with ending.sentences(_workdir):
+        _run(argv)
+
+
+def _run(argv: list[str]) -> None:
     from diffusion_jax import jobs  # here, so that --help and typos need not wait for JAX
 
     logging.set_verbosity(logging.WARNING)
+    if argv[1:]:
+        raise ValueError(f"argument {argv[1]!r} is not understood; options start with --")
+    source = FLAGS.workdir or FLAGS.config.get("checkpoint") or FLAGS.config.get("again")
+    if FLAGS.mode == "sample" and not source:
+        raise ValueError(
+            "--workdir is missing; name a run, --workdir=runs/mnist, or a checkpoint, "
+            "--config.checkpoint=DIR"
+        )
+    if not _workdir():
+        raise ValueError("--workdir is missing; name a folder: --workdir=runs/mnist")
+    hosts = (FLAGS.distributed, FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+    jobs.connect(jobs.Hosts(*hosts))
+    jobs.JOBS[FLAGS.mode](_chosen_config(jobs), _workdir())
 
-    try:
-        if argv[1:]:
-            raise ValueError(f"argument {argv[1]!r} is not understood; options start with --")
-        source = FLAGS.workdir or FLAGS.config.get("checkpoint") or FLAGS.config.get("again")
-        if FLAGS.mode == "sample" and not source:
-            raise ValueError(
-                "--workdir is missing; name a run, --workdir=runs/mnist, or a checkpoint, "
-                "--config.checkpoint=DIR"
-            )
-        workdir = FLAGS.workdir or FLAGS.config.get("workdir")
-        if not workdir:
-            raise ValueError("--workdir is missing; name a folder: --workdir=runs/mnist")
-        hosts = (FLAGS.distributed, FLAGS.coordinator, FLAGS.processes, FLAGS.process)
-        jobs.connect(jobs.Hosts(*hosts))
-        jobs.JOBS[FLAGS.mode](_chosen_config(jobs), workdir)
-    except (ValueError, OSError, FloatingPointError) as error:
-        jobs.end(str(error), code=2)
-    except RuntimeError as error:
-        if not jobs.lost_peer(error):
-            raise
-        jobs.end(jobs.of_lost_peer(error), code=75)  # EX_TEMPFAIL: start it again
+
+def _workdir() -> str | None:
+    return FLAGS.workdir or FLAGS.config.get("workdir")
 
 
 def _chosen_config(jobs):
@@ -90,4 +92,5 @@ def _chosen_config(jobs):
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    with ending.sentences():
+        app.run(main, flags_parser=parse_flags)

@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.negative_prompt = ""  # what not to show
     config.labels = ()  # of a model of classes, in turn; () for all
     config.n = 0  # images in all; 0 is one of each prompt
-    config.seed = placeholder(int)  # of the first image; each next one adds 1
+    config.seed = placeholder(int)  # of the first image; each next one adds 1; -1 is any
     config.image_size = ()  # (height, width); () is the size the model was trained on
     config.chunks = 0  # of 75 tokens each that are read of a prompt; 0 for all
     config.edits = ()  # build.edits.EDITS, in any order: ("image_to_image('a.png', 0.6)",)

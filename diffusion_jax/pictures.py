@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from diffusion_jax.data import picture_files
+from diffusion_jax.data.images import resized, with_channels
 from diffusion_jax.data.pixels import to_unit
 from diffusion_jax.files import whole
 
@@ -58,8 +60,8 @@ def read_picture(
     """A picture at a size: float32 [h, w, channels] in [-1, 1].
 
     Args:
-        picture: path of a file of any format, turned as its EXIF says, alpha over white; or uint8
-            [H, W], [H, W, 1] or [H, W, 3].
+        picture: path of a file, read as ``data.picture_files`` says; or uint8 [H, W], [H, W, 1] or
+            [H, W, 3].
         size: (height, width) that it is brought to, by Lanczos.
         channels: 1 for grey, 3 for colour.
         field: of the config that names it, for messages.
@@ -67,30 +69,18 @@ def read_picture(
     Raises:
         ValueError: if the file is no picture or is absent.
     """
-    try:
-        with _opened(picture) as file:
-            turned = ImageOps.exif_transpose(file)
-            if turned.has_transparency_data:
-                turned = turned.convert("RGBA")
-                white = Image.new("RGBA", turned.size, "white")
-                turned = Image.alpha_composite(white, turned)
-            turned = turned.convert({1: "L", 3: "RGB"}[channels])
-            height, width = size
-            if turned.size != (width, height):
-                turned = turned.resize((width, height), Image.Resampling.LANCZOS)
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(
-            f"config.{field}: {picture!r} cannot be read as a picture ({error}); name a file such "
-            "as photo.png"
-        ) from None
-    return to_unit(np.asarray(turned).reshape(height, width, channels))
-
-
-def _opened(picture: str | os.PathLike | np.ndarray) -> Image.Image:
     if isinstance(picture, np.ndarray):
-        grey = picture.ndim == 3 and picture.shape[-1] == 1
-        return Image.fromarray(picture[..., 0] if grey else picture)
-    return Image.open(picture)
+        pixels = picture if picture.ndim == 3 else picture[..., None]
+    else:
+        try:
+            pixels = picture_files.read(picture)
+        except ValueError as error:
+            raise ValueError(
+                f"config.{field}: {picture!r} cannot be read as a picture ({error}); name a file "
+                "such as photo.png"
+            ) from None
+    height, width = size
+    return to_unit(resized(with_channels(pixels, channels), (height, width), "stretch"))
 
 
 def save_animation(

@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags, logging
 
+from diffusion_jax import ending
+
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("family", "sd1", ["sd1", "sd2", "sdxl"], "Which models' sizes.")
 flags.DEFINE_string("out", None, "Folder to make.", required=True)
@@ -29,11 +31,8 @@ def main(argv: list[str]) -> None:
 
     del argv
     logging.set_verbosity(logging.WARNING)
-    try:
+    with ending.sentences():
         out = write_blank(FLAGS.out, FLAGS.family, jnp.dtype(FLAGS.dtype))
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out} holds zeros of {FLAGS.family}, {size / 1e9:.2f} GB")
 

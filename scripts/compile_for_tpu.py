@@ -31,6 +31,7 @@ from jax import export
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
+from diffusion_jax import ending
 from diffusion_jax.jobs.planning import JOBS, job, useful_flops
 from diffusion_jax.profiling import report
 from diffusion_jax.profiling.chips import GIB, Chip
@@ -198,12 +199,9 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     if given.platform == "cuda":
         jax.config.update("jax_num_cpu_devices", given.devices)
-    try:
+    with ending.sentences():
         config = load_config(given.config, overrides)
         (for_tpu if given.platform == "tpu" else for_cuda)(config, given)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

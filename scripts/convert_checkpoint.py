@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags, logging
 
+from diffusion_jax import ending
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string("source", None, "Folder or .safetensors file to read.", required=True)
 flags.DEFINE_string("out", None, "Folder to make.", required=True)
@@ -33,7 +35,7 @@ def main(argv: list[str]) -> None:
 
     del argv
     logging.set_verbosity(logging.WARNING)
-    try:
+    with ending.sentences():
         if Path(FLAGS.out).exists():  # before minutes of reading
             raise ValueError(f"--out={FLAGS.out} exists; name a folder that does not")
         read = read_checkpoint(FLAGS.source, FLAGS.prediction_type or None, FLAGS.variant or None)
@@ -42,9 +44,6 @@ def main(argv: list[str]) -> None:
         out = write_checkpoint(FLAGS.out, with_loras(read, FLAGS.lora), tokenizers, dtype)
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
         print(f"{out} holds the checkpoint, {size / 1e9:.2f} GB")
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

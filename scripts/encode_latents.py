@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags, logging
 
+from diffusion_jax import ending
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of the autoencoder's run.", required=True)
 flags.DEFINE_string("data", None, "Name of the set of images.", required=True)
@@ -33,7 +35,7 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     cache_compilations()
-    try:
+    with ending.sentences():
         path = encode_latents(
             FLAGS.workdir,
             FLAGS.data,
@@ -45,9 +47,6 @@ def main(argv: list[str]) -> None:
         )
         print(f"data set latents/{path.parent.name} lies in {path}")
         print((Path(FLAGS.workdir) / "latents.json").read_text(), end="")
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from jax import export
 from jaxtyping import Array
 from safetensors.numpy import save_file
 
+from diffusion_jax import ending
 from diffusion_jax.apps.draw import make_sampler
 from diffusion_jax.apps.plan import Inputs
 from diffusion_jax.build.runs import Run, open_run, run_config
@@ -239,12 +240,9 @@ def main() -> None:
     parser.add_argument("--params", default="inside", help="where they go: inside or beside")
     arguments, rest = parser.parse_known_args()
     use_one_cpu()
-    try:
+    with ending.sentences():
         config = sampler_config(arguments.workdir, parse_overrides(rest))
         run = export_run(config, arguments.workdir, arguments.out, arguments.params)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     print(f"{arguments.out} is the sampler of step {run.step}; {arguments.out}.json describes it")
 
 

@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags, logging
 
+from diffusion_jax import ending
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of a run or release that reads texts.", required=True)
 flags.DEFINE_string("out", "guidance.png", "The picture.")
@@ -38,7 +40,7 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     cache_compilations()
-    try:
+    with ending.sentences():
         if FLAGS.each < 2:
             raise ValueError(f"--each={FLAGS.each} must be at least 2: diversity is of pairs")
         scales = [float(scale) for scale in FLAGS.scales]
@@ -57,9 +59,6 @@ def main(argv: list[str]) -> None:
                 f"{row.adherence.spread:.3f}, diversity {row.diversity.value:.2f} ± "
                 f"{row.diversity.spread:.2f}"
             )
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
     names = ("adherence", "diversity")
     curves = {name: [line[i] for line in lines] for i, name in enumerate(names)}
     kept = {name: [figure._asdict() for figure in curve] for name, curve in curves.items()}

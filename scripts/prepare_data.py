@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags, logging
 
+from diffusion_jax import ending
 from diffusion_jax.data import catalog, sources
 from diffusion_jax.data.prepare import PREPARE, Options, prepare
 
@@ -71,15 +72,12 @@ def main(argv: list[str]) -> None:
         test_fraction=FLAGS.test_fraction,
         skip_unreadable=FLAGS.skip_unreadable,
     )
-    try:
+    with ending.sentences():
         options = options._replace(image_size=_image_size())
         path = prepare(kind, FLAGS.data_dir, options, overwrite=FLAGS.overwrite)
         name = f"image_folder/{path.parent.name}" if kind == "image_folder" else kind
         print(f"{name} lies in {path}")
         _report(name)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

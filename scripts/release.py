@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags, logging
 
+from diffusion_jax import ending
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 flags.DEFINE_string("out", None, "Folder to make.", required=True)
@@ -25,13 +27,10 @@ def main(argv: list[str]) -> None:
 
     del argv
     logging.set_verbosity(logging.WARNING)
-    try:
+    with ending.sentences():
         out = release(FLAGS.workdir, FLAGS.out, FLAGS.dtype)
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
         print(f"{out} holds the release, {size / 1e6:.1f} MB")
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from diffusion_jax.core import seeds
 from diffusion_jax.core.flow_maps import to_clean
 from diffusion_jax.core.guidance import GUIDANCES, Guidance, Weight
 from diffusion_jax.core.process import Process
@@ -39,7 +40,7 @@ class Request(NamedTuple):
         prompt: the text, "" for none.
         negative_prompt: what to avoid, "" for the empty condition.
         label: the class, for a model conditioned on classes; None for none.
-        seed: of its noise.
+        seed: of its noise, 0 to 2**64 - 1.
         size: (height, width) in pixels; () for the size that the model was trained on.
     """
 
@@ -262,10 +263,10 @@ def guided(
 
 def noise_of(requests: Sequence[Request], shape: tuple[int, ...]) -> Array:
     """N(0, 1) [b, *shape], each image's by its own seed alone."""
-    seeds = np.array([request.seed for request in requests], np.uint32)
-    return _noise(jnp.asarray(seeds), shape)
+    words = seeds.words([request.seed for request in requests])
+    return _noise(jnp.asarray(words), shape)
 
 
 @partial(jax.jit, static_argnums=1)
-def _noise(seeds: Array, shape: tuple[int, ...]) -> Array:
-    return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape))(seeds)
+def _noise(words: Array, shape: tuple[int, ...]) -> Array:
+    return jax.vmap(lambda pair: jax.random.normal(seeds.key(pair), shape))(words)

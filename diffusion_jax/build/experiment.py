@@ -132,8 +132,7 @@ def diffusion_experiment(config: Config) -> Experiment:
 def _geometry(config: Config, module: Any, shape: tuple[int, ...]) -> Geometry:
     size = tuple(config.data.image_size) if len(shape) == 3 else (1,)
     factor = size[0] // shape[0] if len(shape) == 3 else 1
-    halvings = len(getattr(module, "channel_mults", (1,))) - 1
-    multiple = factor * getattr(module, "patch", 1) * 2**halvings
+    multiple = factor * getattr(module, "multiple", getattr(module, "patch", 1))
     return Geometry(shape, factor, multiple, config.data.channels)
 
 

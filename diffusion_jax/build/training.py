@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from diffusion_jax.build.buckets import bucket_sizes
 from diffusion_jax.build.conditioning import conditioning
+from diffusion_jax.core import seeds
 from diffusion_jax.core.ema import EMAS
 from diffusion_jax.data import DataMissing, load_images
 from diffusion_jax.data.faults import Faults
@@ -44,9 +45,18 @@ def training(config: Config) -> dict[str, Any]:
         "rules": rules(config),
         "split": config.mesh.split,
         "offload": config.mesh.offload,
-        "seed": config.seed,
+        "seed": _seed(config.seed),
         "learning_rate": rate,
     }
+
+
+def _seed(seed: int) -> int:
+    if not 0 <= seed < seeds.COUNT:
+        raise ValueError(
+            f"config.seed = {seed} must be at least 0 and below 2**64; any seed, -1, is of samples "
+            "alone, as a run goes on from its config"
+        )
+    return seed
 
 
 def mesh(config: Config) -> Mesh:

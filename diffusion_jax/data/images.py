@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from PIL import Image
 
@@ -29,35 +27,9 @@ def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
     return np.asarray(picture).reshape(*image.shape[:2], channels)
 
 
-def decode(encoded: bytes) -> np.ndarray:
-    """PNG, JPEG, ... bytes -> uint8 [h, w, 1 | 3], over white where transparent."""
-    with Image.open(io.BytesIO(encoded)) as picture:
-        array = np.asarray(flatten(picture))
-    return array if array.ndim == 3 else array[..., None]
-
-
 def as_picture(image: np.ndarray) -> Image.Image:
     """uint8 [h, w, 1 | 3] -> a Pillow image of mode L or RGB."""
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-
-
-def flatten(picture: Image.Image) -> Image.Image:
-    """A picture of any mode, over white where transparent -> mode RGB, or L if it was grey."""
-    if picture.mode in ("L", "RGB"):
-        return picture
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return _grey16(picture)
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        over = picture.convert("RGBA")
-        white = Image.new("RGBA", over.size, "white")
-        return Image.alpha_composite(white, over).convert("RGB")
-    return picture.convert("L" if picture.mode == "1" else "RGB")
-
-
-def _grey16(picture: Image.Image) -> Image.Image:
-    """16-bit grey -> 8-bit; Pillow's own conversion clips instead of scaling."""
-    values = np.asarray(picture).astype(np.float64)
-    return Image.fromarray(np.clip(values / 257.0, 0, 255).round().astype(np.uint8))
 
 
 def resized(image: np.ndarray, size: tuple[int, int], crop: str) -> np.ndarray:
@@ -85,9 +57,3 @@ def cropped(image: np.ndarray, size: tuple[int, int], place: float) -> np.ndarra
 def corner(shape: tuple[int, ...], size: tuple[int, int], place: float) -> tuple[int, int]:
     """(top, left) of the crop by ``cropped`` from an image of shape (h, w, ...)."""
     return round(place * (shape[0] - size[0])), round(place * (shape[1] - size[1]))
-
-
-def size_of(encoded: bytes) -> tuple[int, int]:
-    """(height, width) of a decoded image, from its header alone."""
-    with Image.open(io.BytesIO(encoded)) as picture:
-        return picture.height, picture.width

@@ -118,9 +118,12 @@ def place(
             source = builder.info.metadata and builder.info.metadata.get("source")
             _check_same(final, name, getattr(builder, "source", source))
             return final
+        for sentence in getattr(builder, "notes", ()):
+            log.warning("note: %s", sentence)
         _write(builder, name, root)
-        for sentence in getattr(builder, "skipped", ()):
-            log.warning("left out: %s", sentence)
+        skipped = getattr(builder, "skipped", ())
+        for number, sentence in enumerate(skipped, 1):
+            log.warning("left out, %d of %d: %s", number, len(skipped), sentence)
         _move(Path(builder.data_dir), final, overwrite)
     return final
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.data import images
+from diffusion_jax.data import picture_files
 from diffusion_jax.data.kept import cached
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,6 @@ def _measured(records: Any, key: str) -> np.ndarray:
 
 def _size(encoded: bytes) -> tuple[int, int]:
     try:
-        return images.size_of(encoded)
+        return picture_files.size_of(encoded)
     except Exception:  # a decoder may raise anything; the fault is counted when the image is read
         return (0, 0)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from diffusion_jax.data import catalog, images, toy2d
+from diffusion_jax.data import catalog, picture_files, toy2d
 from diffusion_jax.data.prepare import prepare
 from diffusion_jax.data.sizes import image_sizes, stamp
 
@@ -135,7 +135,7 @@ def _shape(feature: Any) -> tuple[int | None, ...]:
 
 def _reader(records: Any, image: str, label: str | None, caption: str | None) -> Callable:
     def example(record):
-        out: dict[str, Any] = {"image": images.decode(record[image])}
+        out: dict[str, Any] = {"image": picture_files.read(record[image])}
         if label:
             out["label"] = int(record[label])
         if caption:

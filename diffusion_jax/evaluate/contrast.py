@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
+from diffusion_jax.core import seeds
 from diffusion_jax.core.types import Params
 from diffusion_jax.evaluate.figures import Figure, mean_of, proportion
 
@@ -92,7 +93,7 @@ def train_caption_judge(
         updates, opt_state = tx.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), value
 
-    init_key, *epoch_keys = jax.random.split(jax.random.key(seed), epochs + 1)
+    init_key, *epoch_keys = jax.random.split(seeds.key(seed), epochs + 1)
     params = init(init_key)
     state = (params, tx.init(params))
     bar = tqdm(epoch_keys, desc="training the judge of captions", unit="epoch", leave=False)

@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
+from diffusion_jax.core import seeds
 from diffusion_jax.core.types import Params
 from diffusion_jax.evaluate.figures import Figure, proportion
 from diffusion_jax.files import whole
@@ -71,7 +72,7 @@ def train_judge(
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    init_key, *epoch_keys = jax.random.split(jax.random.key(seed), epochs + 1)
+    init_key, *epoch_keys = jax.random.split(seeds.key(seed), epochs + 1)
     params = init(init_key)
     state = (params, tx.init(params))
     for key in tqdm(epoch_keys, desc="training the judge", unit="epoch", leave=False):

@@ -7,13 +7,12 @@ samples = sample(config, "runs/mnist")
 
 from diffusion_jax.build.runs import run_config
 from diffusion_jax.jobs.evaluating import evaluate
-from diffusion_jax.jobs.hosts import Hosts, connect, end, lost_peer, of_lost_peer
+from diffusion_jax.jobs.hosts import Hosts, connect
 from diffusion_jax.jobs.sampling import sample
 from diffusion_jax.jobs.training import train
 
 JOBS = {"train": train, "sample": sample, "evaluate": evaluate}
 
 __all__ = [
-    "JOBS", "Hosts", "connect", "end", "evaluate", "lost_peer", "of_lost_peer", "run_config",
-    "sample", "train",
+    "JOBS", "Hosts", "connect", "evaluate", "run_config", "sample", "train",
 ]  # fmt: skip

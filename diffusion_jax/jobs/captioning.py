@@ -12,6 +12,7 @@ import numpy as np
 from diffusion_jax.build import evaluation
 from diffusion_jax.build.conditioning import text_encoder
 from diffusion_jax.build.runs import Run
+from diffusion_jax.core import seeds
 from diffusion_jax.data import load_captions, to_uint8
 from diffusion_jax.data.captions import encoded
 from diffusion_jax.data.catalog import LATENTS
@@ -89,7 +90,7 @@ def judge_of(config: Config) -> Judged:
     net = evaluation.feature_net(config)
     known = captions_of(config, config.data.split, None)
     folder, label = cache_folder(config), config.data.name.removeprefix(LATENTS).replace("/", "-")
-    keys = jax.random.split(jax.random.key(config.seed), VIEWS - 1)
+    keys = jax.random.split(seeds.key(config.seed), VIEWS - 1)
     move = jax.jit(lambda key, x: to_uint8(augment(key, to_unit_range(x))))
     views = [known.images, *(np.asarray(move(key, known.images)) for key in keys)]
     features = [cached(net, view, folder, f"{label}-view")["frechet"] for view in views]

@@ -15,6 +15,7 @@ from diffusion_jax.apps.plan import Edit, Generator, Inputs, Request, Weights, n
 from diffusion_jax.build.edits import edits_of, equipped
 from diffusion_jax.build.runs import open_reference
 from diffusion_jax.build.sampling import REFERENCE, sampler_of, settled
+from diffusion_jax.core import seeds
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import to_uint8
 from diffusion_jax.jobs.placing import jitted, place_batch, place_params, place_weights
@@ -112,7 +113,7 @@ def draw_requests(
             inputs = read(part) if i else first
             place = lambda x: place_batch(sampler.settings, x)
             placed = jax.tree.map(place, inputs._replace(scale=()))._replace(scale=inputs.scale)
-            pixels = jax.device_get(sampler.draw(weights, jax.random.key(part[0].seed), placed))
+            pixels = jax.device_get(sampler.draw(weights, seeds.key(part[0].seed), placed))
             images.append(_finite(pixels, sampler.settings.sampler))
             bar.update(min(size, len(requests) - i * size))
     return np.concatenate(images)[: len(requests)]

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from diffusion_jax.build import evaluation, first_stage
 from diffusion_jax.build import experiment as experiments
 from diffusion_jax.build.runs import Run, open_run
+from diffusion_jax.core import seeds
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import load_images, to_unit
 from diffusion_jax.evaluate.features import cached, extract
@@ -131,7 +132,7 @@ def batched(
     """The terms of all of x0 by batches of one size; the last is filled up, and cut again."""
     size = min(config.evaluate.likelihood_batch_size, len(x0))
     count = -(-len(x0) // size)
-    keys = jax.random.split(jax.random.key(config.seed), count)
+    keys = jax.random.split(seeds.key(config.seed), count)
     parts: list[dict[str, np.ndarray]] = []
     silent = jax.process_index() > 0
     bar = tqdm(range(count), desc="likelihood", unit="batch", leave=False, disable=silent)

@@ -1,13 +1,14 @@
-"""Several processes as one program: joining them, and leaving when one of them dies."""
+"""Several processes as one program: joining them."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+
+from diffusion_jax.ending import first_line
 
 # A peer is taken for dead after this time without a sign of life, and every process then ends.
 HEARTBEAT_SECONDS = 60
@@ -63,34 +64,6 @@ def connect(hosts: Hosts, environment: Mapping[str, str] | None = None) -> None:
         ) from None
 
 
-def lost_peer(error: BaseException) -> bool:
-    """Whether an error of a computation means that another process is gone."""
-    signs = ("gloo", "connection closed", "heartbeat", "coordination service", "unavailable",
-             "deadline_exceeded", "aborted", "nccl", "preempt")  # fmt: skip
-    return jax.process_count() > 1 and any(sign in str(error).lower() for sign in signs)
-
-
-def of_lost_peer(error: BaseException) -> str:
-    """The sentence about it."""
-    return (
-        f"process {jax.process_index()} of {jax.process_count()} lost another process "
-        f"({first_line(error)}); start all of them again with the same command, which goes on "
-        "from the last checkpoint"
-    )
-
-
-def end(message: str, code: int) -> None:
-    """Say why, and end this process; with others at once, so that they notice and end too.
-
-    A farewell to the others, as JAX takes at exit, would wait for them, and they wait in a
-    computation for this one.
-    """
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized():
-        os._exit(code)
-    sys.exit(code)
-
-
 def _filled(hosts: Hosts, environment: Mapping[str, str]) -> Hosts:
     processes = _number("processes", hosts.processes, "JAX_NUM_PROCESSES", environment)
     process = _number("process", hosts.process, "JAX_PROCESS_ID", environment)
@@ -123,9 +96,3 @@ def _number(
     if not text.isdigit():
         raise ValueError(f"${variable} = {text!r} must be a number; --{flag} overrides it")
     return int(text)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first, shortened; its type if it says nothing."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from jax.experimental import multihost_utils
+
 from configs import sample
 from diffusion_jax.apps.plan import Generator, Geometry, Request
+from diffusion_jax.core import seeds
 from diffusion_jax.spec import Config
 
-LARGEST_SEED = 2**32
+ANY_SEED = -1
 _FIELDS = ("prompts", "negative_prompt", "labels", "n", "seed", "image_size", "batch_size")
 
 
@@ -57,7 +63,7 @@ def requests_of(settings: Config, generator: Generator) -> list[Request]:
     size = size_of(chosen["image_size"] or (), generator.geometry)
     first = _seed(chosen["seed"] or 0)
     request = lambda i, prompt, label: Request(
-        prompt, chosen["negative_prompt"] or "", label, first + i, size
+        prompt, chosen["negative_prompt"] or "", label, (first + i) % seeds.COUNT, size
     )
     count = chosen["n"] or max(len(prompts), len(labels), 1)
     turn = lambda values, i, default: values[i % len(values)] if values else default
@@ -79,15 +85,28 @@ def size_of(size: Sequence[int], geometry: Geometry) -> tuple[int, ...]:
     if not size or not geometry.size:
         return ()
     if len(size) != 2 or any(n < multiple or n % multiple for n in size):
+        sides = [n for n in size if isinstance(n, int)][:2] or [multiple]
+        sides = [*sides, *sides][:2]
+        down, up = (
+            tuple(max(1, rounded(n / multiple)) * multiple for n in sides)
+            for rounded in (math.floor, math.ceil)
+        )
         raise ValueError(
-            f"config.image_size = {size} must be (height, width), multiples of {multiple}"
+            f"config.image_size = {size} must be (height, width), multiples of {multiple}, such "
+            f"as {down}{f' or {up}' if up != down else ''}"
         )
     return size
 
 
 def _seed(seed: int) -> int:
-    if not 0 <= seed < LARGEST_SEED:
-        raise ValueError(f"config.seed = {seed} must be at least 0 and below {LARGEST_SEED}")
+    """The first seed; one that is drawn at random, the same on every process, for any."""
+    if seed == ANY_SEED:
+        drawn = np.uint32(secrets.randbits(32))
+        return int(multihost_utils.broadcast_one_to_all(drawn))
+    if not 0 <= seed < seeds.COUNT:
+        raise ValueError(
+            f"config.seed = {seed} must be at least 0 and below 2**64, or {ANY_SEED} for any"
+        )
     return seed
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array
 from diffusion_jax import pictures
 from diffusion_jax.apps.draw import make_trajectory
 from diffusion_jax.apps.plan import Weights
+from diffusion_jax.core import seeds
 from diffusion_jax.core.process import corrupt
 from diffusion_jax.data import to_uint8
 from diffusion_jax.files import whole
@@ -108,10 +109,12 @@ def _reverse(
     settings, generator = sampler.settings, sampler.generator
     all_requests = requests_of(settings, generator)
     part = [
-        all_requests[i % len(all_requests)]._replace(seed=all_requests[0].seed + i, size=())
+        all_requests[i % len(all_requests)]._replace(
+            seed=(all_requests[0].seed + i) % seeds.COUNT, size=()
+        )
         for i in range(n)
     ]
     inputs = inputs_of(generator, settings, (), part)
     draw = jitted(settings, make_trajectory(generator, sampler.sampler_of))
-    xs, x0s, levels = jax.device_get(draw(weights, jax.random.key(part[0].seed), inputs))
+    xs, x0s, levels = jax.device_get(draw(weights, seeds.key(part[0].seed), inputs))
     return xs, x0s, levels.t

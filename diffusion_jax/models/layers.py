@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.models import primitives
@@ -243,7 +244,7 @@ class ConvDown(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, emb: Array) -> Array:
-        """[b, h, w, c] -> [b, h/2, w/2, features]."""
+        """[b, h, w, c] -> [b, h/2, w/2, features], rounded up if padded on both sides."""
         style = self.style
         conv = Conv(self.features, style.dtype, 2, style.downsample_padding, name="conv")
         return conv(x)
@@ -256,10 +257,15 @@ class ConvUp(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x: Array, emb: Array) -> Array:
-        """[b, h, w, c] -> [b, 2h, 2w, features]."""
+    def __call__(self, x: Array, emb: Array, size: tuple[int, int] | None = None) -> Array:
+        """[b, h, w, c] -> [b, 2h, 2w, features], or [b, *size, features]."""
         conv = Conv(self.features, self.style.dtype, name="conv")
-        return conv(primitives.upsample_nearest(x))
+        doubled = primitives.upsample_nearest(x)
+        if size is None or doubled.shape[1:3] == size:
+            return conv(doubled)
+        # Row i of n is row floor(i·h/n) of h, as in PyTorch's nearest; columns alike.
+        rows, columns = (np.arange(n) * h // n for n, h in zip(size, x.shape[1:3], strict=True))
+        return conv(x[:, rows][:, :, columns])
 
 
 def _residual_down(features: int, style: Style, name: str) -> nn.Module:

@@ -19,6 +19,7 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from diffusion_jax.core import seeds
 from diffusion_jax.core.ema import Ema
 from diffusion_jax.core.types import Params, Recipe
 from diffusion_jax.train import sharding, workdir
@@ -131,7 +132,7 @@ def train(
             state = saved.restore(with_shardings(shapes, places))
             if state is None:
                 start = jax.device_put(start, sharding.of_params(start, mesh, rules))
-                state = init_state(recipe, tx, ema, jax.random.key(seed), batch, places, start)
+                state = init_state(recipe, tx, ema, seeds.key(seed), batch, places, start)
             save = lambda state: saved.save(state, config)
             session = _Session(
                 calls, frozen, data, mesh, plan, hooks, places, save, stop, gauges, trace, Watch()

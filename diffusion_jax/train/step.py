@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from diffusion_jax.core import seeds
 from diffusion_jax.core.control_flow import scan
 from diffusion_jax.core.ema import Ema
 from diffusion_jax.core.types import Context, Params, Recipe, Report
@@ -60,7 +61,7 @@ def make_step(
     optimise = optax.with_extra_args_support(tx)
 
     def step(state: TrainState, frozen: Params, batch: Batch):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(seeds.key(seed), state.step)
         context = Context(state.step, ema.params(state.ema), frozen, state.carry)
         loss, report, grads = gradient(state.params, context, batch, key)
         norm = optax.tree.norm(grads)

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import jax
 from jax.sharding import Mesh
 
+from diffusion_jax import ending
 from diffusion_jax.profiling.compiled import memory
 from diffusion_jax.profiling.report import table
 from diffusion_jax.spec import Config
@@ -84,16 +85,13 @@ def main() -> None:
     given, overrides = parse()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", given.devices)
-    try:
+    with ending.sentences():
         config = load_config(given.config, overrides)
         mesh, rows = mesh_of(config, given.mesh, jax.devices()), []
         for chosen in itertools.product(*(getattr(given, n).split(",") for n in CHOICES)):
             said = dict(zip(CHOICES, chosen, strict=True))
             rows.append({**said, **row(changed(config, *chosen), mesh)})
             print(rows[-1], file=sys.stderr, flush=True)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     print(table(rows))
 
 

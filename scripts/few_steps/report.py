@@ -24,7 +24,7 @@ import numpy as np
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from diffusion_jax import pictures
+from diffusion_jax import ending, pictures
 from diffusion_jax.build import evaluation
 from diffusion_jax.build.runs import open_run, run_config
 from diffusion_jax.data import to_uint8
@@ -231,11 +231,8 @@ def main(argv: list[str]) -> None:
     """Run the report; a mistake of the user is one sentence and exit code 2."""
     del argv
     logging.set_verbosity(logging.WARNING)
-    try:
+    with ending.sentences():
         report()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def report() -> None:
@@ -243,7 +240,7 @@ def report() -> None:
     cache_compilations()
     methods = FLAGS.methods or list(ROWS)
     if unknown := [name for name in methods if name not in ROWS]:
-        raise app.UsageError(f"--methods has {unknown[0]!r}; known are {', '.join(ROWS)}")
+        raise ValueError(f"--methods has {unknown[0]!r}; known are {', '.join(ROWS)}")
     out = Path(FLAGS.out)
     measure = Measure(FLAGS.teacher)
     log = Log(out / "search" if FLAGS.search else out, "results.jsonl")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.data import images
+from diffusion_jax.data import images, picture_files
 
 
 def png(picture):
@@ -25,7 +25,7 @@ def png(picture):
     ],
 )
 def test_decoding_any_kind_of_png(mode, colour, expected):
-    decoded = images.decode(png(Image.new(mode, (3, 2), colour)))
+    decoded = picture_files.read(png(Image.new(mode, (3, 2), colour)))
     assert decoded.shape == (2, 3, len(expected)) and decoded.dtype == np.uint8
     np.testing.assert_array_equal(decoded[0, 0], expected)
 

@@ -132,7 +132,7 @@ def test_more_devices_draw_the_same(drawn, folder, tmp_path, mesh):
         ({"checkpoint": "nowhere"}, "no checkpoint at nowhere"),
         ({"prompt": ""}, "config.prompt is empty"),
         ({"n": -1}, "config.n = -1 must be at least 1"),
-        ({"image_size": (33, 32)}, "multiples of 16"),
+        ({"image_size": (33, 32)}, r"multiples of 8, such as \(32, 32\) or \(40, 32\)"),
         ({"edits": ("image_to_image('nothing.png')",)}, "cannot be read as a picture"),
         ({"edits": ("paint()",)}, "unknown name 'paint'"),
         ({"labels": (3,)}, "conditioned on prompts, not on labels"),

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax import ending
 from diffusion_jax.core import ema
 from diffusion_jax.core.types import Recipe, Report
 from diffusion_jax.jobs import hosts
@@ -239,6 +240,6 @@ def _guarded_main(arguments):
     try:
         _main(arguments)
     except RuntimeError as error:
-        if not hosts.lost_peer(error):
+        if not ending.lost_peer(error):
             raise
-        hosts.end(hosts.of_lost_peer(error), code=75)
+        ending.end(ending.of_lost_peer(error), code=75)

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.apps.plan import Drawing, Edit, Generator, Request
+from diffusion_jax.core import seeds
 from diffusion_jax.core.types import like
 
 
@@ -35,17 +36,22 @@ def variation(amount: float, seed: int = 0) -> Edit:
 
     Args:
         amount: 0 for the image itself, 1 for an unrelated one; 0.1 to 0.4 are near neighbours.
-        seed: of the other noise.
+        seed: of the other noise, 0 to 2**64 - 1.
 
     Raises:
-        ValueError: for an amount outside of [0, 1].
+        ValueError: for an amount outside of [0, 1], or a seed that is none.
     """
     if not 0 <= amount <= 1:
         raise ValueError(f"config.edits: variation(amount={amount}) is not in [0, 1]; try 0.2")
 
+    if not 0 <= seed < seeds.COUNT:
+        raise ValueError(
+            f"config.edits: variation(seed={seed}) must be 0 to {seeds.COUNT - 1}, as any seed"
+        )
+
     def arrays(generator: Generator, request: Request):
         shape = generator.geometry.latent_shape(request.size or generator.geometry.size)
-        key = jax.random.fold_in(jax.random.key(seed), request.seed)
+        key = seeds.folded(seeds.key(seed), request.seed)
         return np.asarray(jax.random.normal(key, shape)), np.float32(amount)
 
     def apply(drawing: Drawing, arrays) -> Drawing:

@@ -21,6 +21,7 @@ from diffusion_jax.build.runs import Run
 from diffusion_jax.convert.checkpoint_folder import write_checkpoint
 from diffusion_jax.convert.lora import Lora, write_lora
 from diffusion_jax.convert.stable_diffusion import Checkpoint, find_tokenizers
+from diffusion_jax.core import seeds
 from diffusion_jax.core.types import Context, Params, Recipe
 from diffusion_jax.recipes.dreambooth import dreambooth
 from diffusion_jax.spec import Config
@@ -122,7 +123,7 @@ def _of_run(config: Config, generator: Any, plan: Plan) -> Base:
     trained = described.generator._replace(sampling=generator.sampling, origin=run)
     terms = run.params.get("terms")
     if not jax.tree.leaves(terms):  # of a release, which has none
-        key = jax.random.key(config.seed)
+        key = seeds.key(config.seed)
         terms = [term.init(key) for term in experiments.terms(whole, trained.model)]
 
     def release(folder, params, dtype):

@@ -160,7 +160,7 @@ def text_to_image(
         geometry=Geometry(
             shape=(height, width, vae.module.latent_channels),
             factor=factor,
-            multiple=factor * 2 ** (len(unet.module.channel_mults) - 1),
+            multiple=factor * unet.module.patch,
         ),
         net=unet.module.clone(dtype=jnp.dtype(dtype)),
         sampling=sampling_settings(checkpoint.scheduler),

@@ -10,13 +10,13 @@ import hashlib
 import io
 from pathlib import Path
 
-import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from diffusion_jax.data.builders.folder_captions import read_captions
+from diffusion_jax.data import picture_files
+from diffusion_jax.data.builders.folder_captions import listing, read_captions
 from diffusion_jax.data.builders.progress import with_progress
-from diffusion_jax.data.images import cropped, flatten, resized
+from diffusion_jax.data.images import cropped, resized, with_channels
 
 ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -43,6 +43,7 @@ def list_images(folder: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: if it is not a folder, or holds no image.
+        ValueError: if a name is not UTF-8.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"folder {str(folder)!r} does not exist; give --folder=PATH.")
@@ -52,12 +53,30 @@ def list_images(folder: Path) -> list[Path]:
             f"folder {str(folder)!r} holds no images; names must end in one of "
             f"{', '.join(sorted(ENDINGS))}."
         )
+    for path in found:
+        try:
+            path.as_posix().encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the name of image {str(path)!r} is not UTF-8; rename it") from None
     return sorted(found)
 
 
 def _is_image(path: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return path.suffix.lower() in ENDINGS and not hidden and path.is_file()
+
+
+def unused(folder: Path, used: set[Path]) -> tuple[str, ...]:
+    """A sentence on the files of a folder that are not among the used, () if there are none."""
+    found = (path for path in folder.rglob("*") if not path.is_dir())
+    inside = [path.relative_to(folder) for path in found]
+    rest = [
+        path
+        for path in sorted(inside)
+        if path not in used and not any(part.startswith(".") for part in path.parts)
+    ]
+    what = f"files are neither pictures nor captions of any ({len(rest)}): {listing(rest)}"
+    return (what,) if rest else ()
 
 
 def classes_of(paths: list[Path]) -> list[str]:
@@ -96,7 +115,7 @@ def fingerprint(config: FolderConfig) -> str:
     for path in paths:
         stat = (config.folder / path).stat()
         seen.update(f"{path.as_posix()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    for path, caption in read_captions(config.folder, paths).items():
+    for path, caption in read_captions(config.folder, paths).texts.items():
         seen.update(f"{path.as_posix()} {caption}\n".encode())
     settings = f"{config.image_size} {config.test_fraction} {config.skip_unreadable}"
     return f"folder {config.folder.resolve()} {settings} {seen.hexdigest()}"
@@ -109,14 +128,12 @@ def read_image(path: Path, image_size: tuple[int, int] | None) -> Image.Image:
         ValueError: if Pillow cannot read it to its end.
     """
     try:
-        with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            image = np.asarray(flatten(upright).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+        image = with_channels(picture_files.read(path), 3)
+    except ValueError as error:
         raise ValueError(
             f"image {str(path)!r} cannot be read ({error}); mend or remove it, or allow some "
             "such images with --skip_unreadable=N."
-        ) from error
+        ) from None
     if image_size is not None:
         image = cropped(resized(image, image_size, "center"), image_size, 0.5)
     return Image.fromarray(image)
@@ -132,7 +149,9 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.settings = config
         self.paths = list_images(config.folder)
         self.classes = classes_of(self.paths)
-        self.captions = read_captions(config.folder, self.paths)
+        captions = read_captions(config.folder, self.paths)
+        self.captions = captions.texts
+        self.notes = (*captions.notes, *unused(config.folder, {*self.paths, *captions.files}))
         self.skipped: list[str] = []
         self.source = fingerprint(config)
         super().__init__(config=config, data_dir=data_dir, file_format="array_record")

@@ -8,15 +8,15 @@ short names, from the Python package ``emoji``.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from diffusion_jax.data import picture_files
 from diffusion_jax.data.builders.progress import with_progress
-from diffusion_jax.data.images import flatten
+from diffusion_jax.data.images import as_picture, with_channels
 
 DEBIAN_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 FONT_VARIABLE = "NOTO_EMOJI_FONT"
@@ -104,7 +104,7 @@ def share_out(
 
 def draw(png: bytes) -> Image.Image:
     """Centre a bitmap in a white square and resize it: RGB, 64 by 64."""
-    picture = flatten(Image.open(io.BytesIO(png)).convert("RGBA"))
+    picture = as_picture(with_channels(picture_files.read(png), 3))
     side = max(picture.size)
     square = Image.new("RGB", (side, side), "white")
     square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))

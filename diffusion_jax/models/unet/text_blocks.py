@@ -125,7 +125,13 @@ class TextLevel(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, skips: list[Array] | None, emb: Array, text: Text, gates: list[Gates]
+        self,
+        x: Array,
+        skips: list[Array] | None,
+        emb: Array,
+        text: Text,
+        gates: list[Gates],
+        size: tuple[int, int] | None = None,
     ) -> tuple[Array, list[Array]]:
         """Run the level.
 
@@ -135,6 +141,7 @@ class TextLevel(nn.Module):
             emb: [b, d].
             text: what the transformers read.
             gates: one for each block.
+            size: (height, width) of the next level, on the way up.
 
         Returns:
             The level's result, and every intermediate one (the skips, on the way down).
@@ -146,7 +153,8 @@ class TextLevel(nn.Module):
             x = block(name=f"block_{j}")(x, skip, emb, text, gate)
             made.append(x)
         if self.resample is not None:
-            x = self.resample(self.features, self.style, name="resample")(x, emb)
+            change = self.resample(self.features, self.style, name="resample")
+            x = change(x, emb) if skips is None else change(x, emb, size)
             made.append(x)
         return x, made
 

@@ -49,7 +49,7 @@ class TextEncoderSide(nn.Module):
     Attributes:
         channels: base width.
         channel_mults: width of each level as a multiple of ``channels`` (rounded); the size
-            halves between levels.
+            halves between levels, an odd one rounded up.
         num_res_blocks: residual blocks per level on the way down (one more on the way up); an int,
             or one for each level.
         depths: transformer layers of each block of a level, 0 for none; an int, or one for each.
@@ -175,8 +175,7 @@ class TextEncoderSide(nn.Module):
         return down_widths(self.features, self.counts)
 
     def _check(self, x: Array, cond: Mapping[str, Any], more: set[str]) -> None:
-        """Raise ValueError for a size, a name or a cond that does not fit the network."""
-        check_size(x.shape[1], x.shape[2], 1, len(self.channel_mults) - 1)
+        """Raise ValueError for a name or a cond that does not fit the network."""
         check_name("remat", self.remat, REMATS)
         check_name("attention", self.attention, ATTENTIONS)
         check_name("conditioning", self.conditioning, CONDITIONINGS)
@@ -214,7 +213,7 @@ class TextUNet(TextEncoderSide):
         """Run the net.
 
         Args:
-            x: scaled noisy input; h and w must be multiples of patch·2^(levels - 1).
+            x: scaled noisy input; h and w must be multiples of ``patch``.
             time: [b]; the published networks take the discrete time index.
             cond: "context" [b, n, d], the states of a text; with ``added_features`` also "pooled"
                 [b, p] and "time_ids" [b, k]; with ``num_classes`` "label" int [b]; float [b] for
@@ -230,11 +229,11 @@ class TextUNet(TextEncoderSide):
             float32, zero at initialisation.
 
         Raises:
-            ValueError: for a size that cannot be halved, an unknown name, a cond key that is
+            ValueError: for a size that has no whole patches, an unknown name, a cond key that is
                 missing or unknown, gates or a control of another shape, or another time than one
                 for each example.
         """
-        check_size(x.shape[1], x.shape[2], self.patch, len(self.channel_mults) - 1)
+        check_size(x.shape[1], x.shape[2], self.patch, 0)
         x = space_to_depth(x, self.patch)
         self._check(x, cond, {"control", *HOOKS})
         style, features = self._style(train), self.features
@@ -245,7 +244,10 @@ class TextUNet(TextEncoderSide):
         h, skips = self._down(h, emb, text, style, gates)
         h, skips = _controlled(h, skips, cond.get("control"))
         for level in self._levels("up", style, features[::-1], up_widths(features, self.counts)):
-            h, _ = level(h, [skips.pop() for _ in level.widths], emb, text, _of(gates, level))
+            own = [skips.pop() for _ in level.widths]
+            # An odd size was rounded up on the way down: what meets the next skip has its size.
+            size = skips[-1].shape[1:3] if skips else None
+            h, _ = level(h, own, emb, text, _of(gates, level), size)
         h = GroupNormSilu(style, name="norm_out")(h)
         zeros = nn.initializers.zeros_init()
         folded = self.out_channels * self.patch**2

@@ -233,6 +233,11 @@ class UNet(nn.Module):
                 name=f"{side}_{i}",
             )
 
+    @property
+    def multiple(self) -> int:
+        """What height and width must be multiples of."""
+        return self.patch * 2 ** (len(self.channel_mults) - 1)
+
     def _check(self, x: Array) -> None:
         halvings = len(self.channel_mults) - 1
         check_size(x.shape[1], x.shape[2], self.patch, halvings)

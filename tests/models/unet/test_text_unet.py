@@ -278,7 +278,7 @@ def test_text_time_and_label_reach_the_output():
         (UNET, TEXT | {"pooled": X}, r"cond has \['pooled'\]"),
         (UNET, TEXT | {"skip_blocks": jnp.zeros((2, 3))}, r"skip_blocks'\] has shape \(2, 3\)"),
         (UNET, TEXT | {"control": {"down": (X,), "mid": X}}, "this network takes"),
-        (UNET.clone(channel_mults=(1, 1, 1, 1)), TEXT, "halved 3 times"),
+        (UNET.clone(patch=3), TEXT, "3x3 patches"),
         (UNET.clone(depths=(1, 1, 1)), TEXT, "depths=.* has 3 entries"),
         (UNET.clone(remat="some"), TEXT, "remat='some' is unknown"),
         (CONTROL, TEXT, "cond lacks 'hint'"),

@@ -39,10 +39,10 @@ def random_model(cls, config):
     return theirs, {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
 
 
-def inputs(config):
+def inputs(config, size=(8, 12)):
     rng = np.random.default_rng(1)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
-    x = draw(2, 8, 12, config.get("in_channels", 4))
+    x = draw(2, *size, config.get("in_channels", 4))
     cond = {"context": draw(2, 5, config["cross_attention_dim"])}
     if "addition_embed_type" in config:
         sizes = [[512.0, 640, 0, 32, 1024, 1024], [1.0, 2, 3, 4, 5, 6]]
@@ -143,6 +143,41 @@ def test_control_net_has_the_same_output_alone_and_beside_the_unet(case):
     print(f"{case}: largest relative error {max(errors):.1e}")
     assert max(errors) < 1e-5
     same(state, to_diffusers_controlnet(control_params, config))
+
+
+@pytest.mark.parametrize("size", [(7, 9), (5, 2)])
+def test_odd_sizes_too(size):
+    """Of which no half is whole: up to four levels, each rounded up on the way down."""
+    deep = {
+        "block_out_channels": (32, 32, 64, 64), "layers_per_block": 1, "norm_num_groups": 8,
+        "cross_attention_dim": 16, "attention_head_dim": 4,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    }  # fmt: skip
+    ups = ("UpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
+    theirs, state = random_model(diffusers.UNet2DConditionModel, {**deep, "up_block_types": ups})
+    steering, control_state = random_model(diffusers.ControlNetModel, deep | HINT)
+    unet, params = from_sd_unet(state, theirs.config)
+    control, control_params = from_diffusers_controlnet(control_state, steering.config)
+    x, time, cond = inputs(deep, size)
+    hint = np.random.default_rng(2).uniform(size=(2, 4 * size[0], 4 * size[1], 3))
+    hint = hint.astype(np.float32)
+    arguments = their_arguments(x, time, cond)
+    with torch.no_grad():
+        plain = theirs(**arguments).sample
+        added = steering(**arguments, controlnet_cond=to_torch(hint))
+        expected = theirs(
+            **arguments,
+            down_block_additional_residuals=added.down_block_res_samples,
+            mid_block_additional_residual=added.mid_block_res_sample,
+        ).sample
+    both = with_control(net_from_module(unet), [control_from_module(control)])
+    out = quick(net_from_module(unet))(params, x, time, cond)
+    steered = quick(both)(
+        {"net": params, "control": (control_params,)}, x, time, {**cond, "hint": (hint,)}
+    )
+    assert relative(out, to_ours(plain)) < 1e-5
+    assert relative(steered, to_ours(expected)) < 1e-5
+    assert relative(to_ours(expected), to_ours(plain)) > 1e-2
 
 
 @pytest.mark.parametrize("case", CONTROLS)
