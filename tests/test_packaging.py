@@ -58,7 +58,9 @@ def test_every_python_that_is_tested_may_install():
 def test_accelerators_take_the_pinned_jax():
     """Their extras name no release of their own, so that requirements.txt decides."""
     names = {name: Requirement(line) for name in ("gpu", "tpu") for line in EXTRAS[name]}
-    assert {name: (one.name, set(one.extras), str(one.specifier)) for name, one in names.items()} == {
+    assert {
+        name: (one.name, set(one.extras), str(one.specifier)) for name, one in names.items()
+    } == {
         "gpu": ("jax", {"cuda12"}, ""),
         "tpu": ("jax", {"tpu"}, ""),
     }
