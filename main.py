@@ -38,7 +38,11 @@ def parse_flags(argv: list[str]) -> list[str]:
     argv, notes = renewed(argv)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    sampling = "--mode=sample" in argv and not any(word.startswith("--config=") for word in argv)
+    files = [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]
+    for file in files:
+        if not Path(file.partition(":")[0]).is_file():
+            ending.end(f"there is no config {file}; name a file: --config=configs/mnist.py", 2)
+    sampling = "--mode=sample" in argv and not files
     if sampling:
         argv.insert(1, f"--config={SAMPLE}")
     sys.argv[:] = argv  # which ml_collections reads by itself

@@ -69,7 +69,7 @@ def parse(spec: str, field: str) -> tuple[str, list[Any], dict[str, Any]]:
             raise ValueError(spec)
         args = [ast.literal_eval(a) for a in node.args]
         kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
-    except (SyntaxError, ValueError, AttributeError):
+    except (SyntaxError, ValueError, AttributeError, TypeError, RecursionError, MemoryError):
         raise ValueError(
             f"config.{field} = {spec!r} is not of the form 'name' or 'name(key=value)', "
             "with numbers, strings or lists as values"
