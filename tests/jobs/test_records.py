@@ -9,7 +9,7 @@ import pytest
 from configs import sample
 from diffusion_jax import files, pictures
 from diffusion_jax.apps.plan import Generator, Geometry, Request
-from diffusion_jax.jobs import image_files, records, requests
+from diffusion_jax.jobs import image_files, records, requests, sampling
 from diffusion_jax.jobs.settings import RULES
 
 REQUEST = Request("a red cat", "dog", None, 2**63 + 5, (64, 72))
@@ -205,3 +205,19 @@ def test_what_is_drawn_is_kept_elsewhere_if_its_folder_fails(tmp_path, monkeypat
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"samples cannot be written to .*; give a --workdir"):
         image_files.check_writable(tmp_path / "file" / "samples")
+
+
+def test_what_is_drawn_is_kept_whatever_breaks_off_the_rest(tmp_path, monkeypatch):
+    def broken_off(sampler, requests, size, done):
+        done.append(np.full((2, 4, 4, 3), 9, np.uint8))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sampling, "open_sampler", lambda settings, generator: Sampler)
+    monkeypatch.setattr(sampling, "draw_requests", broken_off)
+    settings = settings_with(prompts=("cat", "dog"), n=3, batch_size=2, seed=5)
+    with pytest.raises(KeyboardInterrupt):
+        sampling.SAMPLES[Generator](GIVEN, settings, tmp_path)
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == ["000005-cat.png", "000006-dog.png", "all.npz", "all.png"]
+    record = records.read_record(str(tmp_path / "samples" / names[1]))
+    assert records.place_of(record) == records.Place(1, 2, 5)
