@@ -89,7 +89,7 @@ RULES = (
     ),
     Rule("image_size", _size, "(height, width), such as (512, 512)"),
     Rule("chunks", _from(0), "at least 1, or 0 for all"),
-    Rule("tile", _from(0), "pixels, or 0 for no tiles"),
+    Rule("tile", _from(0), "a number of pixels, or 0 for no tiles"),
     Rule("edits", _each(_text), "a list of edits, such as ('variation(0.2)',)"),
     Rule("lora", _each(_text), _FILES),
     Rule("embeddings", _each(_text), _FILES),

@@ -18,7 +18,10 @@ from diffusion_jax.data.builders.folder_captions import listing, read_captions
 from diffusion_jax.data.builders.progress import with_progress
 from diffusion_jax.data.images import cropped, resized, with_channels
 
-ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+ENDINGS = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tga",
+     ".tif", ".tiff", ".webp"}
+)  # fmt: skip
 
 
 @dataclasses.dataclass(kw_only=True)
