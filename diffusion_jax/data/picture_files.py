@@ -21,10 +21,10 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
 FORMATS = (
-    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD",
-    "TGA", "TIFF", "WEBP",
+    "PNG", "JPEG", "WEBP", "MPO", "GIF", "TIFF", "AVIF", "BMP", "DIB", "ICO", "JPEG2000", "PCX",
+    "PPM", "PSD", "TGA",
 )  # fmt: skip
-"""Those that are read: files of pixels alone, none that starts another program as EPS does."""
+"""Those that are read, the likeliest first; none of them starts another program, as EPS does."""
 
 PictureSource = str | os.PathLike | bytes
 """A path, or the bytes of a file."""
