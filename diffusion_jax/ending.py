@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 REPORTS = "the issue tracker of diffusion_jax"
 """Where a fault is to be reported."""
@@ -58,7 +59,7 @@ def sentences(workdir: Callable[[], str | os.PathLike | None] = lambda: None) ->
         end(_fault(error, workdir), FAULT)
 
 
-def end(message: str, code: int) -> None:
+def end(message: str, code: int) -> NoReturn:
     """Say why, and end this process; with others at once, so that they notice and end too.
 
     A farewell to the others, as JAX takes at exit, would wait for them, and they wait in a
@@ -122,11 +123,9 @@ def _kept(told: str, workdir: Callable[[], str | os.PathLike | None]) -> Path:
     stamp = time.strftime("%Y-%m-%dT%H-%M-%S")
     versions = f"Python {platform.python_version()}, JAX {getattr(_jax(), '__version__', 'unused')}"
     text = f"{stamp}\n{versions}, {platform.platform()}\n{' '.join(sys.argv)}\n\n{told}"
-    given = workdir()
-    for folder in (given and Path(given) / "errors", Path(tempfile.gettempdir())):
+    given, temporary = workdir(), Path(tempfile.gettempdir())
+    for folder in (Path(given) / "errors" if given else temporary, temporary):
         try:
-            if not folder:
-                continue
             folder.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(".txt", f"{stamp}-", folder, text=True)
             with os.fdopen(handle, "w", errors="backslashreplace") as file:
@@ -142,6 +141,6 @@ def _lacks_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
-def _jax():
+def _jax() -> Any:
     """JAX if it is in use; it is not started for a sentence."""
     return sys.modules.get("jax")

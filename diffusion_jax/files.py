@@ -18,7 +18,9 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=f".{path.stem}-", dir=path.parent)
+    handle, name = tempfile.mkstemp(
+        suffix=path.suffix, prefix=f".{path.stem[:40]}-", dir=path.parent
+    )
     os.close(handle)
     try:
         yield Path(name)

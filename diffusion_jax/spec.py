@@ -14,13 +14,16 @@ from typing import Any
 Config = Any
 """An ``ml_collections.ConfigDict``; its fields are not known to type checkers."""
 
-# Annotations that a literal can be checked against; anything richer is the function's own business.
+# Annotations, or parts of a union, that a literal is checked against; anything richer is the
+# function's own business.
 _LITERALS: dict[str, tuple[type, ...]] = {
     "float": (int, float),
     "int": (int,),
     "str": (str,),
     "bool": (bool,),
 }
+# Of a union, what may stand beside those: no literal is an array, but what a caller gives may be.
+_KNOWN = frozenset({*_LITERALS, "None", "Array"})
 
 
 def build(table: Mapping[str, Callable], spec: str, field: str, **context: Any) -> Any:
@@ -69,7 +72,7 @@ def parse(spec: str, field: str) -> tuple[str, list[Any], dict[str, Any]]:
             raise ValueError(spec)
         args = [ast.literal_eval(a) for a in node.args]
         kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
-    except (SyntaxError, ValueError, AttributeError):
+    except (SyntaxError, ValueError, AttributeError, TypeError, RecursionError, MemoryError):
         raise ValueError(
             f"config.{field} = {spec!r} is not of the form 'name' or 'name(key=value)', "
             "with numbers, strings or lists as values"
@@ -84,10 +87,12 @@ def plain(config: Config) -> dict[str, Any]:
 
 def _check_literal(key: str, value: Any, annotation: Any, field: str, spec: str) -> None:
     wanted = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
-    allowed = _LITERALS.get(wanted)
-    if allowed is None:
+    parts = [part.strip() for part in wanted.split("|")]
+    if not any(part in _LITERALS for part in parts) or not _KNOWN.issuperset(parts):
         return
+    if (value is None and "None" in parts) or ("Array" in parts and hasattr(value, "dtype")):
+        return
+    allowed = tuple(kind for part in parts for kind in _LITERALS.get(part, ()))
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-        raise ValueError(
-            f"config.{field} = {spec!r}: {key} must be of type {wanted}, got {value!r}"
-        )
+        named = " or ".join(part for part in parts if part in _LITERALS)
+        raise ValueError(f"config.{field} = {spec!r}: {key} must be of type {named}, got {value!r}")

@@ -7,16 +7,25 @@ def double(x: float, times: int = 2, note: str = "") -> tuple:
     return (x * times, note)
 
 
+def union(rate: "float | Array" = 1.0, least: "int | None" = None) -> tuple:
+    return (rate, least)
+
+
 def with_context(process, bias: float = 1.0):
     return (process, bias)
 
 
-TABLE = {"double": double, "with_context": with_context}
+TABLE = {"double": double, "with_context": with_context, "union": union}
 
 
 def test_calls_with_literal_arguments():
     assert spec.build(TABLE, "double(3)", "f") == (6, "")
     assert spec.build(TABLE, "double(1.5, times=4, note='n')", "f") == (6.0, "n")
+
+
+def test_a_part_of_a_union_is_a_literal():
+    assert spec.build(TABLE, "union(2, least=3)", "f") == (2, 3)
+    assert spec.build(TABLE, "union(least=None)", "f") == (1.0, None)
 
 
 def test_context_reaches_only_those_that_ask():
@@ -27,12 +36,16 @@ def test_context_reaches_only_those_that_ask():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("tripple(3)", ["config.f", "tripple", "known are double, with_context"]),
+        ("tripple(3)", ["config.f", "tripple", "known are double, union, with_context"]),
         ("double", ["config.f", "missing", "'x'"]),
         ("double(3, size=1)", ["config.f", "unexpected keyword argument 'size'"]),
         ("double('a')", ["x must be of type float", "'a'"]),
         ("double(1, times=2.5)", ["times must be of type int", "2.5"]),
         ("double(1, times=True)", ["times must be of type int"]),
+        ("union('a')", ["rate must be of type float", "'a'"]),
+        ("union(least=0.5)", ["least must be of type int", "0.5"]),
+        ("double(" + "(" * 5000, ["not of the form"]),
+        ("double({[]: 1})", ["not of the form"]),
         ("double(", ["not of the form"]),
         ("double(open('x'))", ["not of the form"]),
         ("1 + 1", ["not of the form"]),

@@ -103,7 +103,8 @@ def _labels_of(requests: Sequence[Request], classes: int) -> np.ndarray:
     labels = [request.label or 0 for request in requests]
     wrong = [label for label in labels if not 0 <= label < max(classes, 1)]
     if wrong:
-        raise ValueError(f"config.labels has {wrong[0]}; the model's labels are 0 to {classes - 1}")
+        has = f"the model's labels are 0 to {classes - 1}" if classes else "the model has none"
+        raise ValueError(f"config.labels has {wrong[0]}; {has}")
     return np.asarray(labels, np.int32)
 
 

@@ -143,7 +143,16 @@ def initialiser(config: Config) -> Callable[[jax.Array, jax.Array, Any], Params]
 
 
 def data_shape(config: Config) -> tuple[int, ...]:
-    """Of what is diffused: (h, w, c) of images, (h, w, z) of latents, (2,) of points."""
+    """Of what is diffused: (h, w, c) of images, (h, w, z) of latents, (2,) of points.
+
+    Raises:
+        ValueError: for an image size that is none.
+    """
+    size = tuple(config.data.image_size)
+    if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise ValueError(
+            f"config.data.image_size = {size} must be (height, width), such as (64, 64)"
+        )
     if config.model.get("autoencoder", ""):
         return first_stage.code_shape(config)
     if config.data.name.startswith("toy2d:"):

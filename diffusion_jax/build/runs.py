@@ -6,6 +6,7 @@ import difflib
 import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -19,7 +20,7 @@ from diffusion_jax.spec import Config, plain
 from diffusion_jax.spec import build as build_from
 from diffusion_jax.train import snapshots
 from diffusion_jax.train.checkpoint import restore_params_at
-from diffusion_jax.train.workdir import NEUTRAL, differences, flat, read_config
+from diffusion_jax.train.workdir import CONFIG, NEUTRAL, differences, flat, read_config
 
 # What the parameters mean; sampling and evaluation may choose everything else anew.
 FIXED = (
@@ -70,6 +71,11 @@ def run_config(workdir: str | os.PathLike, overrides: dict[str, Any] | None = No
         ValueError: if there is no run, or a field is unknown or says what the parameters mean.
     """
     config: Config = ConfigDict(settings(workdir))
+    if "model" not in config:
+        raise ValueError(
+            f"{Path(workdir) / CONFIG} is not of a run, as it has no field 'model'; name a run's "
+            "folder, or of a checkpoint the one with model_index.json"
+        )
     for section in LATER if "process" in config else ():  # fields newer than the run
         if section not in config:
             config[section] = ConfigDict()

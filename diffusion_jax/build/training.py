@@ -71,10 +71,19 @@ def rules(config: Config, networks: Sequence[str] | None = None) -> Rules:
         config: its mesh section, and its ``model.name`` where no networks are given.
         networks: names in ``PARTITIONS``.
     """
+    for rule in config.mesh.rules:
+        if not isinstance(rule, (list, tuple)) or list(map(type, rule)) not in _RULE:
+            raise ValueError(
+                f"config.mesh.rules has {rule!r}, which is not (pattern, axes), such as "
+                "('attention/kernel', (None, 'tensor'))"
+            )
     given = tuple((pattern, tuple(axes)) for pattern, axes in config.mesh.rules)
     names = (config.model.name,) if networks is None else networks
     own = [row for name in names for row in PARTITIONS.get(name, ())]
     return (*given, *((pattern, where_it_fits(axes)) for pattern, axes in own))
+
+
+_RULE = ([str, tuple], [str, list])
 
 
 def data_spec(config: Config, split: str) -> DataSpec:

@@ -21,10 +21,10 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
 FORMATS = (
-    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD",
-    "TGA", "TIFF", "WEBP",
+    "PNG", "JPEG", "WEBP", "MPO", "GIF", "TIFF", "AVIF", "BMP", "DIB", "ICO", "JPEG2000", "PCX",
+    "PPM", "PSD", "TGA",
 )  # fmt: skip
-"""Those that are read: files of pixels alone, none that starts another program as EPS does."""
+"""Those that are read, the likeliest first; none of them starts another program, as EPS does."""
 
 PictureSource = str | os.PathLike | bytes
 """A path, or the bytes of a file."""
@@ -122,7 +122,8 @@ def _tiff(picture: Image.Image, tag: int, default: int) -> int:
 def _transparent(picture: Image.Image) -> Any:
     """The transparent grey or colour of a PNG, at the depth that Pillow gives; None for none."""
     value = picture.info.get("transparency")
-    deep = bool(picture.tile) and str(picture.tile[0][3]) == "RGB;16B"
+    tile: Any = getattr(picture, "tile", None)
+    deep = bool(tile) and str(tile[0][3]) == "RGB;16B"
     return tuple(part >> 8 for part in value) if deep and isinstance(value, tuple) else value
 
 
@@ -179,7 +180,7 @@ def _in_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
 def _conversion(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
     """By what a picture of that mode is converted; None where it is to be left as it is."""
     try:
-        known = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        known: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         same = "sRGB" in ImageCms.getProfileDescription(known)
         if same or known.profile.xcolor_space.strip() != _SPACES[mode]:
             return None

@@ -85,7 +85,11 @@ def chosen_sampler(
 
 
 def draw_requests(
-    sampler: ImageSampler, requests: Sequence[Request], size: int, weights: Weights | None = None
+    sampler: ImageSampler,
+    requests: Sequence[Request],
+    size: int,
+    weights: Weights | None = None,
+    done: list[np.ndarray] | None = None,
 ) -> np.ndarray:
     """Images of requests, in batches of one size, with progress.
 
@@ -94,6 +98,8 @@ def draw_requests(
         requests: at least one, of one image size.
         size: images at once.
         weights: in place of the generator's, while it is trained.
+        done: a list that gets each batch as it is finished, for what is to be kept of a job that
+            is broken off.
 
     Returns:
         uint8 [n, h, w, c], or float32 [n, 2] of points.
@@ -105,7 +111,8 @@ def draw_requests(
     starts = range(0, len(requests), size)
     parts = [[requests[j % len(requests)] for j in range(i, i + size)] for i in starts]
     read = lambda part: inputs_of(sampler.generator, sampler.settings, sampler.edits, part)
-    first, images, silent = read(parts[0]), [], jax.process_index() > 0  # mistakes before the bar
+    first, silent = read(parts[0]), jax.process_index() > 0  # mistakes before the bar
+    images = [] if done is None else done
     with tqdm(
         total=len(requests), desc="sampling", unit="image", leave=False, disable=silent
     ) as bar:
@@ -114,9 +121,10 @@ def draw_requests(
             place = lambda x: place_batch(sampler.settings, x)
             placed = jax.tree.map(place, inputs._replace(scale=()))._replace(scale=inputs.scale)
             pixels = jax.device_get(sampler.draw(weights, seeds.key(part[0].seed), placed))
-            images.append(_finite(pixels, sampler.settings.sampler))
-            bar.update(min(size, len(requests) - i * size))
-    return np.concatenate(images)[: len(requests)]
+            left = len(requests) - i * size
+            images.append(_finite(pixels, sampler.settings.sampler)[:left])
+            bar.update(min(size, left))
+    return np.concatenate(images)
 
 
 def with_reference(sampler: ImageSampler, weights: Weights | None = None) -> Weights:

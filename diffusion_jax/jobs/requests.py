@@ -14,9 +14,9 @@ from jax.experimental import multihost_utils
 from configs import sample
 from diffusion_jax.apps.plan import Generator, Geometry, Request
 from diffusion_jax.core import seeds
+from diffusion_jax.jobs.settings import ANY_SEED, check
 from diffusion_jax.spec import Config
 
-ANY_SEED = -1
 _FIELDS = ("prompts", "negative_prompt", "labels", "n", "seed", "image_size", "batch_size")
 
 
@@ -24,10 +24,14 @@ def settings_of(config: Config, workdir: str | os.PathLike) -> Config:
     """The fields of ``configs/sample.py``, of a config of whatever kind.
 
     A config of training says in its sampler section what is drawn of it; its folder is the source.
+
+    Raises:
+        ValueError: for a field that no source could take (``settings.check``).
     """
     if "train" not in config:
         settings = config.copy_and_resolve_references()
         settings.checkpoint = settings.checkpoint or str(workdir)
+        check(settings)
         return settings
     settings: Config = sample.get_config().unlock()
     for name in settings:
@@ -40,6 +44,7 @@ def settings_of(config: Config, workdir: str | os.PathLike) -> Config:
     settings.mesh = config.mesh
     settings.data.dir = config.data.dir
     settings.checkpoint = str(workdir)
+    check(settings)
     return settings
 
 
@@ -47,18 +52,12 @@ def requests_of(settings: Config, generator: Generator) -> list[Request]:
     """The images that the settings ask for; what they leave open is the generator's own.
 
     Raises:
-        ValueError: for a number that is too small, or a size that the networks cannot take.
+        ValueError: for a size that the networks cannot take.
     """
     chosen = {name: _chosen(settings, generator, name) for name in _FIELDS}
-    for field in ("n", "batch_size"):
-        if chosen[field] is not None and chosen[field] < 0:
-            raise ValueError(f"config.{field} = {chosen[field]} must be at least 1")
     one = (settings.prompt,) if settings.prompt else ()
     prompts = settings.prompts or one or chosen["prompts"] or ()
     labels = chosen["labels"] or ()
-    for field, value in (("prompts", prompts), ("labels", labels)):
-        if isinstance(value, str):
-            raise ValueError(f"config.{field} = {value!r} must be a list, such as ({value!r},)")
     labels = tuple(labels) or (() if prompts else tuple(range(generator.classes)))
     size = size_of(chosen["image_size"] or (), generator.geometry)
     first = _seed(chosen["seed"] or 0)
@@ -84,11 +83,9 @@ def size_of(size: Sequence[int], geometry: Geometry) -> tuple[int, ...]:
     size, multiple = tuple(size), geometry.multiple
     if not size or not geometry.size:
         return ()
-    if len(size) != 2 or any(n < multiple or n % multiple for n in size):
-        sides = [n for n in size if isinstance(n, int)][:2] or [multiple]
-        sides = [*sides, *sides][:2]
+    if any(n % multiple for n in size):
         down, up = (
-            tuple(max(1, rounded(n / multiple)) * multiple for n in sides)
+            tuple(max(1, rounded(n / multiple)) * multiple for n in size)
             for rounded in (math.floor, math.ceil)
         )
         raise ValueError(
@@ -103,10 +100,6 @@ def _seed(seed: int) -> int:
     if seed == ANY_SEED:
         drawn = np.uint32(secrets.randbits(32))
         return int(multihost_utils.broadcast_one_to_all(drawn))
-    if not 0 <= seed < seeds.COUNT:
-        raise ValueError(
-            f"config.seed = {seed} must be at least 0 and below 2**64, or {ANY_SEED} for any"
-        )
     return seed
 
 

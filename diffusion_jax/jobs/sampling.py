@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+import numpy as np
 
 from diffusion_jax.apps.plan import Generator
 from diffusion_jax.build.generator import open_source
@@ -15,17 +15,16 @@ from diffusion_jax.build.runs import Run
 from diffusion_jax.jobs import autoencoding
 from diffusion_jax.jobs.drawing import Samples, draw_requests, open_sampler
 from diffusion_jax.jobs.image_files import (
-    Place,
     batch_places,
+    check_writable,
     labels_of,
-    read_record,
-    request_of,
     save_drawn,
 )
 from diffusion_jax.jobs.placing import cache_compilations
+from diffusion_jax.jobs.records import place_of, read_record, request_of, with_record
 from diffusion_jax.jobs.requests import batch_size, requests_of, settings_of
 from diffusion_jax.jobs.strips import save_strip
-from diffusion_jax.spec import Config, plain
+from diffusion_jax.spec import Config
 
 
 def sample(config: Config, workdir: str | os.PathLike) -> Any:
@@ -52,9 +51,20 @@ def sample(config: Config, workdir: str | os.PathLike) -> Any:
 
 def _drawn(generator: Generator, settings: Config, workdir: Path) -> Samples:
     requests, size = requests_of(settings, generator), batch_size(settings, generator)
-    sampler = open_sampler(settings, generator)
-    images = draw_requests(sampler, requests, size)
-    save_drawn(sampler, requests, images, batch_places(requests, size), workdir / "samples")
+    distinct = {request._replace(seed=0): request for request in requests}
+    generator.inputs(list(distinct.values()))  # the last one's mistake too, before the first
+    sampler, folder = open_sampler(settings, generator), workdir / "samples"
+    check_writable(folder)
+    places, done = batch_places(requests, size), []
+    try:
+        images = draw_requests(sampler, requests, size, done=done)
+    except BaseException:  # what is drawn is kept, whatever broke off the rest
+        if done:
+            images = np.concatenate(done)
+            n = len(images)
+            save_drawn(sampler, requests[:n], images, places[:n], folder)
+        raise
+    save_drawn(sampler, requests, images, places, folder)
     if generator.examples is not None:
         save_strip(sampler, workdir / "samples" / "strip.png")
     return Samples(images, labels_of(requests))
@@ -63,9 +73,8 @@ def _drawn(generator: Generator, settings: Config, workdir: Path) -> Samples:
 def _again(settings: Config, workdir: Path) -> Samples:
     """The image of ``config.again`` once more: the same batch, of which it alone differs."""
     record = read_record(settings.again)
-    held = {name: value for name, value in record.items() if name in settings}
-    settings = ConfigDict({**plain(settings), **held})
-    request, place = request_of(record), Place(*record["batch"])
+    settings = with_record(settings, record)
+    request, place = request_of(record), place_of(record)
     batch = [request._replace(seed=place.seed), *[request] * (place.size - 1)]
     batch[place.number] = request
     generator: Any = open_source(settings.checkpoint, settings)
@@ -75,6 +84,7 @@ def _again(settings: Config, workdir: Path) -> Samples:
             f"{generator.name} now and was {record['drawn_by']}"
         )
     sampler = open_sampler(settings, generator)
+    check_writable(workdir / "samples")
     image = draw_requests(sampler, batch, place.size)[place.number : place.number + 1]
     save_drawn(sampler, [request], image, [place], workdir / "samples")
     return Samples(image, labels_of([request]))

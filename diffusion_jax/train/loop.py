@@ -119,9 +119,9 @@ def train(
     mesh = sharding.make_mesh() if mesh is None else mesh
     trace = Trace(folder, plan.trace)
     with workdir.locked(folder):  # before claiming: another run's config is not touched
-        workdir.claim(folder, config)
         batch = example(data, mesh)
         shapes = abstract_state(recipe, tx, ema, batch)
+        workdir.claim(folder, config)  # not before: a config of which nothing is made claims none
         places = sharding.of_state(shapes, mesh, rules, split, offload)
         frozen = {} if frozen is None else frozen
         frozen = jax.device_put(frozen, sharding.of_params(frozen, mesh, rules))

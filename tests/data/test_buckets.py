@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.data import DataSpec, batches, images, make_dataset, sizes, sources, to_uint8
+from diffusion_jax.data import (
+    DataSpec,
+    batches,
+    make_dataset,
+    picture_files,
+    sizes,
+    sources,
+    to_uint8,
+)
 from diffusion_jax.data.buckets import Turns, assign_buckets, buckets, by_bucket, match_buckets
 from diffusion_jax.data.prepare import Options, prepare
 
@@ -211,7 +219,7 @@ def test_framing_tells_the_first_size_and_the_corner_of_the_crop(tmp_path):
 def test_sizes_are_read_from_headers_once(root, monkeypatch):
     source = sources.open_source("image_folder/many", "train", root)
     examples = source.read(np.arange(32))
-    monkeypatch.setattr(images, "decode", None)  # never needed
+    monkeypatch.setattr(picture_files, "read", None)  # never needed
     found = source.sizes()
     np.testing.assert_array_equal(found, [example["image"].shape[:2] for example in examples])
     monkeypatch.setattr(sizes, "_measured", None)  # nor a second look

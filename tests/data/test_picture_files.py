@@ -128,14 +128,15 @@ def test_sixteen_bits_and_transparent_colours(encoded, expected):
     np.testing.assert_array_equal(picture_files.read(encoded)[0], expected)
 
 
-def tiff(bits, photometric, data, width):
-    """A grey TIFF of one row of unsigned numbers."""
-    entries = [
-        (256, 3, width), (257, 3, 1), (258, 3, bits), (259, 3, 1), (262, 3, photometric),
-        (273, 4, 8), (277, 3, 1), (278, 3, 1), (279, 4, len(data)), (339, 3, 1),
-    ]  # fmt: skip
-    pack = lambda tag, kind, value: struct.pack("<HHII", tag, kind, 1, value)
-    directory = struct.pack("<H", len(entries)) + b"".join(pack(*e) for e in entries)
+def tiff(bits, photometric, data, width, *more):
+    """A grey TIFF of one row of unsigned numbers; ``more`` are entries of its directory."""
+    entries = {
+        256: (3, 1, width), 257: (3, 1, 1), 258: (3, 1, bits), 259: (3, 1, 1),
+        262: (3, 1, photometric), 273: (4, 1, 8), 277: (3, 1, 1), 278: (3, 1, 1),
+        279: (4, 1, len(data)), 339: (3, 1, 1), **dict(more),
+    }  # fmt: skip
+    pack = lambda tag: struct.pack("<HHII", tag, *entries[tag])
+    directory = struct.pack("<H", len(entries)) + b"".join(map(pack, sorted(entries)))
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory + b"\0" * 4
 
 
@@ -144,6 +145,14 @@ def test_a_tiff_of_twelve_bits_and_one_whose_zero_is_white():
     np.testing.assert_array_equal(picture_files.read(twelve)[0, :, 0], [255, 0, 128, 0])
     inverted = tiff(16, 0, struct.pack("<2H", 0, 257 * 40), 2)
     np.testing.assert_array_equal(picture_files.read(inverted)[0, :, 0], [255, 215])
+
+
+def test_alpha_that_is_in_the_colours_already():
+    """20 of grey under an alpha of 0.2, premultiplied, is 20 above the 0.8 of white."""
+    two, premultiplied = (258, (3, 2, 8 | 8 << 16)), (338, (3, 1, 1))
+    data = bytes([20, 51, 0, 255])
+    encoded = tiff(8, 1, data, 2, two, (277, (3, 1, 2)), premultiplied, (339, (3, 2, 1 | 1 << 16)))
+    np.testing.assert_allclose(picture_files.read(encoded)[0], [[224] * 3, [0] * 3], atol=1)
 
 
 def test_the_first_of_several_frames_is_read(tmp_path):

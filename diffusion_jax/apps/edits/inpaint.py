@@ -27,11 +27,12 @@ def inpaint(picture: str, mask: str, feather: float = 8.0, repeats: int = 100) -
             to what the model believes of the hole, 0 is the seam.  A new number compiles nothing.
 
     Raises:
-        ValueError: for a negative feather or number of repeats.
+        ValueError: for a negative feather or number of repeats, or too many of them.
     """
-    if feather < 0 or repeats < 0:
+    if not feather >= 0 or not 0 <= repeats < 2**31:
         raise ValueError(
-            f"config.edits: inpaint(feather={feather}, repeats={repeats}) must be 0 or more"
+            f"config.edits: inpaint(feather={feather}, repeats={repeats}) must be 0 or more, and "
+            "repeats below 2**31"
         )
 
     def arrays(generator: Generator, request: Request):

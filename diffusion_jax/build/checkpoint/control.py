@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -66,8 +67,10 @@ def control(network: str, picture: str, scale: float = 1.0) -> Edit:
         scale: factor on what it adds; a new one compiles nothing.
 
     Raises:
-        FileNotFoundError, ValueError: see ``read_controlnet``.
+        FileNotFoundError, ValueError: see ``read_controlnet``; for a scale that is not finite.
     """
+    if not math.isfinite(scale):
+        raise ValueError(f"config.edits: control(scale={scale}) must be a finite number")
 
     def arrays(generator: Generator, request: Request):
         size = request.size or generator.geometry.size

@@ -18,7 +18,10 @@ from diffusion_jax.data.builders.folder_captions import listing, read_captions
 from diffusion_jax.data.builders.progress import with_progress
 from diffusion_jax.data.images import cropped, resized, with_channels
 
-ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+ENDINGS = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tga",
+     ".tif", ".tiff", ".webp"}
+)  # fmt: skip
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -148,6 +151,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(self, *, config: FolderConfig, data_dir: str):
         self.settings = config
         self.paths = list_images(config.folder)
+        self.splits = split_paths(self.paths, config.test_fraction)
         self.classes = classes_of(self.paths)
         captions = read_captions(config.folder, self.paths)
         self.captions = captions.texts
@@ -170,8 +174,8 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager):
         del dl_manager
-        splits = split_paths(self.paths, self.settings.test_fraction)
-        return {split: self._generate_examples(split, members) for split, members in splits.items()}
+        each = self.splits.items()
+        return {split: self._generate_examples(split, members) for split, members in each}
 
     def _generate_examples(self, split, paths):
         for path in with_progress(paths, self.name, split):

@@ -246,7 +246,7 @@ class TextUNet(TextEncoderSide):
         for level in self._levels("up", style, features[::-1], up_widths(features, self.counts)):
             own = [skips.pop() for _ in level.widths]
             # An odd size was rounded up on the way down: what meets the next skip has its size.
-            size = skips[-1].shape[1:3] if skips else None
+            size = (skips[-1].shape[1], skips[-1].shape[2]) if skips else None
             h, _ = level(h, own, emb, text, _of(gates, level), size)
         h = GroupNormSilu(style, name="norm_out")(h)
         zeros = nn.initializers.zeros_init()
