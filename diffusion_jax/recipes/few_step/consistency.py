@@ -249,8 +249,25 @@ def easy(
 
 
 def ema_rate(count: level_pairs.LevelCount, first: int = 2, decay: float = 0.9) -> Rate:
-    """1 - μ(k), μ(k) = exp(s0·log μ0/N(k)): for ``ema.averaged`` (Song et al. 2023, appendix C)."""
+    """1 - μ(k), μ(k) = exp(s0·log μ0/N(k)): for ``ema.averaged`` (Song et al. 2023, appendix C).
+
+    Args:
+        count: N(k), such as ``level_pairs.square_root``.
+        first: s0, N(0).
+        decay: μ0 = μ(0).
+    """
     return lambda k: -jnp.expm1(first * math.log(decay) / count(k)).astype(jnp.float32)
+
+
+def ema_rate_of_intervals(
+    count: level_pairs.LevelCount, first: int = 2, decay: float = 0.9
+) -> Rate:
+    """``ema_rate`` with the N(k) - 1 intervals in place of N(k), as the authors' code has it.
+
+    With s0 = 2 it starts at μ0² = 0.81, where the paper starts at μ0; the ratio of the two rates
+    tends to 1.
+    """
+    return ema_rate(lambda k: count(k) - 1, first, decay)
 
 
 CONSISTENCY: dict[str, Callable[..., Setting]] = {
