@@ -52,7 +52,7 @@ def _mean_bound(data, x0, levels, variance, n=4000):
 
 
 def test_the_bound_is_exact_where_the_reverse_is():
-    """x0 ~ N(0, I): p(x_s | x_t) is Gaussian with exactly the forward variance at every step (vp)."""
+    """x0 ~ N(0, I): p(x_s | x_t) is Gaussian with exactly the forward variance (vp)."""
 
     def forward(now, nxt, prediction, before=None):
         return jnp.log(transition(now, nxt).forward_variance)

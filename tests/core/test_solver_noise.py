@@ -95,10 +95,9 @@ def test_two_keys_give_one_sample_to_the_bit_where_the_noise_is_off():
         now, nxt = (_process(path).at_log_snr(lam) for lam in log_snr[1:3])
         for case, row in OFF.items():
             solver = _solver(case.split()[0], _process(path), **row)
-            step = lambda seed, s=solver: s.step(
-                jax.random.key(seed), _flat, x, now, nxt, s.init(x)
-            )
-            assert (step(0)[0] == step(1)[0]).all(), (path, case)
+            given = _flat, x, now, nxt, solver.init(x)
+            one, two = (solver.step(jax.random.key(seed), *given)[0] for seed in (0, 1))
+            assert (one == two).all(), (path, case)
 
 
 def _alike(x, level, end=None):

@@ -3,9 +3,9 @@
 p has the mean of q(x_s | x_t, x0) with the predicted x0 (``process.posterior``); what differs
 between papers is its variance.  A ``LogVariance`` gives its logarithm, [], [b] or [b, ...].
 
-On the step to the clean level, which only a likelihood looks at, β̃ is 0 and β would be too wide: the
-published codes put β̃ of the step before, from ``before`` to ``now``, for both (Ho et al. 2020's
-"fixed large" too; Nichol & Dhariwal 2021).
+On the step to the clean level, which only a likelihood looks at, β̃ is 0 and β would be too wide:
+the published codes put β̃ of the step before, from ``before`` to ``now``, for both (Ho et al.
+2020's "fixed large" too; Nichol & Dhariwal 2021).
 """
 
 from __future__ import annotations
