@@ -16,6 +16,7 @@ from diffusion_jax.data import DataMissing, load_images
 from diffusion_jax.data.faults import Faults
 from diffusion_jax.data.pipeline import DataSpec, batches, make_dataset
 from diffusion_jax.models.partition import PARTITIONS
+from diffusion_jax.recipes.few_step import consistency
 from diffusion_jax.spec import Config, build
 from diffusion_jax.train import optimizer
 from diffusion_jax.train.plan import Plan
@@ -39,7 +40,7 @@ def training(config: Config) -> dict[str, Any]:
              "skip_nonfinite")  # fmt: skip
     return {
         "tx": optimizer.grouped(scaled, groups) if groups else optimizer.adamw(rate, **settings),
-        "ema": build(EMAS, config.ema, "ema"),
+        "ema": build({**EMAS, **consistency.EMAS}, config.ema, "ema", total=steps),
         "plan": Plan(steps, **{name: config.train[name] for name in every}, trace=config.profile),
         "mesh": mesh(config),
         "rules": rules(config),

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from diffusion_jax.core.likelihood import Decoder
+from diffusion_jax.core.likelihood import Decoder, before_last
 from diffusion_jax.core.losses import decoder_term, discretised_log_likelihood, mean_per_example
 from diffusion_jax.core.process import corrupt, posterior
 from diffusion_jax.core.sampling import pairs
@@ -97,7 +97,8 @@ def _log_weight(key, denoise, x0, levels, variance, decoder) -> Array:
 
     inputs = (jax.random.split(steps_key, now.t.shape[0]), now, nxt)
     (x, total), _ = jax.lax.scan(body, (x, start), inputs)
-    total = total - decoder_term(x0, denoise(x, last), last, variance, decoder)
+    prediction, before = denoise(x, last), before_last(levels)
+    total = total - decoder_term(x0, prediction, last, variance, decoder, before)
     return total * math.prod(x0.shape[1:])
 
 

@@ -78,7 +78,7 @@ def variational_bound(
             ``gaussian_log_likelihood``.
     """
     steps_key, decoder_key = jax.random.split(key)
-    now, nxt, last = pairs(levels)
+    now, nxt, _ = pairs(levels)
     keys = jax.random.split(steps_key, now.t.shape[0])
 
     def body(_, inputs):
@@ -86,7 +86,7 @@ def variational_bound(
         return None, _step_kl(key, now, nxt, denoise, x0, variance)
 
     _, steps = jax.lax.scan(body, None, (keys, now, nxt))
-    final = _decoder_term(decoder_key, last, denoise, x0, variance, decoder)
+    final = _decoder_term(decoder_key, levels, denoise, x0, variance, decoder)
     return _bound(prior_kl(x0, levels), steps, final)
 
 
@@ -111,7 +111,7 @@ def estimate_bound(
     Raises:
         ValueError: if n < 1, or levels has no step.
     """
-    now, nxt, last = pairs(levels)
+    now, nxt, _ = pairs(levels)
     count = now.t.shape[0]
     if n < 1 or count < 1:
         raise ValueError(f"n = {n} terms of {count} steps: the estimate needs at least 1 of each")
@@ -127,7 +127,7 @@ def estimate_bound(
         return None, _step_kl(key, now_i, nxt_i, denoise, x0, variance) / chances[i]
 
     _, steps = jax.lax.scan(body, None, (jax.random.split(steps_key, n), index))
-    final = _decoder_term(decoder_key, last, denoise, x0, variance, decoder)
+    final = _decoder_term(decoder_key, levels, denoise, x0, variance, decoder)
     return _bound(prior_kl(x0, levels), steps, final)
 
 
@@ -157,9 +157,15 @@ def _step_kl(key, now, nxt, denoise, x0, variance) -> Array:
     return kl_term(x0, x, denoise(x, now), now, nxt, variance)
 
 
-def _decoder_term(key, last, denoise, x0, variance, decoder) -> Array:
+def _decoder_term(key, levels, denoise, x0, variance, decoder) -> Array:
+    last, before = pairs(levels)[2], before_last(levels)
     x = corrupt(x0, jax.random.normal(key, x0.shape, x0.dtype), last)
-    return decoder_term(x0, denoise(x, last), last, variance, decoder)
+    return decoder_term(x0, denoise(x, last), last, variance, decoder, before)
+
+
+def before_last(levels: NoiseLevel) -> NoiseLevel | None:
+    """The last level but one, which the variance of the step to the clean one reads."""
+    return jax.tree.map(lambda leaf: leaf[-2], levels) if levels.t.shape[0] > 1 else None
 
 
 def _bound(prior: Array, steps: Array, decoder: Array) -> Bound:

@@ -160,6 +160,7 @@ def decoder_term(
     now: NoiseLevel,
     variance: LogVariance,
     decoder: Callable[[Array, Array, Array], Array] = discretised_log_likelihood,
+    before: NoiseLevel | None = None,
 ) -> Float[Array, "b"]:
     """-log p(x0 | x_t) of the step to the clean level, nats per dimension.
 
@@ -169,8 +170,9 @@ def decoder_term(
         now: level of t, [b] or [].
         variance: log variance of p, one of ``solvers.ancestral.VARIANCES``.
         decoder: (x0, mean, log variance) -> log-likelihood per element, nats.
+        before: the level before ``now`` on the grid, see ``solvers.ancestral``; None without one.
     """
-    log_var = like(variance(now, clean(now), prediction), x0)
+    log_var = like(variance(now, clean(now), prediction, before), x0)
     return -mean_per_example(decoder(x0, prediction.x0, log_var))
 
 
@@ -181,10 +183,12 @@ def variational_term(
     now: NoiseLevel,
     nxt: NoiseLevel,
     variance: LogVariance,
+    before: NoiseLevel | None = None,
 ) -> Float[Array, "b"]:
     """Any step of the bound: ``decoder_term`` where ``nxt`` is clean, else ``kl_term``."""
     kl = kl_term(x0, x, prediction, now, nxt, variance)
-    return jnp.where(nxt.sigma == 0, decoder_term(x0, prediction, now, variance), kl)
+    decoder = decoder_term(x0, prediction, now, variance, before=before)
+    return jnp.where(nxt.sigma == 0, decoder, kl)
 
 
 DISTANCES: dict[str, Callable[..., Distance]] = {

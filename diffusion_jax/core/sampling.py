@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.core.process import clean
 from diffusion_jax.core.solvers.steps import follow
-from diffusion_jax.core.types import Denoise, NoiseLevel, Solver, like
+from diffusion_jax.core.types import Denoise, NoiseLevel, Prediction, Solver, like
 
 
 def prior(key: Key[Array, ""], shape: tuple[int, ...], levels: NoiseLevel) -> Float[Array, "b ..."]:
@@ -82,8 +83,8 @@ def sample(
 ) -> Float[Array, "b ..."]:
     """Walk x from levels[0] to the clean level.
 
-    n levels are n - 1 steps of the solver and then the step to sigma = 0, which for every solver is
-    the predicted x0: n network evaluations for a solver of one evaluation a step.
+    n levels are n - 1 steps of the solver and then the step to sigma = 0, which is the x0 that
+    ``Solver.finish`` predicts: n network evaluations for a solver of one evaluation a step.
 
     Args:
         key, solver, denoise, x, levels: see ``walk``; x such as ``prior`` gives.
@@ -91,13 +92,14 @@ def sample(
             at the table's first (its ``set_alpha_to_one=False``).
 
     Returns:
-        The sample, [b, ...].
+        The sample, [b, ...] of x's dtype.
     """
     x, _ = walk(key, solver, denoise, x, levels)
     last = pairs(levels)[2]
+    prediction = solver.finish(_last_key(key), denoise, x, last)
     if end is None:
-        return _predicted(denoise, x, last)
-    return _stay(x, follow(denoise(x, last), end), last, end)
+        return _cleaned(x, prediction, last)
+    return _stay(x, follow(prediction, end).astype(x.dtype), last, end)
 
 
 def trajectory(
@@ -118,28 +120,29 @@ def trajectory(
         points: which of the n levels to keep, increasing; None for all.  Memory is that of m.
 
     Returns:
-        (x_t, predicted x0), each [m, b, ...]; at the last level the predicted x0 is the sample.
+        (x_t, predicted x0), each [m, b, ...] of x's dtype; at the last level the predicted x0 is
+        the sample.
     """
     now, nxt, last = pairs(levels)
     n = levels.t.shape[0]
     points = jnp.arange(n) if points is None else jnp.asarray(points)
     keys = jax.random.split(key, n - 1)
 
-    def keep(kept, i, x, level):
+    def keep(kept, i, x, prediction, level):
         slot = jnp.where(points == i, jnp.arange(points.shape[0]), points.shape[0])
-        put = lambda buffer, value: buffer.at[slot].set(value.astype(buffer.dtype), mode="drop")
-        return put(kept[0], x), put(kept[1], _predicted(denoise, x, level))
+        put = lambda buffer, value: buffer.at[slot].set(value, mode="drop")
+        return put(kept[0], x), put(kept[1], _cleaned(x, prediction, level))
 
     def body(carry, inputs):
         (x, state, kept), (i, key, now, nxt) = carry, inputs
-        kept = keep(kept, i, x, now)
+        kept = keep(kept, i, x, denoise(x, now), now)
         moved, state = solver.step(key, denoise, x, now, nxt, state)
         return (_stay(x, moved.astype(x.dtype), now, nxt), state, kept), None
 
     room = jnp.zeros((points.shape[0], *x.shape), x.dtype)
     start = (x, _first_state(solver, denoise, x, levels), (room, room))
     (x, _, kept), _ = jax.lax.scan(body, start, (jnp.arange(n - 1), keys, now, nxt))
-    return keep(kept, n - 1, x, last)
+    return keep(kept, n - 1, x, solver.finish(_last_key(key), denoise, x, last), last)
 
 
 def pairs(levels: NoiseLevel) -> tuple[NoiseLevel, NoiseLevel, NoiseLevel]:
@@ -155,9 +158,14 @@ def _stay(x: Array, moved: Array, now: NoiseLevel, nxt: NoiseLevel) -> Array:
     return jnp.where(like(now.log_snr == nxt.log_snr, x), x, moved)
 
 
-def _predicted(denoise: Denoise, x: Array, level: NoiseLevel) -> Array:
+def _cleaned(x: Array, prediction: Prediction, level: NoiseLevel) -> Array:
     """The predicted x0; data that are clean by a level of their own are left as they are."""
-    return _stay(x, denoise(x, level).x0, level, clean(level))
+    return _stay(x, prediction.x0.astype(x.dtype), level, clean(level))
+
+
+def _last_key(key: Array) -> Array:
+    """Of the step to the clean level: no step's own, and the same for grids of any length."""
+    return jax.random.fold_in(key, np.uint32(2**32 - 1))
 
 
 def _first_state(solver: Solver, denoise: Denoise, x: Array, levels: NoiseLevel) -> Any:

@@ -165,10 +165,16 @@ class Solver(NamedTuple):
         init: x -> S, the state it carries (past predictions, ...), a pytree, () if none.
         step: (key, denoise, x, now, nxt, S) -> (x at nxt, S).  Gets the *function* denoise, so a
             method with several evaluations is straight-line code.  ``jump`` wants a ``Jump``.
+        finish: (key, denoise, x, last level) -> Prediction, whose straight way is the step to the
+            clean level.  A function Solver -> Solver keeps that of the solver inside
+            (``solver._replace(step=...)``), or does there what it does before each step.
     """
 
     init: Callable[[Array], Any]
     step: Callable[[Array, Denoise, Array, NoiseLevel, NoiseLevel, Any], tuple[Array, Any]]
+    finish: Callable[[Array, Denoise, Array, NoiseLevel], Prediction] = (
+        lambda key, denoise, x, level: denoise(x, level)
+    )
 
 
 class Context(NamedTuple):

@@ -8,6 +8,7 @@ hybrid loss; ``uncertain_regression`` is EDM2's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -84,8 +85,8 @@ def uncertain_regression(weight: Weight, frequencies: int = 32) -> Term:
 def variational(scale: float = 0.001, steps: int = 0) -> Term:
     """scale·T·L_t with the learned-range variance; x0's gradient is stopped.
 
-    Improved DDPM's L_hybrid = L_simple + λ·L_vlb (Nichol & Dhariwal 2021, eq. 16), L_t in nats per
-    dimension.
+    Improved DDPM's L_hybrid = L_simple + λ·L_vlb (Nichol & Dhariwal 2021, eq. 16), L_t in bits per
+    dimension, as in their code; the mean over t of T·L_t is L_vlb but for the prior's term.
 
     Args:
         scale: λ.
@@ -104,11 +105,14 @@ def variational(scale: float = 0.001, steps: int = 0) -> Term:
         # t is a multiple of 1/T up to rounding; half a step separates "the first" from the rest.
         first = previous_t < 0.5 / total
         previous_level = model.process.at(jnp.maximum(previous_t, 0.5 / total))
+        before = model.process.at(jnp.minimum(now.t + 1 / total, 1.0))
         nxt = jax.tree.map(lambda a, b: jnp.where(first, a, b), clean(now), previous_level)
         full = predict(model.target, noised.out, noised.x, now)
         fixed_mean = Prediction(*jax.lax.stop_gradient((full.x0, full.eps)), full.aux)
-        term = losses.variational_term(noised.x0, noised.x, fixed_mean, now, nxt, learned_range)
-        return scale * total * term
+        nats = losses.variational_term(
+            noised.x0, noised.x, fixed_mean, now, nxt, learned_range, before
+        )
+        return scale * total * nats / math.log(2)
 
     return Term(loss)
 

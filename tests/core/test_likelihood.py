@@ -1,4 +1,5 @@
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +7,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from diffusion_jax.core import grids, likelihood, oracles, schedules, step_draws
+from diffusion_jax.core import grids, importance_bound, likelihood, oracles, schedules, step_draws
 from diffusion_jax.core.losses import variational_term
-from diffusion_jax.core.process import PATHS, Process
+from diffusion_jax.core.process import PATHS, Process, transition, vp
 from diffusion_jax.core.sampling import pairs
 from diffusion_jax.core.solvers.ancestral import fixed_large, fixed_small, learned_range
 from diffusion_jax.core.types import Prediction
@@ -51,10 +52,14 @@ def _mean_bound(data, x0, levels, variance, n=4000):
 
 
 def test_the_bound_is_exact_where_the_reverse_is():
-    """x0 ~ N(0, I): p(x_s | x_t) is Gaussian with exactly the "fixed large" variance (vp)."""
+    """x0 ~ N(0, I): p(x_s | x_t) is Gaussian with exactly the forward variance (vp)."""
+
+    def forward(now, nxt, prediction, before=None):
+        return jnp.log(transition(now, nxt).forward_variance)
+
     data = oracles.mixture([1.0], [[0.0, 0.0]], [1.0])
     x0 = jnp.array([0.7, -1.4])
-    _, mean, error = _mean_bound(data, x0, _levels(8), fixed_large)
+    _, mean, error = _mean_bound(data, x0, _levels(8), forward)
     exact = -float(oracles.log_prob(data, x0[None])[0]) / 2 / np.log(2)
     assert error < 0.02
     assert abs(mean - exact) < 4 * error
@@ -87,9 +92,51 @@ def test_terms_add_up_and_have_their_closed_forms(x64):
     snr = a2 / s2
     steps = 0.5 * (snr[1:] - snr[:-1])[:, None] * square / np.log(2)
     assert_allclose(bound.steps, steps, rtol=1e-10)
-    half = s2[-1] / 2  # fixed_small's variance on the step to the clean level
-    decoder = 0.5 * (square / half + np.log(2 * np.pi * half))
+    first = s2[-1] * (1 - snr[-2] / snr[-1])  # β̃ of the step before, for that to the clean level
+    decoder = 0.5 * (square / first + np.log(2 * np.pi * first))
     assert_allclose(bound.decoder, decoder / np.log(2), rtol=1e-10)
+    alone = jax.tree.map(lambda leaf: leaf[-1:], levels)  # no step before: half of β
+    bound = _bound(jax.random.key(0), denoise, x0, alone, fixed_small, GAUSSIAN)
+    decoder = 0.5 * (2 * square / s2[-1] + np.log(np.pi * s2[-1]))
+    assert_allclose(bound.decoder, decoder / np.log(2), rtol=1e-10)
+
+
+def _cdf(x):
+    return 0.5 * (1 + np.vectorize(math.erf)(x / 2**0.5))
+
+
+def test_the_decoder_of_1000_steps_has_the_published_first_variance(x64):
+    """posterior_variance[1] of Ho et al. 2020's table, for both; log β_1 to it, if learned."""
+    betas = np.linspace(1e-4, 0.02, 1000)
+    bar = np.cumprod(1 - betas)
+    first = betas[1] * (1 - bar[0]) / (1 - bar[1])
+    levels = grids.trailing(Process(schedules.linear(), vp), 1000)
+    two = jax.tree.map(lambda leaf: leaf[-2:], levels)
+    x0, off = np.array([[3.0, 200.0, 0.0, 255.0]]) / 127.5 - 1, 0.011
+    f = 0.25
+
+    def denoise(x, level):
+        moved = jnp.full_like(x, x0 + off)
+        return Prediction(moved, x, jnp.full_like(x, 2 * f - 1))
+
+    def wanted(variance):
+        low, high = (np.where(x0 * s == 1, s * 1e9, x0 + s / 255) for s in (-1, 1))
+        mass = _cdf((high - x0 - off) / variance**0.5) - _cdf((low - x0 - off) / variance**0.5)
+        return -np.mean(np.log2(mass))
+
+    of = {
+        fixed_small: first,
+        fixed_large: first,
+        learned_range: betas[0] ** f * first ** (1 - f),
+    }
+    for variance, value in of.items():
+        bound = likelihood.variational_bound(
+            jax.random.key(0), denoise, jnp.asarray(x0), two, variance
+        )
+        assert_allclose(bound.decoder, wanted(value), rtol=1e-6)
+    weighted = importance_bound.importance_weighted_bound
+    one = [weighted(jax.random.key(0), denoise, jnp.asarray(x0), two, 1, v) for v in list(of)[:2]]
+    assert np.isfinite([leaf.total for leaf in one]).all()
 
 
 def test_a_perfect_model_pays_for_the_decoder_alone():
@@ -143,7 +190,7 @@ def test_learned_variance_is_read_from_aux(x64):
 
     small, large = bound(0.0, fixed_small), bound(0.0, fixed_large)
     assert_allclose(bound(-1.0, learned_range).total, small.total, rtol=1e-10)
-    assert_allclose(bound(1.0, learned_range).total, large.total, rtol=1e-10)
+    assert_allclose(bound(1.0, learned_range).steps, large.steps, rtol=1e-10)
     assert np.abs(bound(0.0, learned_range).total - small.total).min() > 1e-3
 
 

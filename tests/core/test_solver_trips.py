@@ -66,7 +66,8 @@ def test_any_trip_in_one_program(name):
     """Zero and one step, start in the middle, and (for solvers of the ODE) up and down again."""
     run, x, key = _runner(name), _noise(3, 2), jax.random.key(0)
     zero = run(key, x, _levels(-2.0))
-    assert_allclose(zero, _denoise(x, _process().at_log_snr(-2.0)).x0, rtol=1e-4, atol=1e-5)
+    if name != "edm":  # whose last step, too, adds noise
+        assert_allclose(zero, _denoise(x, _process().at_log_snr(-2.0)).x0, rtol=1e-4, atol=1e-5)
     trips = [(-2.0, 1.0), (-6.0, -2.0, 0.0, 3.0, 6.0), (0.5, 2.0, 7.0)]
     if name not in NOT_FROM_PURE_NOISE:  # alpha = 0: a first step of the first order
         trips.append((-np.inf, -2.0, 0.0, 2.0, 5.0))
@@ -77,6 +78,9 @@ def test_any_trip_in_one_program(name):
     around = run(key, x, _levels(0.0, 2.0, 0.0, -1.0, 3.0))
     assert np.isfinite(around).all()
     assert run._cache_size() == 1
+    beside = jnp.concatenate([x[:1], 1.5 - x[1:]])  # an example depends on no other
+    near = 1e-3 if name == "adaptive" else 1e-6  # whose steps are those of the hardest
+    assert_allclose(run(key, beside, _levels(*trip))[0], sample[0], rtol=near, atol=near)
     other = run(jax.random.key(1), x, _levels(-2.0, 1.0))
     differs = np.abs(other - run(key, x, _levels(-2.0, 1.0))).max() > 1e-4
     assert differs == (name in STOCHASTIC)
@@ -132,7 +136,7 @@ def test_low_precision_states_stay_low_and_close(name):
         ("dpmpp_2m_sde", "eta", (0.0, 0.5, 1.0)),
         ("sa_solver", "tau", (0.0, 0.5, 1.0)),
         ("edm", "s_churn", (0.0, 10.0, 40.0)),
-        ("edict", "mixing", (0.9, 0.93, 0.97)),
+        ("edict", "mixing", (0.1, 0.2, 0.28)),
     ],
 )
 def test_new_parameters_compile_nothing_and_vectorise(name, parameter, values):
@@ -273,3 +277,25 @@ def test_levels_per_example_are_not_asked_of_a_grid():
     now, nxt, last = sampling.pairs(levels)
     assert isinstance(now, NoiseLevel) and now.t.shape == nxt.t.shape == (3,)
     assert last.t.shape == ()
+
+
+@pytest.mark.parametrize(("steps", "worst"), [(10, 1.9), (20, 0.5), (40, 0.16)])
+def test_edict_of_few_steps_stays_near_the_exact_sample(x64, steps, worst):
+    """Guided by 3 on levels from -10 to 10; 0.93 throughout errs by 23, 2.7 and 0.19."""
+    process = _process()
+
+    def denoise(x, level):
+        both, one = (oracles.predict(data, x, level) for data in (_data(), _one()))
+        return Prediction(*(a + 3 * (b - a) for a, b in zip(both[:2], one[:2], strict=True)))
+
+    def end(name, n):
+        levels = process.at_log_snr(jnp.linspace(-10.0, 10.0, n))
+        return sampling.sample(jax.random.key(0), _solver(name, process), denoise, x, levels)
+
+    x = jax.random.normal(jax.random.key(7), (50, 2))
+    few, exact = jax.jit(lambda: (end("edict", steps), end("ddim", 1000)))()
+    assert np.sqrt(np.mean((few - exact) ** 2)) < worst
+
+
+def _one():
+    return oracles.mixture([1], [[-0.8, 0.3]], [0.5])

@@ -1,9 +1,12 @@
 """The recipe against closed forms: what its loss is in expectation for known networks."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 from diffusion_jax.core import network_io, process, proposals, schedules, targets, weighting
 from diffusion_jax.core.types import Context, Model
@@ -101,6 +104,35 @@ def test_the_variational_term_trains_the_variance_only():
     gradient = jax.grad(loss)({"mean": jnp.float32(0.5), "variance": jnp.float32(0.0)})
     assert float(gradient["mean"]) == 0.0
     assert np.isfinite(gradient["variance"]) and float(gradient["variance"]) != 0.0
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_the_variational_term_is_in_bits_of_the_published_size(x64, first):
+    """T/1000 of a term's bits per dimension (improved DDPM), of the KL and of the decoder."""
+    betas = np.linspace(1e-4, 0.02, 1000)
+    bar, f, off = np.cumprod(1 - betas), 0.3, 0.013
+    i = 0 if first else 399  # of the step from t = i + 1
+    level = process.Process(schedules.linear(), process.vp).at(jnp.full(1, (i + 1) / 1000))
+    x0 = jnp.array([[3.0, 120.0]]) / 127.5 - 1
+    eps = jnp.array([[0.4, -1.1]])
+    x = bar[i] ** 0.5 * x0 + (1 - bar[i]) ** 0.5 * eps
+    guess = (x - bar[i] ** 0.5 * (x0 + off)) / (1 - bar[i]) ** 0.5
+    out = jnp.concatenate([guess, jnp.full((1, 2), 2 * f - 1)], -1)
+    noised = recipe.Noised(x0, eps, x, level, out)
+    model = model_of(None, schedule=schedules.linear())
+    small = betas[1:] * (1 - bar[:-1]) / (1 - bar[1:])  # of the steps from t = 2 on
+    log_p = f * np.log(betas[i]) + (1 - f) * np.log(small[max(i - 1, 0)])
+    if first:
+        cdf = lambda z: 0.5 * (1 + math.erf(z / 2**0.5))
+        ends = [(side / 255 - off) / np.exp(log_p / 2) for side in (-1, 1)]
+        bits = -np.log2(cdf(ends[1]) - cdf(ends[0]))
+    else:
+        gap = bar[i - 1] ** 0.5 * betas[i] / (1 - bar[i]) * off
+        ratio = np.log(small[i - 1]) - log_p
+        bits = 0.5 * (np.exp(ratio) - 1 - ratio + gap**2 / np.exp(log_p)) / np.log(2)
+    assert_allclose(recipe.variational().loss({}, model, noised), bits, rtol=1e-5)
+    scaled = recipe.variational(0.5, steps=1000).loss({}, model, noised)
+    assert_allclose(scaled, 500 * bits, rtol=1e-5)
 
 
 def test_variational_needs_steps_on_a_continuous_schedule():

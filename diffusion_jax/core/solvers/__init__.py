@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from jaxtyping import Array
+
 from diffusion_jax.core.solvers import dpm, noising, runge_kutta
 from diffusion_jax.core.solvers.adaptive import adaptive
 from diffusion_jax.core.solvers.ancestral import ancestral, ddpm
@@ -15,19 +17,21 @@ from diffusion_jax.core.solvers.unipc import unipc
 from diffusion_jax.core.types import Solver
 
 
-def euler_ancestral(eta: float = 1.0, noise: noising.Noise = noising.white) -> Solver:
+def euler_ancestral(eta: float | Array = 1.0, noise: noising.Noise = noising.white) -> Solver:
     """k-diffusion's name for ``ddim(eta)``."""
     return ddim(eta, noise)
 
 
-def langevin(snr: float = 0.16, corrections: int = 1) -> Solver:
+def langevin(
+    snr: float = 0.16, corrections: int = 1, noise: noising.Noise = noising.white
+) -> Solver:
     """``noising.langevin`` around DDPM: the predictor-corrector sampler of Song et al. 2021."""
-    return noising.langevin(ddpm(), snr, corrections)
+    return noising.langevin(ddpm(noise=noise), snr, corrections, noise)
 
 
-def restart() -> Solver:
+def restart(noise: noising.Noise = noising.white) -> Solver:
     """Heun's method on a grid that goes up and down, ``grids.restart`` (Xu et al. 2023)."""
-    return noising.renoising(runge_kutta.heun())
+    return noising.renoising(runge_kutta.heun(), noise)
 
 
 SOLVERS: dict[str, Callable[..., Solver]] = {

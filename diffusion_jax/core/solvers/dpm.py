@@ -133,14 +133,15 @@ def multistep(
         prediction = denoise(x, now)
         history = push(history, form.value(prediction), now)
         h = log_step(now, nxt)
-        decay = 1.0 if ode else jnp.exp(-jnp.where(eta == 0, 0.0, eta * h))
+        lost = 0.0 if ode else jnp.where(eta == 0, 0.0, eta * h)
+        decay = 1.0 if ode else jnp.exp(-lost)
         moved = follow(prediction, nxt._replace(sigma=nxt.sigma * decay))
         terms = form.terms((1 + eta) * h, nxt)
         reached = allowed_order(history, order, nxt, lower_order_final)
         moved = add(moved, _factors(history.levels, h, terms, reached, rule, curvature), history)
         if ode:
             return moved, history
-        std = nxt.sigma * jnp.sqrt(jnp.maximum(1 - decay**2, 0.0))
+        std = nxt.sigma * jnp.sqrt(jnp.maximum(-jnp.expm1(-2 * lost), 0.0))
         return moved + like(std, x) * noise(key, x, now, nxt), history
 
     return Solver(lambda x: empty(x, order), step)

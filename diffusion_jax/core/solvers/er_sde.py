@@ -67,7 +67,8 @@ def er_sde(
         moved = follow(prediction, nxt._replace(sigma=down))
         of_levels = functools.partial(_factors, excess)
         factors = each_level(of_levels, now)(history.levels, start, end, nxt, reached)
-        up = jnp.sqrt(jnp.maximum(nxt.sigma**2 - down**2, 0.0))
+        # sigma_s² - down², without cancelling: 0 exactly where φ is the ODE's.
+        up = nxt.sigma * jnp.sqrt(jnp.maximum(-jnp.expm1(2 * (excess(end) - excess(start))), 0.0))
         return add(moved, factors, history) + like(up, x) * noise(key, x, now, nxt), history
 
     return Solver(lambda x: empty(x, order), step)

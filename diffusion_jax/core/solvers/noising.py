@@ -1,9 +1,13 @@
 """Solver -> Solver: add noise around the steps of any solver.
 
-Each needs a level beside those of the grid, hence the process.
+A solver's memory ends where noise is added to x: what a corrector remembers (``unipc``,
+``sa_solver``) would take the noise off again.  So a multistep solver is of the first order in a
+step that follows noise; where none is added it is what it is by itself.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +23,7 @@ from diffusion_jax.core.types import NoiseLevel, Prediction, Solver, like
 
 # A step to the clean level itself has no finite log-SNR; this far beyond the next is as good.
 _BEYOND = 30.0
+_LEAST = 1e-12  # of a mean square that is divided by
 
 
 def ancestral_steps(
@@ -30,7 +35,7 @@ def ancestral_steps(
     around a second-order solver it is k-diffusion's "ancestral" version of it.
 
     Args:
-        solver: a deterministic one.
+        solver: a deterministic one of a single step; another starts each step without memory.
         process: gives the level between.
         eta: share of the posterior's noise; may be traced.
         noise: where fresh noise comes from.
@@ -44,9 +49,10 @@ def ancestral_steps(
         x, state = solver.step(step_key, denoise, x, now, level, state)
         # From the scale of that level to that of ``nxt``: alpha_s/alpha_down.
         x = like(nxt.alpha / level.alpha, x) * x
-        return x + like(up, x) * noise(noise_key, x, now, nxt), state
+        x = x + like(up, x) * noise(noise_key, x, now, nxt)
+        return x, _forget(solver, x, state, jnp.any(up > 0))
 
-    return Solver(solver.init, step)
+    return solver._replace(step=step)
 
 
 def churned(
@@ -60,6 +66,8 @@ def churned(
 ) -> Solver:
     """EDM's stochastic churn: add noise to s·(1 + γ), then step (Karras et al. 2022, algorithm 2).
 
+    Before every step, the one to the clean level included.
+
     Args:
         solver: a deterministic one; the paper's is Heun's.
         process: gives the noisier level.
@@ -69,18 +77,45 @@ def churned(
         noise: where it comes from.
     """
 
+    def raised(key, x, now):
+        """(x, its level, γ there), after the noise; at pure noise nothing is noisier."""
+        s = jnp.exp(-now.log_snr / 2)
+        inside = (s >= s_min) & (s <= s_max) & (now.alpha > 0)
+        growth = jnp.where(inside, gamma, 0.0)
+        level = process.at_log_snr(now.log_snr - 2 * jnp.log1p(growth))
+        level = jax.tree.map(lambda new, old: jnp.where(growth > 0, new, old), level, now)
+        ratio = jnp.where(growth > 0, level.alpha / jnp.where(inside, now.alpha, 1.0), 1.0)
+        # (s·(1 + γ))² - s² without cancelling: where γ is 0, so is the noise, exactly.
+        std = s_noise * ratio * now.sigma * jnp.sqrt(growth * (growth + 2))
+        x = like(ratio, x) * x + like(std, x) * noise(key, x, now, level)
+        return x, level, growth
+
     def step(key, denoise, x, now, nxt, state):
         noise_key, step_key = jax.random.split(key)
-        s = jnp.exp(-now.log_snr / 2)
-        growth = 1 + jnp.where((s >= s_min) & (s <= s_max), gamma, 0.0)
-        level = process.at_log_snr(now.log_snr - 2 * jnp.log(growth))
-        level = jax.tree.map(lambda new, old: jnp.where(growth > 1, new, old), level, now)
-        ratio = jnp.where(now.alpha > 0, level.alpha / jnp.where(now.alpha > 0, now.alpha, 1), 1.0)
-        std = s_noise * jnp.sqrt(jnp.maximum(level.sigma**2 - (ratio * now.sigma) ** 2, 0.0))
-        x = like(ratio, x) * x + like(std, x) * noise(noise_key, x, now, level)
+        x, level, growth = raised(noise_key, x, now)
+        state = _forget(solver, x, state, jnp.any(growth > 0))
         return solver.step(step_key, denoise, x, level, nxt, state)
 
-    return Solver(solver.init, step)
+    def finish(key, denoise, x, level):
+        noise_key, finish_key = jax.random.split(key)
+        x, level, _ = raised(noise_key, x, level)
+        return solver.finish(finish_key, denoise, x, level)
+
+    return solver._replace(step=step, finish=finish)
+
+
+def _forget(solver: Solver, x: Array, state: Any, noised: Array) -> Any:
+    """The state, or that of a solver that starts at x where noise was added."""
+    choose = lambda new, old: jnp.where(noised, jnp.asarray(new, old.dtype), old)
+    return jax.tree.map(choose, _as(state, solver.init(x)), state)
+
+
+def _as(state: Any, new: Any) -> Any:
+    """``new`` with the axes of ``state``, whose levels may be those of frames or pixels."""
+    widen = lambda a, like_a: jnp.broadcast_to(
+        jnp.reshape(a, jnp.shape(a) + (1,) * (jnp.ndim(like_a) - jnp.ndim(a))), jnp.shape(like_a)
+    )
+    return jax.tree.map(widen, new, state)
 
 
 def renoise(key: Array, x: Array, now: NoiseLevel, nxt: NoiseLevel, noise: Noise = white) -> Array:
@@ -101,11 +136,14 @@ def renoising(solver: Solver, noise: Noise = white) -> Solver:
     def step(key, denoise, x, now, nxt, state):
         one_level("renoising", now)
         down = lambda key, x, state: solver.step(key, denoise, x, now, nxt, state)
-        # The memory of the descent no longer holds.
-        up = lambda key, x, state: (renoise(key, x, now, nxt, noise), solver.init(x))
+
+        def up(key, x, state):
+            x = renoise(key, x, now, nxt, noise)
+            return x, solver.init(x)
+
         return jax.lax.cond(nxt.log_snr < now.log_snr, up, down, key, x, state)
 
-    return Solver(solver.init, step)
+    return solver._replace(step=step)
 
 
 def skipping(solver: Solver) -> Solver:
@@ -120,7 +158,7 @@ def skipping(solver: Solver) -> Solver:
         stay = lambda x, state: (x, state)
         return jax.lax.cond(jnp.all(now.log_snr == nxt.log_snr), stay, walk, x, state)
 
-    return Solver(solver.init, step)
+    return solver._replace(step=step)
 
 
 def edm(
@@ -168,16 +206,25 @@ def consistency(noise: Noise = white) -> Solver:
     return Solver(lambda x: (), step)
 
 
-def langevin(solver: Solver, snr: float | Array = 0.16, corrections: int = 1) -> Solver:
+def langevin(
+    solver: Solver, snr: float | Array = 0.16, corrections: int = 1, noise: Noise = white
+) -> Solver:
     """Predictor-corrector: after each step, Langevin steps at the level reached.
 
-    x += ε·score + sqrt(2ε)·z with ε = 2·alpha²·(snr·‖z‖/‖score‖)² (Song et al. 2021, algorithms 4
-    and 5; alpha = 1 is their VE case).  Norms are averaged over the batch.
+    x += ε·score + sqrt(2ε)·z with ε = 2·(snr·‖z‖/‖score‖)² (Song et al. 2021, algorithms 4 and 5),
+    in y = x/alpha, so that it is the same on every path.  Differences to the paper:
+
+    * its VP case has a factor alpha_i = 1 - β_i in ε (the ratio of alpha² over one step of the
+      table, 0.98 to 1), which is no function of the level; snr·sqrt(1 - β_i) gives that step;
+    * it averages both norms over the batch.  Here ‖z‖ is its root mean square, the root of the
+      number of dimensions, and ‖score‖ that of each example, which depends on no other;
+    * ε <= sigma², where the score of an example is near 0.
 
     Args:
         solver: the predictor.
         snr: r, signal-to-noise ratio of a step.
-        corrections: Langevin steps, one network evaluation each.
+        corrections: Langevin steps, >= 1, one network evaluation each.
+        noise: where their noise comes from; it must be new at every call (not ``brownian``).
     """
 
     def step(key, denoise, x, now, nxt, state):
@@ -185,16 +232,15 @@ def langevin(solver: Solver, snr: float | Array = 0.16, corrections: int = 1) ->
         x, state = solver.step(step_key, denoise, x, now, nxt, state)
 
         def correct(x, key):
-            z = jax.random.normal(key, x.shape, x.dtype)
-            sigma = like(nxt.sigma, x)
-            # score = -eps/sigma; sigma stays out of the division: ε·score = -(ε/sigma²)·sigma·eps
-            eps = denoise(x, nxt).eps
-            norm = lambda a: jnp.sqrt(jnp.sum(a**2, axis=tuple(range(1, a.ndim))))
-            ratio = snr * jnp.mean(norm(z)) / jnp.mean(norm(eps))
-            share = like(2 * nxt.alpha**2 * ratio**2, x)
-            return x - share * sigma * eps + jnp.sqrt(2 * share) * sigma * z, None
+            # score = -eps/sigma; sigma stays out of the division: ε = share·sigma².
+            eps, sigma = denoise(x, nxt).eps, like(nxt.sigma, x)
+            square = jnp.mean(eps**2, axis=tuple(range(1, x.ndim)), keepdims=True)
+            share = jnp.minimum(2 * snr**2 / jnp.maximum(square, _LEAST), 1.0)
+            z = noise(key, x, nxt, nxt)
+            moved = x - share * sigma * eps + jnp.sqrt(2 * share) * sigma * z
+            return moved.astype(x.dtype), None
 
         x, _ = jax.lax.scan(correct, x, jax.random.split(noise_key, corrections))
-        return x, state
+        return x, _forget(solver, x, state, jnp.asarray(True))
 
-    return Solver(solver.init, step)
+    return solver._replace(step=step)

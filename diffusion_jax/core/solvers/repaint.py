@@ -70,7 +70,7 @@ def repaint(
         again = jnp.maximum(share(nxt) - share(now), 0)
         return _walk(solver, noise, key, denoise, x, state, leg, 1 + again)
 
-    return Solver(solver.init, step)
+    return solver._replace(step=step)
 
 
 def repaint_on_grid(
@@ -122,7 +122,7 @@ def repaint_on_grid(
         x, inner = _walk(solver, noise, key, denoise, x, state.inner, leg, 1 + again * back)
         return x, _Passed(inner, passed, count)
 
-    return Solver(init, step)
+    return solver._replace(init=init, step=step)
 
 
 class _Leg(NamedTuple):

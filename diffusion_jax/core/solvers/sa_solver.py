@@ -73,7 +73,7 @@ def sa_solver(
         back = log_step(jax.tree.map(lambda leaf: leaf[1], history.levels), now)
         factors = slope(factors, reached, 1, squared, now, nxt, -back)
         predicted = add(mean, factors, history)
-        std = nxt.sigma * jnp.sqrt(jnp.maximum(1 - _decay(squared, now, nxt) ** 2, 0.0))
+        std = nxt.sigma * jnp.sqrt(jnp.maximum(-jnp.expm1(-2 * _lost(squared, now, nxt)), 0.0))
         kick = like(std, x) * noise(key, x, now, nxt)
         upcoming = jnp.minimum(corrector_order, reached + 1)
         return predicted + kick, _State(history, (mean + kick).astype(x.dtype), upcoming)
@@ -102,7 +102,7 @@ def _mean(
     order: Array,
 ) -> tuple[Array, Array]:  # fmt: skip
     """(1) without noise as its first-order version, and the factors of the rest."""
-    decay = _decay(squared, now, nxt)
+    decay = jnp.exp(-_lost(squared, now, nxt))
     mean = follow(prediction, nxt._replace(sigma=nxt.sigma * decay))
     kernel = _kernel(squared)
     return mean, adams_factors(X0, in_log_snr, history.levels, now, nxt, order, kernel)
@@ -122,8 +122,9 @@ def _kernel(squared: Array) -> Callable[[Array, NoiseLevel], Array]:
     return lambda offset, level: level.alpha * (1 + squared) * jnp.exp((1 + squared) * offset)
 
 
-def _decay(squared: Array, now: NoiseLevel, nxt: NoiseLevel) -> Array:
-    return jnp.exp(-jnp.where(squared == 0, 0.0, squared * log_step(now, nxt)))
+def _lost(squared: Array, now: NoiseLevel, nxt: NoiseLevel) -> Array:
+    """τ²h, 0 where τ is."""
+    return jnp.where(squared == 0, 0.0, squared * log_step(now, nxt))
 
 
 def _consistent(x: Array, prediction: Prediction, now: NoiseLevel) -> Prediction:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.core.bounds import Clip, no_clip
-from diffusion_jax.core.ema import Rate
+from diffusion_jax.core.ema import Ema, Rate, averaged
 from diffusion_jax.core.flow_maps import Boundary, bounded, free
 from diffusion_jax.core.losses import Distance, pseudo_huber, squared
 from diffusion_jax.core.process import corrupt
@@ -249,9 +249,50 @@ def easy(
 
 
 def ema_rate(count: level_pairs.LevelCount, first: int = 2, decay: float = 0.9) -> Rate:
-    """1 - μ(k), μ(k) = exp(s0·log μ0/N(k)): for ``ema.averaged`` (Song et al. 2023, appendix C)."""
+    """1 - μ(k), μ(k) = exp(s0·log μ0/N(k)): for ``ema.averaged`` (Song et al. 2023, appendix C).
+
+    Args:
+        count: N(k), such as ``level_pairs.square_root``.
+        first: s0, N(0).
+        decay: μ0 = μ(0).
+    """
     return lambda k: -jnp.expm1(first * math.log(decay) / count(k)).astype(jnp.float32)
 
+
+def ema_rate_of_intervals(
+    count: level_pairs.LevelCount, first: int = 2, decay: float = 0.9
+) -> Rate:
+    """``ema_rate`` with the N(k) - 1 intervals in place of N(k), as the authors' code has it.
+
+    With s0 = 2 it starts at μ0² = 0.81, where the paper starts at μ0; the ratio of the two rates
+    tends to 1.
+    """
+    return ema_rate(lambda k: count(k) - 1, first, decay)
+
+
+def consistency_ema(total: int, first: int = 2, last: int = 150, decay: float = 0.9) -> Ema:
+    """The average that is consistency training's target, with the rate ``ema_rate``.
+
+    Args:
+        total: training steps.
+        first, last: s0 and s1 of ``training``.
+        decay: μ0.
+    """
+    return averaged(ema_rate(level_pairs.square_root(total, first, last), first, decay))
+
+
+def consistency_ema_of_intervals(
+    total: int, first: int = 2, last: int = 150, decay: float = 0.9
+) -> Ema:
+    """As ``consistency_ema``, with ``ema_rate_of_intervals``."""
+    count = level_pairs.square_root(total, first, last)
+    return averaged(ema_rate_of_intervals(count, first, decay))
+
+
+EMAS: dict[str, Callable[..., Ema]] = {
+    "consistency": consistency_ema,
+    "consistency_of_intervals": consistency_ema_of_intervals,
+}
 
 CONSISTENCY: dict[str, Callable[..., Setting]] = {
     "distillation": distillation,

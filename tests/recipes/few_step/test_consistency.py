@@ -167,6 +167,18 @@ def test_numbers_of_levels_are_the_papers():
     rate = ema.averaged(consistency.ema_rate(level_pairs.square_root(800), 2, 0.9))
     state = rate.update(rate.init({"w": jnp.float32(0)}), {"w": jnp.float32(1)}, jnp.int32(0))
     assert_allclose(state["w"], 1 - 0.9, rtol=1e-5)  # μ(0) = μ0, as N(0) = s0
+    # Later too, and by intervals as the authors' code has it: N(200) = 76 levels.
+    at = lambda of, *given: float(of(level_pairs.square_root(800), *given)(jnp.int32(200)))
+    assert_allclose(at(consistency.ema_rate, 3, 0.95), 1 - 0.95 ** (3 / 76), rtol=1e-4)
+    assert_allclose(at(consistency.ema_rate), 1 - 0.9 ** (2 / 76), rtol=1e-4)
+    for name, levels in (("consistency", 11), ("consistency_of_intervals", 10)):
+        average = consistency.EMAS[name](90, 3, 20, 0.8)
+        n = level_pairs.square_root(90, 3, 20)(jnp.int32(22))
+        state = average.update({"w": jnp.float32(0)}, {"w": jnp.float32(1)}, jnp.int32(22))
+        assert int(n) == 11
+        assert_allclose(state["w"], 1 - 0.8 ** (3 / levels), rtol=1e-4)
+    assert_allclose(at(consistency.ema_rate_of_intervals), 1 - 0.9 ** (2 / 75), rtol=1e-4)
+    assert_allclose(at(consistency.ema_rate_of_intervals, 3, 0.95), 1 - 0.95 ** (3 / 75), rtol=1e-4)
 
 
 def test_pairs_are_neighbours_on_the_grid_of_karras_as_often_as_stated():
