@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.models import MODELS
 from diffusion_jax.models.adapter import features_from_module, init_params, net_from_module
 from diffusion_jax.models.vision.classifier import Classifier
 from diffusion_jax.models.vision.discriminator import FeatureHeads
@@ -73,4 +74,14 @@ def test_the_classifier_halves_at_each_width_but_the_last():
 
 def test_heads_have_no_affine_map_of_what_they_normalise():
     made = shapes(FeatureHeads(width=5), [jnp.zeros((2, 3, 4)), jnp.zeros((2, 6))])
+    assert not [name for name in made if name.startswith("norm")]
+
+
+def test_the_perceptron_has_64_features_of_time_and_two_numbers_of_each_channel():
+    module = MODELS["mlp"](width=6, depth=2, out_channels=3, num_classes=4)
+    made = shapes(module, jnp.zeros((2, 5)), jnp.zeros(2), {})
+    assert made["embed"]["time_0"]["kernel"] == (64, 6)
+    assert made["film_1"]["kernel"] == (6, 12) and made["dense_in"]["kernel"] == (5, 6)
+    assert made["dense_out"]["kernel"] == (6, 3) and "film_2" not in made
+    assert made["embed"]["label"]["embedding"] == (5, 6)
     assert not [name for name in made if name.startswith("norm")]
