@@ -71,6 +71,8 @@ def parse(spec: str, field: str) -> tuple[str, list[Any], dict[str, Any]]:
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
             raise ValueError(spec)
         args = [ast.literal_eval(a) for a in node.args]
+        if any(k.arg is None for k in node.keywords):  # **rest
+            raise ValueError(spec)
         kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
     except (SyntaxError, ValueError, AttributeError, TypeError, RecursionError, MemoryError):
         raise ValueError(

@@ -56,3 +56,63 @@ def test_what_is_wrong_is_said(text, words):
         spec.build(TABLE, text, "f")
     for word in words:
         assert word in str(error.value)
+
+
+def untyped(*values, flag: bool = False, n: int = 0, x: float = 0.0, names: list = (), **more):
+    return values, flag, n, x, names, more
+
+
+ANY = {"untyped": untyped, "with_context": with_context}
+
+
+def test_arguments_are_literals_of_any_kind_and_keep_their_order():
+    got = spec.build(
+        ANY, " untyped(-1, 'a', [2, (3.5, None)], flag=True, names=['b'], other=-2e-3) ", "f"
+    )
+    assert got == ((-1, "a", [2, (3.5, None)]), True, 0, 0.0, ["b"], {"other": -2e-3})
+    assert spec.parse("name", "f") == ("name", [], {})
+    assert spec.parse("name(2, 1, b=3, a=4)", "f") == ("name", [2, 1], {"b": 3, "a": 4})
+
+
+def test_a_whole_number_is_a_float_where_one_is_wanted_and_only_there():
+    *_, n, x, _, _ = spec.build(ANY, "untyped(n=2, x=3)", "f")
+    assert (type(n), type(x)) == (int, float)
+    assert type(spec.build(TABLE, "double(3)", "f")[0]) is float
+
+
+def test_an_argument_of_the_string_wins_over_the_context():
+    got = spec.build(ANY, "with_context(process='own')", "f", process="p", bias=2.5)
+    assert got == ("own", 2.5)
+    with pytest.raises(ValueError, match=r"f\.g = 'with_context\(1\)': multiple values"):
+        spec.build(ANY, "with_context(1)", "f.g", process="p")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("untyped(flag=1)", "flag must be of type bool, got 1"),
+        ("untyped(x=True)", "x must be of type float, got True"),
+        ("untyped(x='1')", "x must be of type float, got '1'"),
+        ("untyped(n=1.0)", "n must be of type int, got 1.0"),
+        ("double(1, note=2)", "note must be of type str, got 2"),
+        ("untyped.f(1)", "not of the form"),
+        ("untyped(1)(2)", "not of the form"),
+        ("untyped(**{})", "not of the form"),
+        ("untyped(*[1])", "not of the form"),
+        ("untyped(a)", "not of the form"),
+        ("", "not of the form"),
+        ("a; b", "not of the form"),
+    ],
+)
+def test_corner_cases_are_said(text, words):
+    with pytest.raises(ValueError) as error:
+        spec.build({**ANY, **TABLE}, text, "part.f")
+    assert str(error.value).startswith(f"config.part.f = {text!r}") and words in str(error.value)
+
+
+def test_a_plain_config_is_jsons():
+    class Config:
+        def to_dict(self):
+            return {"a": (1, 2), "b": {"c": None}}
+
+    assert spec.plain(Config()) == {"a": [1, 2], "b": {"c": None}}

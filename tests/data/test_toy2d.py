@@ -27,6 +27,38 @@ def test_checkerboard_fills_dark_squares_only():
     np.testing.assert_array_equal(labels // 2, row)
 
 
+def uniforms(which, noise=(0.0, 0.0)):
+    """[n, 4]: the first two make the noise, none at 0; the others choose the place."""
+    return np.column_stack([np.tile(noise, (len(which), 1)), np.asarray(which)])
+
+
+def test_moons_are_two_half_circles_that_reach_into_each_other():
+    points, labels = toy2d.TOYS["moons"].points(
+        uniforms([(0.2, 0.0), (0.49, 0.5), (0.5, 0.5), (0.9, 1 / 3)])
+    )
+    assert labels.tolist() == [0, 0, 1, 1]
+    wanted = [(0.5, -0.25), (-0.5, 0.75), (0.5, -0.75), (0, 0.25 - np.sqrt(3) / 2)]
+    np.testing.assert_allclose(points, 0.6 * np.array(wanted), atol=1e-12)
+
+
+def test_the_swiss_roll_grows_with_its_angle_from_three_quarters_of_a_turn_to_nine():
+    points, labels = toy2d.TOYS["swiss_roll"].points(uniforms([(0, 0), (0.25, 0), (1, 0)]))
+    wanted = [(0, -0.3), (0.9 * 2.25 / 4.5 * np.cos(0.25 * np.pi),) * 2, (0, 0.9)]
+    np.testing.assert_allclose(points, wanted, atol=1e-12)
+    assert labels.tolist() == [0, 0, 0]
+
+
+def test_noise_has_the_deviation_of_the_components():
+    """Box and Muller: a radius of 1 at 1 - exp(-1/2), of 2 at 1 - exp(-2), and a turn."""
+    quarter = toy2d._normal(np.array([[1 - np.exp(-0.5), 0.25], [1 - np.exp(-2), 0.5]]))
+    np.testing.assert_allclose(quarter, [[0, 1], [-2, 0]], atol=1e-9)
+    noise = (1 - np.exp(-0.5), 0.25)
+    for name, share in (("moons", 1.0), ("swiss_roll", 0.5), ("ring", 1.0)):
+        still, noisy = (toy2d.TOYS[name].points(uniforms([(0.3, 0.6)], n))[0]
+                        for n in ((0.0, 0.0), noise))  # fmt: skip
+        np.testing.assert_allclose(noisy - still, [[0, 0.05 * share]], atol=1e-9)
+
+
 @pytest.mark.parametrize("name", sorted(toy2d.TOYS))
 def test_points_are_a_function_of_split_and_index(name):
     points, labels = toy2d.draw(name, "train", np.arange(100))

@@ -26,20 +26,73 @@ def test_the_loss_of_vectors_at_right_angles_is_its_closed_form():
     assert contrast(same, same, jnp.float32(9.0)) == contrast(same, same, jnp.float32(20.0))
 
 
+@pytest.mark.parametrize(("scale", "used"), [(np.log(7.0), 7.0), (np.log(150.0), 100.0)])
+def test_the_loss_is_the_mean_of_both_directions(scale, used):
+    draw = np.random.default_rng(3)
+    image, text = draw.normal(size=(2, 5, 4))
+    image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
+    logits = used * image @ text.T
+    of_texts = np.log(np.exp(logits).sum(1)) - np.diag(logits)  # an image among all captions
+    of_images = np.log(np.exp(logits).sum(0)) - np.diag(logits)
+    assert abs(of_texts.mean() - of_images.mean()) > 0.05
+    wanted = (of_texts.mean() + of_images.mean()) / 2
+    got = contrast(jnp.asarray(image), jnp.asarray(text), jnp.float32(scale))
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+def test_training_is_adamw_at_the_given_rate_after_a_warm_up_from_zero():
+    """Both steps see all pairs at the same parameters, so Adam moves by the gradient's sign."""
+    draw = np.random.default_rng(0)
+    start, image, text = (
+        draw.normal(size=(3, 2)),
+        draw.normal(size=(1, 6, 3)),
+        draw.normal(size=(6, 2)),
+    )
+
+    def embed(params, image, text, key):
+        unit = lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True)
+        return unit(image @ params), unit(text), jnp.log(3.0)
+
+    start, image, text = (jnp.asarray(x, jnp.float32) for x in (start, image, text))
+    judge = train_caption_judge(
+        lambda key: start, embed, np.asarray(image), np.asarray(text), epochs=2, learning_rate=0.03
+    )
+    slope = jax.grad(lambda params: contrast(*embed(params, image[0], text, None)))(start)
+    np.testing.assert_allclose(
+        judge.params, start - 0.03 * (jnp.sign(slope) + 0.01 * start), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_ranks_count_nearer_captions_and_half_of_equal_ones():
     similarity = np.array([[0.9, 0.1, 0.1], [0.5, 0.2, 0.1], [0.3, 0.3, 0.3]])
     assert ranks(similarity).tolist() == [0, 1, 1]
     found = retrieval(similarity, "here")
     np.testing.assert_allclose(found["caption found first of 3, here"].value, 1 / 3)
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(FloatingPointError, match="NaN"):
         ranks(np.full((2, 2), np.nan))
+    # One, two and three ties count as one, one and two of those that are nearer.
+    tied = np.array([[2, 2, 1, 9], [2, 2, 2, 1], [5, 5, 5, 5], [0, 8, 8, 7]])
+    assert ranks(tied).tolist() == [2, 1, 2, 2]
     np.testing.assert_allclose(adherence(np.eye(4)).value, 1.0)
+    uneven = adherence(np.array([[0.9, 0.1, 0.3], [0.2, 0.4, 0.0], [0.5, 0.5, 0.3]]))
+    each = np.array([0.7, 0.3, -0.2])
+    np.testing.assert_allclose(uneven, (each.mean(), each.std(ddof=1) / np.sqrt(3), 3))
     assert adherence(np.ones((4, 4))).value == 0
+
+
+def test_first_and_among_five_are_shares_of_ranks():
+    """Row i of 8: i captions are nearer than its own, which is among five up to i = 4."""
+    similarity = np.where(np.arange(8)[:, None] > np.arange(8), 0.9, 0.1)
+    np.fill_diagonal(similarity, 0.5)
+    found = {name: figure.value for name, figure in retrieval(similarity, "x").items()}
+    assert found == {"caption found first of 8, x": 1 / 8, "caption among first 5 of 8, x": 5 / 8}
 
 
 def test_diversity_is_the_mean_distance_of_pairs():
     features = np.array([[[0.0], [1.0], [3.0]]])
     np.testing.assert_allclose(diversity(features).value, (1 + 2 + 3) / 3)
+    two = np.stack([features[0], 5 * features[0]])  # of each caption, 2 and 10
+    np.testing.assert_allclose(diversity(two), (6, np.sqrt(32) / np.sqrt(2), 2))
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,37 @@ def test_kernel_distance_is_unbiased(rng):
     assert shifted > max(draws)
 
 
+def test_covariances_are_unbiased_and_their_root_is_that_of_their_product(rng):
+    real, fake = rng.normal(size=(7, 3)), rng.normal(size=(5, 3)) @ rng.normal(size=(3, 3)) + 1
+    mean = real.mean(0) - fake.mean(0)
+    a, b = ((x - x.mean(0)).T @ (x - x.mean(0)) / (len(x) - 1) for x in (real, fake))
+    wanted = mean @ mean + np.trace(a + b - 2 * scipy.linalg.sqrtm(a @ b).real)
+    assert_allclose(distances.frechet_distance(real, fake), wanted, rtol=1e-8)
+
+
+def test_sliced_distance_of_a_shift_is_its_mean_length_along_the_directions(rng):
+    x, shift = rng.normal(size=(9, 2)), np.array([2.0, -0.5])
+    angle = np.arange(4) * np.pi / 4
+    wanted = np.abs(np.cos(angle) * shift[0] + np.sin(angle) * shift[1]).mean()
+    got = distances.sliced_wasserstein(x, (x + shift)[::-1], directions=4)
+    assert_allclose(got, wanted, rtol=1e-10)
+    # Over all directions |cos| has the mean 2/π.
+    round_trip = distances.sliced_wasserstein(x, x + shift)
+    assert_allclose(round_trip, np.linalg.norm(shift) * 2 / np.pi, rtol=2e-3)
+
+
+@pytest.mark.parametrize(("k", "radii"), [(2, [2, 1, 1, 1, 1, 1, 2]), (4, [4, 3, 2, 2, 2, 3, 4])])
+def test_a_ball_reaches_to_the_neighbour_that_is_asked_for(k, radii):
+    """Of whole numbers on a line; a fake on the surface is inside."""
+    real = np.arange(7.0)
+    fake = np.array([-radii[0], -radii[0] - 0.1, 3, 6 + radii[6], 40, 50, 60])
+    each = distances.precision_recall_density_coverage(real[:, None], fake[:, None], k)
+    inside = np.abs(np.subtract.outer(fake, real)) <= radii
+    assert each["precision"].tolist() == [True, False, True, True, False, False, False]
+    assert each["density"].tolist() == (inside.sum(1) / k).tolist()
+    assert each["coverage"].tolist() == inside.any(0).tolist()
+
+
 def test_figures_by_balls_on_a_line():
     real = np.array([[0.0], [1.0], [2.0], [3.0]])  # with k = 1 every radius is 1
     fake = np.array([[0.5], [10.0], [10.1], [10.3]])  # radii 9.5, 0.1, 0.1, 0.2

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from diffusion_jax.evaluate.figures import Figure, bootstrap, proportion, table
+from diffusion_jax.evaluate.figures import Figure, bootstrap, mean_of, proportion, table
 
 
 def test_bootstrap_of_a_mean_is_its_standard_error():
@@ -31,6 +31,24 @@ def test_proportion_is_uncertain_even_where_all_succeed(hits, n, smoothed):
     figure = proportion(np.arange(n) < hits)
     error = np.sqrt(smoothed * (1 - smoothed) / (n + 4))
     np.testing.assert_allclose(figure, (hits / n, error, n))
+
+
+def test_a_mean_has_its_standard_error_with_the_unbiased_deviation():
+    figure = mean_of(np.array([1.0, 2.0, 6.0]))
+    np.testing.assert_allclose(figure, (3, np.sqrt((4 + 1 + 9) / 2) / np.sqrt(3), 3))
+    assert mean_of(np.array([5.0]))[0] == 5 and np.isnan(mean_of(np.array([5.0])).spread)
+
+
+def test_the_spread_is_the_unbiased_deviation_of_as_many_resamples_as_asked_for():
+    values = []
+
+    def statistic(x):
+        values.append(x.mean())
+        return values[-1]
+
+    spread = bootstrap(statistic, np.array([0.0, 1.0, 5.0]), resamples=4, seed=2)
+    assert len(values) == 4 and len(set(values)) > 1
+    np.testing.assert_allclose(spread, np.std(values, ddof=1))
 
 
 def test_table_gives_value_spread_and_count_of_each_line():

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.ndimage import map_coordinates
 
 from diffusion_jax.evaluate import judge
 
@@ -35,6 +36,18 @@ def test_it_learns_what_can_be_learned_and_tells_its_own_accuracy(trained):
     assert trained.held_out.n == 100 and trained.held_out.spread > 0
     images, labels = _halves(60, 2)
     assert judge.accuracy(_logits, trained.params, images, 1 - labels).value < 0.03
+
+
+def test_training_is_adamw_at_the_given_rate_after_a_warm_up_from_zero():
+    """Both steps see all labels at the same parameters, so Adam moves by the gradient's sign."""
+    start = jnp.array([[0.5, -2.0, 1.0]])
+    flat = lambda params, x, key: jnp.broadcast_to(params, (len(x), 3))
+    labels = np.array([0, 0, 0, 1], np.int32)
+    data = (np.zeros((4, 8, 8, 1), np.uint8), labels)
+    found = judge.train_judge(lambda key: start, flat, data, data, epochs=2, learning_rate=0.05)
+    slope = jax.nn.softmax(start) - jnp.array([[0.75, 0.25, 0]])
+    wanted = start - 0.05 * (jnp.sign(slope) + 0.01 * start)
+    np.testing.assert_allclose(found.params, wanted, rtol=1e-5)
 
 
 def test_training_repeats_with_its_seed(trained):
@@ -78,6 +91,39 @@ def test_a_judge_of_other_shapes_is_trained_anew(tmp_path):
     with pytest.warns(UserWarning, match="trained anew"):
         found = judge.cached_judge(_init, _logits, _halves(100, 0), _halves(50, 1), path)
     assert found.params["kernel"].shape == (64, 2)
+
+
+def test_bytes_become_the_unit_range():
+    images = np.array([0, 51, 255], np.uint8).reshape(3, 1, 1, 1)
+    np.testing.assert_allclose(judge.to_unit_range(images).ravel(), [-1, -0.6, 1], atol=1e-6)
+
+
+def test_images_move_by_a_matrix_near_one_and_up_to_two_pixels():
+    """Of pictures of the coordinates the moved ones tell where each pixel was read."""
+    n, h, w = 300, 41, 37
+    here = jnp.stack(jnp.meshgrid(jnp.arange(h), jnp.arange(w), indexing="ij"), -1)
+    images = jnp.broadcast_to(here.astype(jnp.float32), (n, h, w, 2))
+    read = np.asarray(jax.jit(judge.augment)(jax.random.key(2), images))
+    y, x = (h - 1) // 2, (w - 1) // 2  # the centre, around which the matrix turns
+    shift = read[:, y, x] - (y, x)
+    assert -2 <= shift.min() < -1.9 and 1.9 < shift.max() <= 2
+    matrix = (
+        np.stack([read[:, y + 3, x] - read[:, y, x], read[:, y, x + 3] - read[:, y, x]], -1) / 3
+    )
+    off = (matrix - np.eye(2)).reshape(n, 4)
+    np.testing.assert_allclose(off.std(0), 0.08, rtol=0.15)
+    assert np.abs(off.mean(0)).max() < 0.02
+    assert np.abs(np.corrcoef(off.T) - np.eye(4)).max() < 0.2
+
+
+def test_between_pixels_an_image_is_bilinear_and_outside_it_is_its_border():
+    draw = np.random.default_rng(0)
+    image = draw.normal(size=(5, 7, 1)).astype(np.float32)
+    where = draw.uniform((-2, -2), (6, 8), size=(4, 9, 2)).astype(np.float32)
+    got = judge._bilinear(jnp.asarray(image), jnp.asarray(where))[..., 0]
+    inside = np.clip(where, 0, (4, 6))
+    wanted = map_coordinates(image[..., 0], np.moveaxis(inside, -1, 0), order=1)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
 def test_moved_images_keep_what_is_everywhere_the_same():

@@ -1,13 +1,25 @@
 """Every estimate of the table on the exact model of a Gaussian mixture, and wrong settings."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import logit as logit_of
 
-from diffusion_jax.core import oracles, schedules
+from diffusion_jax.core import continuous_bound as continuous
+from diffusion_jax.core import (
+    dequantise,
+    flow_likelihood,
+    grids,
+    importance_bound,
+    likelihood,
+    oracles,
+    schedules,
+)
 from diffusion_jax.core.process import PATHS, Process
-from diffusion_jax.core.solvers.ancestral import fixed_large
+from diffusion_jax.core.solvers.ancestral import fixed_large, fixed_small, learned_range
 from diffusion_jax.evaluate import dequantiser
 from diffusion_jax.evaluate.likelihoods import LIKELIHOODS, Subject
 from diffusion_jax.spec import build
@@ -102,6 +114,124 @@ def test_fitting_a_dequantiser_lowers_its_bound():
     error = pairs[:, 1].std() / 10
     assert exact - 4 * error < after < exact + 0.05 + 4 * error
     assert before > after + 0.1
+
+
+def test_a_fit_starts_almost_uniform_and_moves_by_the_rate():
+    x, key, steps_key = jnp.zeros((2, 3)), jax.random.key(0), jax.random.key(5)
+    steep = lambda key, x: (1e6 * x).mean(1)  # so that every mean falls
+    settings = [{"steps": 0}, {"steps": 1}, {"steps": 1, "rate": 0.2}, {"steps": 1, "bins": 17}]
+    fits = lambda: [dequantiser.fit(steps_key, x, steep, **each)(key, x)[0] for each in settings]
+    e = np.asarray(jax.random.normal(key, x.shape))
+    for each, found in zip(settings, jax.jit(fits)(), strict=True):
+        logit = logit_of(np.float64(found) / dequantise.width(each.get("bins", 256)) + 0.5)
+        moved = each["steps"] * each.get("rate", 0.05)
+        # A deviation may rise or fall.
+        off = [np.abs(logit + moved - np.exp(0.5 + sign * moved) * e) for sign in (-1, 1)]
+        assert np.minimum(*off).max() < 1e-4
+
+
+def recorded(monkeypatch, module, name):
+    """What a function of the core is called with; it returns nothing."""
+    calls = []
+
+    def record(*given):
+        calls.append(given)
+        return SimpleNamespace(_asdict=dict, total=jnp.zeros(2))
+
+    monkeypatch.setattr(module, name, record)
+    return calls
+
+
+KEY = jax.random.key(3)
+X0 = jnp.zeros((2, 2, 1, 1))
+
+
+def told(spec, **changes):
+    subject = Subject(lambda x, level: None, PROCESS, fixed_small, False, True)._replace(**changes)
+    build(LIKELIHOODS, spec, "evaluate.likelihood").terms(KEY, subject, X0)
+    return subject
+
+
+def test_the_discrete_bound_takes_its_levels_steps_variance_and_decoder(monkeypatch):
+    every = recorded(monkeypatch, likelihood, "variational_bound")
+    drawn = recorded(monkeypatch, likelihood, "estimate_bound")
+    subject = told("variational_bound(steps=7)")
+    told("variational_bound(n=3, steps=5)", discrete=False)
+    told("variational_bound")
+    decoders = likelihood.DECODERS
+    (key, denoise, x0, levels, *settings), standard = every
+    assert (key is KEY, denoise, x0 is X0) == (True, subject.denoise, True)
+    np.testing.assert_array_equal(levels.log_snr, grids.trailing(PROCESS, 7).log_snr)
+    assert settings == [fixed_small, decoders["discretised"]]
+    assert len(standard[3].log_snr) == len(grids.trailing(PROCESS, 1000).log_snr)
+    ((*_, levels, n, variance, decoder),) = drawn
+    assert (n, variance, decoder) == (3, fixed_small, decoders["gaussian"])
+    assert len(levels.log_snr) == len(grids.trailing(PROCESS, 5).log_snr)
+
+
+def test_the_continuous_bound_takes_its_draws_decoder_times_and_clock(monkeypatch):
+    every = recorded(monkeypatch, continuous, "continuous_bound")
+    in_steps = recorded(monkeypatch, continuous, "stepwise_bound")
+    told("continuous_bound", learned=True)
+    told("continuous_bound(n=3, times='antithetic', decoder='categorical', high=4.0)")
+    told("continuous_bound(n=6, steps=9, clock='schedule')", discrete=False)
+    (*_, n, decoder, times, clock), (*_, few, other, pairs, log_snr) = every
+    name = lambda decoder: decoder.__qualname__.split(".")[0]
+    assert (n, name(decoder), times) == (64, "discretised", continuous.TIMES["stratified"])
+    assert (few, name(other), pairs) == (3, "categorical", continuous.TIMES["antithetic"])
+    assert (clock.func, clock.keywords) == (continuous.by_schedule, {"high": np.inf})
+    assert (log_snr.func, log_snr.keywords) == (continuous.by_log_snr, {"high": 4.0})
+    ((key, _, x0, process, steps, n, decoder, clock),) = in_steps
+    assert (key is KEY, x0 is X0, process, steps, n) == (True, True, PROCESS, 9, 6)
+    assert (name(decoder), clock.func) == ("gaussian", continuous.by_schedule)
+
+
+def test_the_weighted_bound_takes_its_noisings_and_the_variance_of_least_spread(monkeypatch):
+    calls = recorded(monkeypatch, importance_bound, "importance_weighted_bound")
+    for spec, model, wanted in (
+        ("importance_weighted(k=5, steps=11)", fixed_small, (11, 5, fixed_large)),
+        ("importance_weighted", learned_range, (100, 8, learned_range)),
+        ("importance_weighted(2, 3, 'fixed_small')", learned_range, (3, 2, fixed_small)),
+    ):
+        told(spec, variance=model)
+        *_, levels, k, variance, decoder = calls[-1]
+        assert (len(levels.log_snr), k, variance) == wanted
+        assert decoder == likelihood.DECODERS["discretised"]
+        np.testing.assert_allclose(np.diff(levels.log_snr), 24 / (wanted[0] - 1), rtol=1e-3)
+
+
+def test_the_flow_takes_its_steps_method_tolerances_and_probes(monkeypatch):
+    fixed = recorded(monkeypatch, flow_likelihood, "flow_likelihood")
+    adaptive = recorded(monkeypatch, flow_likelihood, "adaptive_flow_likelihood")
+    probes = []
+    monkeypatch.setattr(flow_likelihood, "hutchinson", lambda *given: probes.append(given))
+    told("flow(steps=6, method='heun', probes=3, law='gaussian', high=5.0)", discrete=False)
+    told("flow_adaptive(rtol=0.1, atol=0.2, method='dopri5')", discrete=False)
+    told("flow_adaptive", discrete=False)
+    told("flow", discrete=False)
+    (*_, levels, method, _), standard = fixed
+    np.testing.assert_allclose(levels.log_snr, np.linspace(-12, 5, 7), rtol=1e-5)
+    assert (method, standard[5], len(standard[4].log_snr)) == ("heun", "rk4", 65)
+    (*_, levels, method, rtol, atol, _), standard = adaptive
+    np.testing.assert_allclose(levels.log_snr, [-12, 12], rtol=1e-5)
+    assert (method, rtol, atol) == ("dopri5", 0.1, 0.2)
+    assert standard[5:8] == ("tsit5", 1e-4, 1e-4)
+    assert probes == [(3, "gaussian"), (1, "rademacher"), (1, "rademacher"), (1, "rademacher")]
+
+
+@pytest.mark.parametrize(("given", "cut"), [("", 2 * np.log(3 * 255)), ("high=4.0", 4.0)])
+def test_a_truncated_normal_starts_where_a_bin_is_three_deviations(monkeypatch, given, cut):
+    """Half a bin is 1/255 = 3·exp(-λ/2): λ = 13.3, beyond the end of this process."""
+    calls = recorded(monkeypatch, flow_likelihood, "flow_likelihood")
+    stds = recorded(monkeypatch, dequantise, "truncated_normal")
+    monkeypatch.setattr(dequantise, "bound", lambda key, q, x0, bits, k: (
+        bits(key, x0), SimpleNamespace(_asdict=lambda: {"k": k}))[1])  # fmt: skip
+    wide = Process(schedules.cosine(low=-20.0, high=20.0), PATHS["vp"])
+    told(f"flow('truncated_normal', steps=2, k=7, {given})", process=wide)
+    np.testing.assert_allclose(calls[0][4].log_snr[-1], cut, rtol=1e-5)
+    np.testing.assert_allclose(stds[0][0], np.exp(-cut / 2), rtol=1e-4)
+    told("flow('truncated_normal', steps=2)")
+    np.testing.assert_allclose(calls[1][4].log_snr[-1], 12, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,31 @@ def test_large_logits_neither_overflow_nor_vanish():
     assert np.isfinite(got).all()
 
 
+EVERY = jax.jit(lambda *given: [SMALL(*given), *(f(*given) for f in ATTENTIONS.values())])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_largest_logit_that_moves_from_block_to_block_rescales_what_was_summed(order):
+    """Keys grow, or shrink, a hundredfold along the row; against NumPy in float64."""
+    q, k, v = (np.float64(a) for a in draw(9, 20, b=2, heads=2, dim=3))
+    k *= np.geomspace(0.05, 5, 20)[::order, None, None]
+    mask = np.random.default_rng(4).random((2, 20)) < 0.7
+    logits = np.einsum("bmhd,bnhd->bhmn", q, k) / np.sqrt(3)
+    logits[~np.broadcast_to(mask[:, None, None], logits.shape)] = -np.inf
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    wanted = np.einsum("bhmn,bnhd->bmhd", weights, v)
+    arrays = [*(jnp.asarray(a, jnp.float32) for a in (q, k, v)), jnp.asarray(mask)]
+    for got in EVERY(*arrays):
+        assert_allclose(got, wanted, atol=2e-5)
+
+
+def test_blocks_are_of_512_queries_and_1024_keys_at_most():
+    shape = lambda n: jax.ShapeDtypeStruct((1, n, 1, 4), jnp.float32)
+    jaxpr = str(jax.make_jaxpr(chunked)(shape(1025), shape(2049), shape(2049)))
+    assert "[3,1,512,1,4]" in jaxpr and "[3,1,1024,1,4]" in jaxpr and "[3,1,1024]" in jaxpr
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_derivatives_of_both_modes_equal_those_of_the_full_form(masked):
     arrays, tangents = draw(11, 13, b=3), draw(11, 13, b=3, seed=1)

@@ -109,6 +109,88 @@ def test_attention_forms_agree_with_the_definition():
     np.testing.assert_allclose(jax.nn.dot_product_attention(q, k, v), exact, atol=1e-5)
 
 
+def test_both_forms_of_attention_leave_masked_keys_out():
+    q, k, v = normal(0, 2, 5, 3, 4), normal(1, 2, 7, 3, 4), normal(2, 2, 7, 3, 4)
+    mask = np.array([[True] * 4 + [False] * 3, [False, True] * 3 + [True]])
+    logits = np.einsum("bmhd,bnhd->bhmn", q.astype(np.float64), k) / 2
+    weights = np.exp(logits) * mask[:, None, None]
+    exact = np.einsum("bhmn,bnhd->bmhd", weights / weights.sum(-1, keepdims=True), v)
+    fused = lambda on_cpu, elsewhere, *args: elsewhere(*args)
+    np.testing.assert_allclose(primitives.attention(q, k, v, jnp.asarray(mask)), exact, atol=1e-5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(primitives, "_by_platform", fused)
+        got = primitives.attention(q, k, v, jnp.asarray(mask))
+    np.testing.assert_allclose(got, exact, atol=1e-5)
+    none = primitives._attention_by_head(q, k, v, jnp.zeros_like(mask))
+    mean = np.broadcast_to(v.mean(1, keepdims=True), q.shape)
+    np.testing.assert_allclose(none, mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.5])
+def test_layer_norm_equals_the_definition(eps):
+    x, scale, bias = 3 * normal(0, 2, 3, 6) + 1, normal(1, 6), normal(2, 6)
+    exact = x.astype(np.float64)
+    exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + eps)
+    given = () if eps == 1e-5 else (eps,)
+    got = primitives.layer_norm(x, scale, bias, *given)
+    np.testing.assert_allclose(got, exact * scale + bias, atol=1e-5)
+    low = primitives.layer_norm(jnp.asarray(x, jnp.bfloat16), scale, bias)
+    assert low.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("norm", [primitives.group_norm, primitives.group_norm_silu])
+def test_the_epsilon_of_a_group_is_a_hundred_thousandth_of_a_variance(norm):
+    """PyTorch's default; told by a group whose variance is as small."""
+    x = np.array([1.0, -1.0], np.float32).reshape(1, 2, 1) * np.sqrt(1e-5, dtype=np.float32)
+    got = norm(x, jnp.ones(1), jnp.zeros(1), 1)
+    y = np.array([1.0, -1.0]) / np.sqrt(2)
+    exact = y if norm is primitives.group_norm else y / (1 + np.exp(-y))
+    np.testing.assert_allclose(got[0, :, 0], exact, rtol=1e-4)
+
+
+def test_gelu_has_the_value_and_the_derivatives_of_its_definition():
+    x = np.linspace(-4, 4, 33)
+    inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    exact = 0.5 * x * (1 + np.tanh(inner))
+    slope = 0.5 * (1 + np.tanh(inner)) + 0.5 * x / np.cosh(inner) ** 2 * np.sqrt(2 / np.pi) * (
+        1 + 3 * 0.044715 * x**2
+    )
+    at = jnp.asarray(x, jnp.float32)
+    value, forward = jax.jvp(primitives.gelu_tanh, (at,), (2 * jnp.ones_like(at),))
+    np.testing.assert_allclose(primitives.gelu_tanh(at), exact, atol=1e-6)
+    np.testing.assert_allclose(value, exact, atol=1e-6)
+    np.testing.assert_allclose(forward, 2 * slope, atol=3e-6)
+    backward = jax.grad(lambda x: primitives.gelu_tanh(x).sum())(at)
+    np.testing.assert_allclose(backward, slope, atol=2e-6)
+
+
+def test_the_derivative_of_the_softmax_is_its_jacobian():
+    logits, change = normal(0, 2, 3, 5), normal(1, 2, 3, 5)
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    jacobian = np.einsum("...i,ij->...ij", weights, np.eye(5)) - np.einsum(
+        "...i,...j->...ij", weights, weights
+    )
+    got = jax.jvp(primitives._softmax, (logits,), (change,))
+    np.testing.assert_allclose(got[0], weights, atol=1e-6)
+    np.testing.assert_allclose(got[1], np.einsum("...ij,...j->...i", jacobian, change), atol=1e-6)
+
+
+def test_patches_fold_into_channels_row_by_row_and_back():
+    x = np.arange(2 * 4 * 6 * 3, dtype=np.float32).reshape(2, 4, 6, 3)
+    folded = np.asarray(primitives.space_to_depth(x, 2))
+    assert folded.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(folded[1, 0, 2], x[1, :2, 4:6].reshape(-1))
+    np.testing.assert_array_equal(primitives.depth_to_space(folded, 2), x)
+
+
+def test_a_gate_chooses_to_the_bit_and_blends_between():
+    x, other = normal(0, 3, 2, 2), normal(1, 3, 2, 2)
+    got = primitives.gated(jnp.array([0.0, 1.0, 0.25]), x, other)
+    np.testing.assert_array_equal(got[0], x[0])
+    np.testing.assert_array_equal(got[1], other[1])
+    np.testing.assert_allclose(got[2], 0.75 * x[2] + 0.25 * other[2], rtol=1e-5)
+
+
 def test_attention_keeps_the_dtype_and_survives_large_logits():
     q = jnp.full((1, 2, 1, 4), 1e3, jnp.bfloat16)
     v = jnp.asarray(normal(0, 1, 2, 1, 4), jnp.bfloat16)
@@ -119,6 +201,7 @@ def test_attention_keeps_the_dtype_and_survives_large_logits():
 
 
 def test_resampling():
+    assert primitives.avg_pool(jnp.ones((1, 2, 2, 1), jnp.bfloat16)).dtype == jnp.bfloat16
     x = normal(0, 2, 3, 4, 5)
     up = primitives.upsample_nearest(x)
     np.testing.assert_array_equal(up, x.repeat(2, axis=1).repeat(2, axis=2))

@@ -11,7 +11,7 @@ from diffusion_jax.train.abstract import abstract_step
 from diffusion_jax.train.checkpoint import Checkpoints, restore_params
 from diffusion_jax.train.loop import Hook
 from diffusion_jax.train.plan import Plan
-from diffusion_jax.train.state import abstract_state, with_shardings
+from diffusion_jax.train.state import TrainState, abstract_state, with_shardings
 
 WIDE = {"x": jax.ShapeDtypeStruct((16, 64), jnp.float32)}  # kernels of 4,096 elements
 
@@ -68,3 +68,24 @@ def test_choices_that_cannot_be(monkeypatch):
     monkeypatch.setattr(offload, "HOST", "far_away")
     with pytest.raises(ValueError, match=r"needs devices that reach far_away memory; those of cpu"):
         sharding.of_state(shapes, mesh, offload="ema")
+    sharding.of_state(shapes, mesh)  # which moves nothing
+
+
+def test_leaves_of_1024_numbers_are_moved_and_keys_are_not():
+    mesh = sharding.make_mesh()
+    leaf = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)
+    key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2000))
+    leaves = {"least": leaf(32, 32), "less": leaf(1023), "key": key, "number": leaf()}
+    state = TrainState(leaf(), leaves, leaves, leaves, (), leaf())
+    of = lambda what: sharding.of_state(state, mesh, offload=what)
+    kinds = lambda tree: {name: place.memory_kind for name, place in tree.items()}
+    moved = {"least": "pinned_host", "less": "device", "key": "device", "number": "device"}
+    still = dict.fromkeys(leaves, "device")
+    for what, opt_state, average in (
+        ("none", still, still),
+        ("ema", still, moved),
+        ("optimizer", moved, moved),
+    ):
+        places = of(what)
+        assert kinds(places.params) == still
+        assert kinds(places.opt_state) == opt_state and kinds(places.ema) == average

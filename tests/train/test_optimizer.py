@@ -1,3 +1,5 @@
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +64,41 @@ def test_gradients_are_clipped_by_their_global_norm():
     np.testing.assert_allclose([mu["a"][0], mu["b"][0]], [3.0, 4.0], rtol=1e-5)
 
 
+def test_three_steps_of_adamw_with_settings_of_its_own():
+    """By hand in float64, with a rate that changes and a clip that bites in the second step."""
+    rates = lambda step: 0.1 / (step + 1)
+    tx = o.adamw(rates, b1=0.7, b2=0.95, eps=0.3, weight_decay=0.2, clip=2.0)
+    params = {"kernel": np.array([[1.5, -0.5]]), "bias": np.array([0.25])}
+    state = tx.init(jax.tree.map(jnp.asarray, params))
+    mean, square = ({name: 0.0 for name in params} for _ in range(2))
+    for step, scale in enumerate((0.4, 3.0, -1.0)):
+        grads = {"kernel": scale * np.array([[1.0, 2.0]]), "bias": scale * np.array([-2.0])}
+        given = jax.tree.map(jnp.asarray, grads)
+        updates, state = tx.update(given, state, jax.tree.map(jnp.asarray, params))
+        shrink = min(1.0, 2.0 / (3 * abs(scale)))  # the global norm is 3 times the scale
+        for name, decay in (("kernel", 0.2), ("bias", 0.0)):
+            g = shrink * grads[name]
+            mean[name] = 0.7 * mean[name] + 0.3 * g
+            square[name] = 0.95 * square[name] + 0.05 * g**2
+            m, v = mean[name] / (1 - 0.7 ** (step + 1)), square[name] / (1 - 0.95 ** (step + 1))
+            wanted = -rates(step) * (m / (np.sqrt(v) + 0.3) + decay * params[name])
+            np.testing.assert_allclose(updates[name], wanted, rtol=1e-4)
+            params[name] = params[name] + wanted
+
+
+def test_the_standard_settings_are_adams_without_decay_or_clip():
+    """Kingma & Ba 2015, section 2."""
+    own = inspect.signature(o.adamw).parameters
+    given = {name: own[name].default for name in ("b1", "b2", "eps", "weight_decay", "clip")}
+    assert given == {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "clip": 0.0}
+
+
+def test_a_rate_is_the_product_of_its_rise_and_its_fall():
+    rate = o.learning_rate(0.5, o.linear(10, final=0.2), warmup=4)
+    wanted = [0.5 * min((k + 1) / 4, 1) * (1 - 0.08 * min(k, 10)) for k in range(13)]
+    np.testing.assert_allclose([float(rate(k)) for k in range(13)], wanted, rtol=1e-5)
+
+
 def test_decay_spares_biases_and_scales_even_when_stacked():
     shapes = {
         "conv": {"kernel": (3, 3, 4, 4), "bias": (4,)},
@@ -83,7 +120,13 @@ def test_decay_spares_biases_and_scales_even_when_stacked():
     [
         (lambda: o.learning_rate(0.0, o.constant()), "learning_rate"),
         (lambda: o.learning_rate(1.0, o.constant(), -1), "warmup"),
+        (lambda: o.adamw(o.constant(), b1=1.0), "b1"),
+        (lambda: o.adamw(o.constant(), b1=-0.1), "b1"),
         (lambda: o.adamw(o.constant(), b2=1.0), "b2"),
+        (lambda: o.adamw(o.constant(), eps=-1e-9), "eps"),
+        (lambda: o.adamw(o.constant(), weight_decay=-0.1), "weight_decay"),
+        (lambda: o.cosine(10, final=-0.1), "schedule"),
+        (lambda: o.linear(0), "schedule"),
         (lambda: o.adamw(o.constant(), clip=-1.0), "clip"),
         (lambda: o.cosine(0), "schedule"),
         (lambda: o.linear(10, final=2.0), "schedule"),

@@ -70,6 +70,44 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
     assert (float(whole.carry), float(parts.carry)) == (1, 4)
 
 
+def test_micro_batches_have_keys_of_their_own_made_from_seed_and_step():
+    draw = lambda params, context, batch, key: (
+        jax.random.uniform(key) + 0 * params, Report({"first": batch["x"][0]}, context.carry)
+    )  # fmt: skip
+    recipe = Recipe(lambda key, batch: jnp.zeros(()), draw)
+    tx = optax.sgd(0.1)
+    state = new_state(recipe, tx, tiny.EMA, jax.random.key(0), {})._replace(step=jnp.int32(7))
+    batch = {"x": jnp.arange(6.0)}
+    of = lambda n: jax.jit(make_step(recipe, tx, tiny.EMA, 5, n))(state, {}, batch)[1]
+    key = jax.random.fold_in(jax.random.key(5), 7)
+    np.testing.assert_allclose(of(1)["loss"], jax.random.uniform(key), rtol=1e-6)
+    keys = jax.random.split(key, 3)
+    wanted = np.mean([jax.random.uniform(k) for k in keys])
+    seen = of(3)
+    np.testing.assert_allclose(seen["loss"], wanted, rtol=1e-6)
+    assert float(seen["first"]) == 1.0  # micro-batches are strided: they start with 0, 1 and 2
+
+
+def test_an_optimiser_and_an_average_get_the_step_and_the_settled_parameters():
+    settle = lambda params, carry: params + 10 * carry
+    loss = lambda params, context, batch, key: (
+        params * context.ema * context.frozen["f"], Report({}, context.carry + 1)
+    )  # fmt: skip
+    recipe = Recipe(lambda key, batch: jnp.float32(2.0), loss, lambda: jnp.zeros(()), settle)
+    by_step = optax.GradientTransformationExtraArgs(
+        lambda params: (), lambda updates, state, params, step: (-step * updates, state)
+    )
+    average = ema.warmup(0.9)
+    state = new_state(recipe, by_step, average, jax.random.key(0), {})
+    state = state._replace(step=jnp.int32(3), ema=jnp.float32(4.0))
+    after, metrics = jax.jit(make_step(recipe, by_step, average, 0))(state, {"f": 5.0}, {})
+    # d loss / d params = 4·5; the step is 3; the settled carry is 1.
+    np.testing.assert_allclose(after.params, 2 - 3 * 20 + 10)
+    rate = 9 / 13  # 1 - (1 + k)/(10 + k) at k = 3
+    np.testing.assert_allclose(after.ema, 4 + rate * (-48 - 4), rtol=1e-6)
+    assert (int(after.step), float(after.carry), float(metrics["loss"])) == (4, 1, 40)
+
+
 def test_accumulation_must_divide_the_batch():
     with pytest.raises(ValueError, match=r"config\.train\.accumulate = 3 does not divide .* 16"):
         _step(accumulate=3)(_fresh(), {}, BATCHES[0])

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import ndtri
 
 from diffusion_jax.models.embeddings import fourier, sinusoidal
 from diffusion_jax.models.layers import num_groups
@@ -15,6 +16,35 @@ from diffusion_jax.models.unet.plan import down_widths, runs, up_widths
 )
 def test_groups_divide_and_hold_four_channels(channels, groups):
     assert num_groups(channels) == groups
+
+
+def test_groups_are_at_most_so_many_of_at_least_so_many_channels():
+    assert [num_groups(48, most) for most in (5, 7, 8)] == [4, 6, 8]
+    assert [num_groups(48, group_channels=n) for n in (1, 5, 24, 49)] == [24, 8, 2, 1]
+
+
+def test_sinusoidal_features_have_the_period_and_the_order_of_adm():
+    """The longest period is 2π·10000; cosines come first; an odd number ends in 0."""
+    time = jnp.array([3.0, 500.0])
+    angles = np.outer(time, 10000.0 ** (-np.arange(3) / 3))
+    expected = np.concatenate([np.cos(angles), np.sin(angles), np.zeros((2, 1))], axis=1)
+    np.testing.assert_allclose(sinusoidal(time, 7), expected, atol=1e-4)
+    ddpm = np.outer(time, 10000.0 ** (-np.arange(3) / 2))
+    expected = np.concatenate([np.cos(ddpm), np.sin(ddpm)], axis=1)
+    np.testing.assert_allclose(sinusoidal(time, 6, shift=1.0), expected, atol=1e-4)
+    with pytest.raises(ValueError, match="dim=2"):
+        sinusoidal(time, 2, shift=1.0)
+
+
+def test_fourier_features_by_hand():
+    """Frequencies are the quantiles in the middle of 256 parts of equal probability."""
+    time = jnp.array([0.1, 0.7])
+    quantiles = ndtri((np.arange(256) + 0.5) / 256)
+    for bandwidth, given in ((16.0, ()), (0.5, (0.5,))):
+        angles = 2 * np.pi * bandwidth * np.outer(time, quantiles)
+        expected = np.sqrt(2) * np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+        odd = np.concatenate([expected, np.zeros((2, 1))], axis=1)
+        np.testing.assert_allclose(fourier(time, 513, *given), odd, atol=1e-3)
 
 
 def test_sinusoidal_features_by_hand():
