@@ -29,15 +29,21 @@ def with_words(
         widths = [part.params["token"]["embedding"].shape[1] for part in texts]
         given = [v.shape[1] for v in word.vectors]
         if not word.name or given != widths:
+            kind = _WORDS_OF.get(tuple(given))
+            said = f" (it is one of {kind})" if kind else ""
             raise ValueError(
-                f"the embedding of {word.name!r} has vectors of {given}, and the text encoders' "
-                f"are of {widths}; name a word, and take one of this kind of model"
+                f"the embedding of {word.name!r} has vectors of {given}{said}, and the text "
+                f"encoders' are of {widths}; name a word, and take one of this kind of model"
             )
         count = len(word.vectors[0])
         tokenizers = tuple(with_word(tokenizer, word.name, count) for tokenizer in tokenizers)
         for i, vectors in enumerate(word.vectors):
             texts[i] = _longer(texts[i], vectors, tokenizers[i], word.name)
     return checkpoint._replace(text_encoders=tuple(texts)), tokenizers
+
+
+# Widths of the text encoders -> the models that have them.
+_WORDS_OF = {(768,): "SD 1", (1024,): "SD 2", (768, 1280): "SDXL", (1280,): "SDXL, in part"}
 
 
 def _longer(part: Part, vectors: np.ndarray, tokenizer: Tokenizer, word: str) -> Part:

@@ -91,7 +91,10 @@ def _of_checkpoint(config: Config, generator: Any, plan: Plan) -> Base:
     if plan.words is not None:
         words = plan.words(config, checkpoint, generator.inputs.tokenizers)
         chunks = config.chunks or None
-        generator = text_to_image(checkpoint, folders, config.dtype, words=words, chunks=chunks)
+        skip = config.clip_skip
+        generator = text_to_image(
+            checkpoint, folders, config.dtype, words=words, chunks=chunks, clip_skip=skip
+        )
 
     def lora(path, factors, alphas, metadata):
         bare = lambda of: {name.removeprefix("net/"): value for name, value in of.items()}
