@@ -75,21 +75,25 @@ def with_loras(checkpoint: Checkpoint, loras: Sequence[str]) -> Checkpoint:
     """
     if isinstance(loras, str):
         raise ValueError(f"config.lora = {loras!r} must be a list of files: ('{loras}',)")
-    adapters: dict[str, list[lora.Adapter]] = {}
+    changes: dict[str, dict[str, list[lora.Change]]] = {}
     for spec in loras:
-        path, scale = file_and_scale(spec)
-        for part, own in read_lora(path, checkpoint).items():
-            adapters.setdefault(part, []).append(lora.Adapter(own.factors, scale, own.alphas))
-    part = lambda name, old: _adapted(old, adapters.get(name, []))
+        file, scale = file_and_scale(spec)
+        for part, own in read_lora(file, checkpoint).items():
+            for path, change in own.changes.items():
+                of_part = changes.setdefault(part, {})
+                of_part.setdefault(path, []).append(_scaled(change, scale))
+    part = lambda name, old: _adapted(old, changes.get(name, {}))
     names = ("text_encoder", "text_encoder_2")
     texts = tuple(part(*pair) for pair in zip(names, checkpoint.text_encoders, strict=False))
     return checkpoint._replace(unet=part("unet", checkpoint.unet), text_encoders=texts)
 
 
-def _adapted(part: Part, adapters: list[lora.Adapter]) -> Part:
-    if not adapters:
-        return part
-    return part._replace(params=lora.merged_all(part.params, adapters))
+def _scaled(change: lora.Change, scale: float) -> lora.Change:
+    return lambda weight: np.float32(scale) * change(weight)
+
+
+def _adapted(part: Part, changes: dict[str, list[lora.Change]]) -> Part:
+    return part._replace(params=lora.changed(part.params, changes)) if changes else part
 
 
 def file_and_scale(spec: str) -> tuple[str, float]:
