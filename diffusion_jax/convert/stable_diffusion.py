@@ -16,7 +16,10 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from diffusion_jax.convert import openclip, sd_autoencoder, sd_unet, text_encoders
+from diffusion_jax.convert.config_fields import checked
+from diffusion_jax.convert.config_tables import SD, SDXL
 from diffusion_jax.convert.folders import inside, read_json, read_weights
+from diffusion_jax.convert.parts import check_parts
 from diffusion_jax.convert.read_single_file import read_single_file
 from diffusion_jax.convert.tensors import finite
 
@@ -88,7 +91,7 @@ def _of_folder(
 ) -> Checkpoint:
     index = read_json(root, INDEX)
     name = index.get("_class_name")
-    if name not in PIPELINES:
+    if not isinstance(name, str) or name not in PIPELINES:
         known = ", ".join(sorted(PIPELINES))
         raise ValueError(f"{INDEX}: _class_name = {name!r} cannot be read; known are {known}.")
     if PIPELINES[name] == 2 and not (root / "text_encoder").is_dir():
@@ -97,10 +100,14 @@ def _of_folder(
             "be converted; give the base model."
         )
     suffixes = ("", "_2")[: PIPELINES[name]]
+    checked(index, (SD, SDXL)[PIPELINES[name] - 1], INDEX)
     config = {part: read_json(root, f"{part}/config.json") for part in ("unet", "vae")}
     for i, suffix in enumerate(suffixes):
         config[f"text_encoder_{i}"] = read_json(root, f"text_encoder{suffix}/config.json")
+    check_parts(config, PIPELINES[name] == 2)
     scheduler = read_json(root, SCHEDULER)
+    if index.get("scheduler"):  # whose class reads the file, whatever class has written it
+        scheduler["_class_name"] = index["scheduler"][1]
     if prediction_type is not None:
         scheduler["prediction_type"] = prediction_type
     states = {

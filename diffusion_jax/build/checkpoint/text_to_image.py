@@ -152,12 +152,13 @@ def text_to_image(
     checkpoint, loaded = with_words(checkpoint, loaded, words)
     unet, vae, configs = checkpoint.unet, checkpoint.autoencoder, checkpoint.configs
     texts = tuple(part.params for part in checkpoint.text_encoders)
-    factor, cells = vae.module.factor, configs["unet"].get("sample_size") or 64
+    sized = unet.module.added_features > 0
+    factor, cells = vae.module.factor, configs["unet"].get("sample_size") or (128 if sized else 64)
     height, width = (cells, cells) if isinstance(cells, int) else cells
     prompts = Prompts(
         tokenizers=loaded,
         size=(height * factor, width * factor),
-        sized=unet.module.added_features > 0,
+        sized=sized,
         words=tuple((word.name, len(word.vectors[0])) for word in words),
         chunks=chunks,
     )
