@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     config.seed = placeholder(int)  # of the first image; each next one adds 1; -1 is any
     config.image_size = ()  # (height, width); () is the size the model was trained on
     config.chunks = 0  # of 75 tokens each that are read of a prompt; 0 for all
+    config.clip_skip = 0  # layers before the usual one to read text at; 1 is A1111's 2
     config.edits = ()  # build.edits.EDITS, in any order: ("image_to_image('a.png', 0.6)",)
     config.again = ""  # a picture drawn before, to draw anew as it was
     config.batch_size = 0  # images at once; 0 is the source's own

@@ -106,6 +106,11 @@ def _run(path: Path, settings: Config, config: Config | None) -> Generator | Run
             f"config.embeddings = {tuple(settings.embeddings)} are words of a Stable Diffusion "
             f"checkpoint, and {path} is a run of its own; leave them away"
         )
+    if settings.get("clip_skip"):
+        raise ValueError(
+            f"config.clip_skip = {settings.clip_skip} is of a Stable Diffusion checkpoint's text "
+            f"encoders, and {path} is a run of its own; leave it away"
+        )
     chosen: Config = config or run_config(path, {"sampler.params": settings.sampler.params})
     if config is None:
         chosen.data.dir = settings.data.dir or chosen.data.dir

@@ -10,6 +10,8 @@ from jax import ShapeDtypeStruct
 from jax.typing import DTypeLike
 
 from diffusion_jax.convert import sd_names, sd_unet
+from diffusion_jax.convert.config_fields import checked
+from diffusion_jax.convert.config_tables import CONTROLNET
 from diffusion_jax.convert.fitting import load_params, parameter_shapes, save_params
 from diffusion_jax.convert.names import Row
 from diffusion_jax.models.unet.control import ControlNet
@@ -27,15 +29,20 @@ def controlnet_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: naming an option that this network does not support.
     """
-    config = {**sd_unet.DEFAULTS, **_DEFAULTS, **config}
-    sd_unet.check_supported(config, _SUPPORTED)
+    config = _whole(config)
     widths = tuple(config["conditioning_embedding_out_channels"])
     return sd_unet.encoder_config(config) | {"hint_widths": widths}
 
 
+def _whole(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with defaults, also of what a U-Net alone has, which it need not say."""
+    own = {k: v for k, v in config.items() if k in CONTROLNET or k not in sd_unet.DEFAULTS}
+    return {**sd_unet.DEFAULTS, **checked(own, CONTROLNET)}
+
+
 def controlnet_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter of the ControlNet for a config; makes no array."""
-    config = {**sd_unet.DEFAULTS, **_DEFAULTS, **config}
+    config = _whole(config)
     module = ControlNet(**controlnet_config(config))
     x_shape, cond = sd_unet.example(config, sd_unet.least_side(module))
     side = x_shape[1] * 2 ** (len(module.hint_widths) - 1)
@@ -82,12 +89,3 @@ _ROWS: tuple[Row, ...] = (
     Row("hint/(conv_in|conv_out)", "controlnet_cond_embedding.{0}", "conv"),
     Row(r"hint/conv_(\d+)", "controlnet_cond_embedding.blocks.{0}", "conv"),
 )
-
-_DEFAULTS: dict[str, Any] = {
-    "conditioning_channels": 3,
-    "conditioning_embedding_out_channels": (16, 32, 96, 256),
-}
-_SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "controlnet_conditioning_channel_order": ("rgb",),
-    "global_pool_conditions": (False,),
-}

@@ -1,27 +1,24 @@
-"""LoRA files of Stable Diffusion 1.x, 2.x and XL: both common layouts are read, diffusers' written.
+"""Adapter files of Stable Diffusion 1.x, 2.x and XL: read in every dialect, diffusers' written.
 
-diffusers and PEFT write ``unet.<module>.lora_A.weight`` and ``lora_B.weight``, before 2024 also
-``lora.down`` and ``lora.up``, or ``processor.to_q_lora.down``; kohya's scripts and the interfaces
-that follow them write ``lora_unet_<module>.lora_down.weight``, ``lora_up.weight`` and ``alpha``,
-dots of the module's name as underscores, SDXL's U-Net in the original numbering of blocks.  The
-module's name is that of the base weights, so the base weights' maps are used here too.
+Each tensor's name is a module's (``lora_modules``) and an ending of ``lora_endings.ENDINGS``, which
+says its role in one of ``lora_algebra.ALGEBRAS``; what a module's tensors say together is a
+``Change`` of its weight and one of its bias.  A name that fits nowhere is an error.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax.convert.file_kinds import described
 from diffusion_jax.convert.fitting import differences
-from diffusion_jax.convert.names import Leaf, Row, by_path, locate
-from diffusion_jax.convert.sd_names import rows as unet_rows
-from diffusion_jax.convert.sd_unet import DEFAULTS
-from diffusion_jax.convert.single_file import unet_from_diffusers
+from diffusion_jax.convert.lora_algebra import ALGEBRAS, Algebra, decomposed
+from diffusion_jax.convert.lora_endings import grouped, missing_name
+from diffusion_jax.convert.lora_modules import Module, aliases, modules
+from diffusion_jax.convert.lora_settings import Told, told_of
 from diffusion_jax.convert.stable_diffusion import Checkpoint
 from diffusion_jax.convert.tensors import (
     finite,
@@ -29,45 +26,71 @@ from diffusion_jax.convert.tensors import (
     read_safetensors,
     write_safetensors,
 )
-from diffusion_jax.convert.text_rows import CLIP_TEXT_ROWS
+from diffusion_jax.convert.textual_inversion import BUNDLE
+
+Change = Callable[[np.ndarray], np.ndarray]
+"""A parameter in float32, as it is here -> its difference, float32 of the same shape."""
 
 Factors = dict[str, dict[str, np.ndarray]]
 
 
-class Lora(NamedTuple):
-    """The LoRA of one network.
+class LowRank(NamedTuple):
+    """alpha/rank·down·up: the ``Change`` of a LoRA.
 
     Attributes:
-        factors: parameter path -> {"down" [..., m, r], "up" [r, n]}, in the file's dtype.
-        alphas: parameter path -> alpha, for those with one; the default is the rank.
+        down: [..., m, r], in the file's dtype.
+        up: [r, n].
+        alpha: None for the rank.
     """
 
-    factors: Factors
-    alphas: dict[str, float]
+    down: np.ndarray
+    up: np.ndarray
+    alpha: float | None = None
+
+    def __call__(self, weight: np.ndarray) -> np.ndarray:
+        ratio = 1.0 if self.alpha is None else self.alpha / len(self.up)
+        down, up = (np.asarray(x, np.float32) for x in (self.down, self.up))
+        return np.float32(ratio) * np.matmul(down, up)
 
 
-class _Slot(NamedTuple):
-    """A kernel that a LoRA can change: its network, path, shape and entry in the base's map."""
+class Lora(NamedTuple):
+    """The adapter of one network.
 
-    part: str
-    path: str
-    shape: tuple[int, ...]
-    leaf: Leaf
+    Attributes:
+        changes: parameter path -> its ``Change``.
+    """
+
+    changes: dict[str, Change]
+
+    @property
+    def factors(self) -> Factors:
+        """Path -> {"down", "up"} of the changes of low rank."""
+        low = {p: c for p, c in self.changes.items() if isinstance(c, LowRank)}
+        return {path: {"down": c.down, "up": c.up} for path, c in low.items()}
+
+    @property
+    def alphas(self) -> dict[str, float]:
+        """Path -> alpha of the changes of low rank that have one; the default is the rank."""
+        low = {p: c.alpha for p, c in self.changes.items() if isinstance(c, LowRank)}
+        return {path: alpha for path, alpha in low.items() if alpha is not None}
 
 
-class _Pair(NamedTuple):
-    """A module's name in a file, and the full names of its two tensors."""
-
-    module: str
-    down: str
-    up: str
+def low_rank(factors: Mapping[str, Mapping[str, Any]], alphas: Mapping[str, float]) -> Lora:
+    """The adapter of a LoRA's factors."""
+    pairs = {
+        path: LowRank(np.asarray(own["down"]), np.asarray(own["up"]), alphas.get(path))
+        for path, own in factors.items()
+    }
+    return Lora(dict(pairs))
 
 
 def read_lora(path: str | Path, checkpoint: Checkpoint) -> dict[str, Lora]:
-    """The LoRA of a .safetensors file, of either layout.
+    """The adapters of a .safetensors file, of any dialect, or of PEFT's folder.
+
+    Words that the file brings along are left to ``textual_inversion.bundled_words``.
 
     Args:
-        path: the file.
+        path: the file, or a folder with adapter_model.safetensors and adapter_config.json.
         checkpoint: the checkpoint that it adapts.
 
     Returns:
@@ -75,36 +98,50 @@ def read_lora(path: str | Path, checkpoint: Checkpoint) -> dict[str, Lora]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is a pickle or damaged, or listing by name every tensor without a
-            counterpart in the checkpoint, without its other factor, or of a wrong shape.
+        ValueError: if it is a pickle or damaged, saying what it is if it is something else, or
+            listing by name every tensor without a counterpart in the checkpoint, without the
+            others of its kind, or of a wrong shape.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no LoRA at {path}: name a .safetensors file.")
-    state, slots = read_safetensors(path), _aliases(checkpoint)
-    pairs, alphas = _sorted(state, slots)
-    wanted = {n: s for pair in pairs for n, s in _shapes(state, pair, slots[pair.module]).items()}
-    adapted = {pair.module for pair in pairs}
-    scalar = lambda array: array.shape if array.size == 1 else ()
-    wanted |= {name: scalar(state[name]) for m, name in alphas.items() if m in adapted}
-    if fault := differences(wanted, {name: array.shape for name, array in state.items()}):
-        raise ValueError(f"{path.name} does not fit the checkpoint: {fault}.")
-    if not pairs:
+    path = lora_file(path)
+    state = {n: a for n, a in read_safetensors(path).items() if not BUNDLE.fullmatch(n)}
+    metadata, known = read_metadata(path), aliases(checkpoint)
+    groups = grouped(state, known)
+    wanted: dict[str, tuple[int, ...]] = {}
+    for module, roles in groups.items():
+        wanted |= _wanted(state, roles, module, known[module])
+    shapes = {name: array.shape for name, array in state.items()}
+    if fault := differences(wanted, shapes):
+        kind = described(shapes, metadata)
+        said = f"it is {kind}; " if kind else ""
+        raise ValueError(f"{path.name} does not fit the checkpoint: {said}{fault}.")
+    if not groups:
         raise ValueError(f"{path.name} holds no tensor: fetch or export it again.")
     finite(state)
-    told, made = _metadata_alphas(path, dict(_modules(checkpoint))), {}
-    for pair in pairs:
-        slot = slots[pair.module]
-        own = made.setdefault(slot.part, Lora({}, {}))
-        if slot.path in own.factors:
-            raise ValueError(f"{path.name} adapts {slot.leaf.name} twice, under two names.")
-        down, up = (slot.leaf.load(state[name]) for name in (pair.down, pair.up))
-        own.factors[slot.path] = {"down": down, "up": up.reshape(up.shape[-2:])}
-        if pair.module in alphas:
-            own.alphas[slot.path] = float(state[alphas[pair.module]].reshape(()))
-        elif (slot.part, slot.path) in told:
-            own.alphas[slot.path] = told[slot.part, slot.path]
+    told, made = told_of(path, metadata), {}
+    for name, roles in groups.items():
+        module = known[name]
+        changes = made.setdefault(module.part, Lora({})).changes
+        tensors = {role: state[tensor] for role, tensor in roles.items()}
+        for slot, change in _changes(module, tensors, told(module)):
+            if slot.path in changes:
+                raise ValueError(f"{path.name} adapts {slot.leaf.name} twice, under two names.")
+            changes[slot.path] = change
     return made
+
+
+def lora_file(path: str | Path) -> Path:
+    """The file of an adapter: itself, or that of PEFT's folder.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        held = [path / name for name in _IN_FOLDER if (path / name).is_file()]
+        path = held[0] if held else path / _IN_FOLDER[0]
+    if not path.exists():
+        raise FileNotFoundError(f"There is no LoRA at {path}: name a .safetensors file.")
+    return path
 
 
 def write_lora(
@@ -125,133 +162,109 @@ def write_lora(
         metadata: texts to store in the header.
 
     Raises:
-        ValueError: for a path that the checkpoint lacks.
+        ValueError: for a path that the checkpoint lacks, or a change that is not of low rank.
     """
-    known = {(slot.part, slot.path): (name, slot) for name, slot in _modules(checkpoint)}
+    known = {(m.part, m.weight.path): (name, m) for name, m in modules(checkpoint).items()}
     out = {}
     for part, lora in loras.items():
-        for where, pair in lora.factors.items():
+        for where, pair in lora.changes.items():
             if (part, where) not in known:
                 raise ValueError(f"{part} has no kernel {where!r} that a LoRA could change.")
-            name, slot = known[part, where]
-            up = np.asarray(pair["up"])
-            ratio = lora.alphas.get(where, up.shape[0]) / up.shape[0]
+            if not isinstance(pair, LowRank):
+                raise ValueError(f"the change of {part}'s {where!r} is not of low rank.")
+            name, (_, _, slot, _) = known[part, where]
+            up, rank = np.asarray(pair.up), len(pair.up)
+            ratio = 1 if pair.alpha is None else pair.alpha / rank
             if ratio != 1:
                 up = (up.astype(np.float32) * ratio).astype(up.dtype)
             up = up.reshape((1,) * (len(slot.shape) - 2) + up.shape)
             save = lambda x, slot=slot: np.ascontiguousarray(slot.leaf.save(x))
-            out[f"{name}.lora_A.weight"] = save(np.asarray(pair["down"]))
+            out[f"{name}.lora_A.weight"] = save(np.asarray(pair.down))
             out[f"{name}.lora_B.weight"] = save(up)
     write_safetensors(path, out, {"format": "pt", **(metadata or {})})
 
 
-def _modules(checkpoint: Checkpoint) -> Iterator[tuple[str, _Slot]]:
-    """Name such as unet.mid_block... -> slot, of each kernel, by the maps of the base weights."""
-    config = checkpoint.configs["unet"]
-    yield from _of_part("unet", checkpoint.unet.params, unet_rows(config))
-    for part, encoder in zip(_TEXTS, checkpoint.text_encoders, strict=False):
-        yield from _of_part(part, encoder.params, CLIP_TEXT_ROWS)
-
-
-def _of_part(
-    part: str, params: Mapping[str, Any], rows: tuple[Row, ...]
-) -> Iterator[tuple[str, _Slot]]:
-    for path, array in by_path(params).items():
-        if path.endswith("/kernel"):
-            leaf = locate(path, rows)
-            yield (
-                f"{part}.{leaf.name.removesuffix('.weight')}",
-                _Slot(part, path, array.shape, leaf),
-            )
-
-
-def _aliases(checkpoint: Checkpoint) -> dict[str, _Slot]:
-    """Every name that a file may have for a module -> its slot."""
-    slots = dict(_modules(checkpoint))
-    found = dict(slots)
-    unet = {n.removeprefix("unet."): s for n, s in slots.items() if s.part == "unet"}
-    for name, slot in unet.items():
-        old = re.sub(r"\.to_(q|k|v|out)(\.0)?$", r".processor.to_\1", name)
-        found[f"unet.{old}"] = slot
-        found["lora_unet_" + name.replace(".", "_")] = slot
-    state: Any = {f"{name}.weight": slot for name, slot in unet.items()}
-    original = unet_from_diffusers(state, {**DEFAULTS, **checkpoint.configs["unet"]})
-    for name, slot in original.items():
-        kohya = name.removesuffix(".weight").replace(".", "_")
-        found[f"lora_unet_{kohya}"] = slot  # pyright: ignore[reportArgumentType]
-    for name, slot in slots.items():
-        if slot.part == "unet":
-            continue
-        module = name.removeprefix(f"{slot.part}.")
-        found[f"{slot.part}.{module.removeprefix('text_model.')}"] = slot
-        old = re.sub(r"\.(q|k|v|out)_proj$", r".to_\1", module)
-        found.setdefault(f"{slot.part}.{old}", slot)
-        for prefix in _TEXTS[slot.part]:
-            found[f"{prefix}_{module.replace('.', '_')}"] = slot
-    return found
-
-
-def _sorted(
-    state: Mapping[str, Any], slots: Mapping[str, _Slot]
-) -> tuple[list[_Pair], dict[str, str]]:
-    """Names of tensors as (down, up) pairs, and module -> its alpha's name."""
-    pairs, alphas = {}, {}
-    for name in state:
-        if name.endswith(".alpha"):
-            alphas[name.removesuffix(".alpha")] = name
-        for down, up in _ENDINGS:
-            ending = next((e for e in (down, up) if name.endswith(e)), None)
-            if ending and (module := name.removesuffix(ending)) in slots:
-                pairs[_Pair(module, module + down, module + up)] = None
-                break
-    return list(pairs), alphas
-
-
-def _shapes(
-    state: Mapping[str, np.ndarray], pair: _Pair, slot: _Slot
+def _wanted(
+    state: Mapping[str, np.ndarray], roles: Mapping[str, str], name: str, module: Module
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes that a pair's tensors must have, given the rank of one of them."""
-    rank = 1
-    for name, axis in ((pair.up, 1), (pair.down, 0)):  # [out, r, ...] and [r, in, ...] there
-        if name in state and state[name].ndim > axis:
-            rank = state[name].shape[axis]
-    *inputs, outputs = slot.shape
-    ours = {pair.down: (*inputs, rank), pair.up: (*(1,) * (len(inputs) - 1), rank, outputs)}
-    wanted = {n: slot.leaf.save(np.broadcast_to(False, s)).shape for n, s in ours.items()}
-    # A 1x1 convolution there may be adapted as a dense layer, which it is here.
-    flat = lambda name: len(slot.shape) == 2 and name in state and state[name].ndim == 2
-    return {name: shape[:2] if flat(name) else shape for name, shape in wanted.items()}
+    """Tensor's name -> shape, of all that a module's tensors must be."""
+    algebra, shapes = _algebra(roles), {role: state[n].shape for role, n in roles.items()}
+    weight = module.weight.theirs
+    needs = algebra.needs(frozenset(roles))
+    wanted = {role: () for role in needs} | algebra.shapes(shapes, weight)
+    single = lambda role, n: shapes[role] if state[roles[role]].size == n else (n,)
+    if "alpha" in roles:
+        wanted["alpha"] = single("alpha", 1)
+    if "magnitude" in roles:
+        wanted["magnitude"] = single("magnitude", weight[0])
+    if "dora_scale" in roles:
+        sizes = (weight[0], *weight[1:2])
+        fits = state[roles["dora_scale"]].size in sizes
+        wanted["dora_scale"] = shapes["dora_scale"] if fits else (weight[0],)
+    if module.bias is not None:
+        wanted |= {role: weight[:1] for role in _BIASES if role in roles}
+    elif "up_bias" in wanted:
+        del wanted["up_bias"]
+    allowed = needs | algebra.may | set(_BIASES)
+    return {
+        roles.get(role) or missing_name(name, role, roles): shape
+        for role, shape in wanted.items()
+        if role in allowed and (role in roles or role in needs)
+    }
 
 
-def _metadata_alphas(path: Path, modules: Mapping[str, _Slot]) -> dict[tuple[str, str], float]:
-    """Slot -> alpha, from the metadata that recent releases of diffusers write."""
-    try:
-        settings = json.loads(read_metadata(path).get("lora_adapter_metadata", "{}"))
-    except ValueError as error:
-        raise ValueError(f"{path.name}: lora_adapter_metadata is not JSON ({error}).") from None
-    if scaled := [
-        name for name, value in settings.items() if name.endswith("use_rslora") and value
-    ]:
-        raise ValueError(f"{path.name}: {scaled[0]} = true cannot be converted: only false can.")
-    alphas = {}
-    for name, slot in modules.items():
-        alpha = settings.get(f"{slot.part}.lora_alpha")
-        for pattern, own in (settings.get(f"{slot.part}.alpha_pattern") or {}).items():
-            if f".{name}".endswith("." + pattern.removeprefix("^")):
-                alpha = own
-        if alpha is not None:
-            alphas[slot.part, slot.path] = float(alpha)
-    return alphas
+def _algebra(roles: Mapping[str, str]) -> Algebra:
+    there = frozenset(roles)
+    return next(a for a in ALGEBRAS if not (needs := a.needs(there)) or needs & there)
 
 
-_TEXTS = {"text_encoder": ("lora_te", "lora_te1"), "text_encoder_2": ("lora_te2",)}
-"""Text encoders in their order -> kohya's prefixes of each."""
+def _of_inputs(factors: np.ndarray, module: Module, told: Told) -> bool:
+    """Whether PEFT's (IA)^3 scales inputs: [1, in] of a dense layer; of a convolution, [1, n, 1, 1]
+    in any case, as its settings say, or as the sizes do.
+    """
+    out, into, *kernel = module.weight.theirs
+    if not kernel or (out != into and told.on_input is None):
+        return factors.shape[0] != out if not kernel else factors.size != out
+    return bool(told.on_input)
 
-# Down and up, longer suffixes first.
-_ENDINGS = (
-    (".lora_A.weight", ".lora_B.weight"),
-    (".lora_down.weight", ".lora_up.weight"),
-    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
-    (".lora.down.weight", ".lora.up.weight"),
-    ("_lora.down.weight", "_lora.up.weight"),
-)
+
+def _changes(module: Module, tensors: Mapping[str, np.ndarray], told: Told):
+    """(slot, its change) of a module's weight and bias."""
+    algebra = _algebra(dict.fromkeys(tensors, ""))
+    rank = algebra.rank({role: x.shape for role, x in tensors.items()})
+    alpha = float(tensors["alpha"].reshape(())) if "alpha" in tensors else None
+    if alpha is None:
+        alpha = told.alpha(rank)
+    dense = module.weight.path.endswith("/kernel")
+    if dense and set(tensors) <= {"down", "up", "alpha"}:
+        down, up = (module.weight.leaf.load(tensors[role]) for role in ("down", "up"))
+        yield module.weight, LowRank(down, up.reshape(up.shape[-2:]), alpha)
+        return
+    if "ia3_l" in tensors:
+        tensors = {**tensors, "on_input": np.array(_of_inputs(tensors["ia3_l"], module, told))}
+    s = told.bare if rank is None else 1.0 if alpha is None else alpha / rank
+    wide = lambda: {role: np.asarray(x, np.float32) for role, x in tensors.items()}
+
+    def weight(ours: np.ndarray) -> np.ndarray:
+        own, theirs = wide(), np.ascontiguousarray(module.weight.leaf.save(ours))
+        change = algebra.weight(own, theirs, s)
+        change = np.zeros_like(theirs) if change is None else change.reshape(theirs.shape)
+        if "dora_scale" in own or "magnitude" in own:
+            change = decomposed(theirs, change, own)
+        return module.weight.leaf.load(change)
+
+    def bias(ours: np.ndarray) -> np.ndarray:
+        own = wide()
+        added = [own[role] for role in ("diff_b", "b_norm") if role in own]
+        change = algebra.bias(own, ours, s)
+        return sum([*added, *([] if change is None else [change])], np.zeros_like(ours))
+
+    if algebra.needs(frozenset(tensors)):
+        yield module.weight, weight
+    touched = any(role in tensors for role in (*_BIASES, "ia3_l"))
+    if touched and module.bias is not None:
+        yield module.bias, bias
+
+
+_IN_FOLDER = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+_BIASES = ("diff_b", "b_norm", "up_bias")

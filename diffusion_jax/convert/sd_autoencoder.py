@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from diffusion_jax.convert.config_fields import Fields, checked, defaults
+from diffusion_jax.convert.config_tables import VAE, VQ
 from diffusion_jax.convert.fitting import load_params, save_params
 from diffusion_jax.convert.names import Row, by_path, scoped
-from diffusion_jax.convert.sd_unet import check_supported
 from diffusion_jax.models.autoencoders.autoencoder import AutoencoderKL, AutoencoderVQ
 
 
@@ -23,15 +24,24 @@ def module_of(config: Mapping[str, Any]) -> AutoencoderKL | AutoencoderVQ:
         ValueError: naming an entry that is not supported.
     """
     name = config.get("_class_name", "AutoencoderKL")
-    if name not in CLASSES:
+    if not isinstance(name, str) or name not in CLASSES:
         raise ValueError(f"_class_name={name!r} cannot be converted: only {sorted(CLASSES)} can.")
-    return CLASSES[name]({**DEFAULTS, **config})
+    fields, make = CLASSES[name]
+    return make(checked(config, fields))
 
 
-def scale_of(config: Mapping[str, Any]) -> tuple[float, float]:
-    """(scale, shift): the latent that is diffused is scale·(z - shift)."""
-    shift = config.get("shift_factor")
-    return float(config.get("scaling_factor") or 1.0), 0.0 if shift is None else float(shift)
+def scale_of(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """(scale, shift): the latent that is diffused is scale·(z - shift).
+
+    Numbers, or float32 [z] where the config has means and deviations of each channel.
+    """
+    config = {**DEFAULTS, **config}
+    scale, mean, deviation = (config[k] for k in ("scaling_factor", "latents_mean", "latents_std"))
+    if mean is not None and deviation is not None:
+        deviation = np.asarray(deviation, np.float32)
+        return np.float32(scale) / deviation, np.asarray(mean, np.float32)
+    shift = config["shift_factor"]
+    return float(scale), 0.0 if shift is None else float(shift)
 
 
 def from_diffusers_autoencoder(
@@ -80,7 +90,6 @@ _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"
 
 
 def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
-    check_supported(config, _SUPPORTED)
     down, up = config["down_block_types"], config["up_block_types"]
     known = (["DownEncoderBlock2D"] * len(down), ["UpDecoderBlock2D"] * len(down))
     if (list(down), list(up)) != known:
@@ -115,7 +124,6 @@ def _kl(config: Mapping[str, Any]) -> AutoencoderKL:
 
 
 def _vq(config: Mapping[str, Any]) -> AutoencoderVQ:
-    check_supported(config, {"norm_type": ("group",), "lookup_from_codebook": (False,)})
     return AutoencoderVQ(
         **_shared(config),
         entries=config["num_vq_embeddings"],
@@ -149,23 +157,10 @@ ROWS: tuple[Row, ...] = (
     *scoped(_SCOPES),
 )
 
-DEFAULTS: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ("DownEncoderBlock2D",),
-    "up_block_types": ("UpDecoderBlock2D",),
-    "block_out_channels": (64,),
-    "layers_per_block": 1,
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "mid_block_add_attention": True,
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
-    "num_vq_embeddings": 256,
-    "vq_embed_dim": None,
-}
-_SUPPORTED: dict[str, tuple[Any, ...]] = {"act_fn": ("silu", "swish")}
-CLASSES: dict[str, Callable[[Mapping[str, Any]], AutoencoderKL | AutoencoderVQ]] = {
-    "AutoencoderKL": _kl,
-    "VQModel": _vq,
+DEFAULTS: dict[str, Any] = defaults(VAE)
+"""diffusers' defaults of an AutoencoderKL."""
+
+CLASSES: dict[str, tuple[Fields, Callable[[Mapping[str, Any]], AutoencoderKL | AutoencoderVQ]]] = {
+    "AutoencoderKL": (VAE, _kl),
+    "VQModel": (VQ, _vq),
 }

@@ -9,6 +9,8 @@ import numpy as np
 from jax import ShapeDtypeStruct
 from jax.typing import DTypeLike
 
+from diffusion_jax.convert.config_fields import checked, defaults
+from diffusion_jax.convert.config_tables import UNET
 from diffusion_jax.convert.fitting import load_params, parameter_shapes, save_params
 from diffusion_jax.convert.sd_names import rows
 from diffusion_jax.models.embeddings import GUIDANCE
@@ -30,7 +32,7 @@ def text_unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: naming an option that this network does not support.
     """
-    config = {**DEFAULTS, **config}
+    config = checked(config, UNET)
     up = tuple(config["up_block_types"])
     mirrored = tuple(_MIRROR.get(name) for name in config["down_block_types"])[::-1]
     if up != mirrored:
@@ -46,12 +48,11 @@ def text_unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def encoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of ``TextEncoderSide``, of a U-Net's or a ControlNet's config.
+    """The fields of ``TextEncoderSide``, of a U-Net's or a ControlNet's checked config.
 
     Raises:
         ValueError: naming an option that these networks do not support.
     """
-    check_supported(config, _SUPPORTED)
     down = tuple(config["down_block_types"])
     if unknown := sorted(set(down) - set(_MIRROR)):
         raise ValueError(f"The blocks {unknown} cannot be converted: only {[*_MIRROR]} can.")
@@ -190,53 +191,5 @@ _MIRROR = {"CrossAttnDownBlock2D": "CrossAttnUpBlock2D", "DownBlock2D": "UpBlock
 _TIME_IDS = 6
 """Height and width of the original, the crop's corner, height and width of the target."""
 
-DEFAULTS: dict[str, Any] = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "downsample_padding": 1,
-    "dropout": 0.0,
-    "norm_num_groups": 32,
-    "norm_eps": 1e-5,
-    "cross_attention_dim": 1280,
-    "transformer_layers_per_block": 1,
-    "attention_head_dim": 8,
-    "addition_embed_type": None,
-    "addition_time_embed_dim": None,
-    "num_class_embeds": None,
-    "time_embedding_dim": None,
-    "time_cond_proj_dim": None,
-    "projection_class_embeddings_input_dim": None,
-}
-# The first value is diffusers' default.
-_SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "center_input_sample": (False,),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    "only_cross_attention": (False,),
-    "mid_block_only_cross_attention": (None, False),
-    "mid_block_scale_factor": (1,),
-    "act_fn": ("silu", "swish"),
-    "reverse_transformer_layers_per_block": (None,),
-    "encoder_hid_dim": (None,),
-    "encoder_hid_dim_type": (None,),
-    "num_attention_heads": (None,),
-    "dual_cross_attention": (False,),
-    "class_embed_type": (None,),
-    "addition_embed_type": (None, "text_time"),
-    "resnet_time_scale_shift": ("default",),
-    "resnet_skip_time_act": (False,),
-    "resnet_out_scale_factor": (1.0,),
-    "time_embedding_type": ("positional",),
-    "time_embedding_act_fn": (None,),
-    "timestep_post_act": (None,),
-    "conv_in_kernel": (3,),
-    "conv_out_kernel": (3,),
-    "attention_type": ("default",),
-    "class_embeddings_concat": (False,),
-    "cross_attention_norm": (None,),
-}
+DEFAULTS: dict[str, Any] = defaults(UNET)
+"""diffusers' defaults of a UNet2DConditionModel."""

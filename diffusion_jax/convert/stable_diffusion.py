@@ -7,6 +7,7 @@ is a single .safetensors file, without tokenizer and scheduler settings.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,10 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from diffusion_jax.convert import openclip, sd_autoencoder, sd_unet, text_encoders
+from diffusion_jax.convert.config_fields import checked
+from diffusion_jax.convert.config_tables import SD, SDXL
 from diffusion_jax.convert.folders import inside, read_json, read_weights
+from diffusion_jax.convert.parts import check_parts
 from diffusion_jax.convert.read_single_file import read_single_file
 from diffusion_jax.convert.tensors import finite
 
@@ -87,7 +91,7 @@ def _of_folder(
 ) -> Checkpoint:
     index = read_json(root, INDEX)
     name = index.get("_class_name")
-    if name not in PIPELINES:
+    if not isinstance(name, str) or name not in PIPELINES:
         known = ", ".join(sorted(PIPELINES))
         raise ValueError(f"{INDEX}: _class_name = {name!r} cannot be read; known are {known}.")
     if PIPELINES[name] == 2 and not (root / "text_encoder").is_dir():
@@ -96,20 +100,24 @@ def _of_folder(
             "be converted; give the base model."
         )
     suffixes = ("", "_2")[: PIPELINES[name]]
+    checked(index, (SD, SDXL)[PIPELINES[name] - 1], INDEX)
     config = {part: read_json(root, f"{part}/config.json") for part in ("unet", "vae")}
     for i, suffix in enumerate(suffixes):
         config[f"text_encoder_{i}"] = read_json(root, f"text_encoder{suffix}/config.json")
+    check_parts(config, PIPELINES[name] == 2)
     scheduler = read_json(root, SCHEDULER)
+    if index.get("scheduler"):  # whose class reads the file, whatever class has written it
+        scheduler["_class_name"] = index["scheduler"][1]
     if prediction_type is not None:
         scheduler["prediction_type"] = prediction_type
     states = {
         "unet": read_weights(root, "unet", variant),
         "vae": read_weights(root, "vae", variant),
-        **{
-            f"text_encoder_{i}": read_weights(root, f"text_encoder{suffix}", variant)
-            for i, suffix in enumerate(suffixes)
-        },
     }
+    for i, suffix in enumerate(suffixes):
+        part = f"text_encoder{suffix}"
+        own = config[f"text_encoder_{i}"]
+        states[f"text_encoder_{i}"] = _used(read_weights(root, part, variant), own, part)
     tokenizers = tuple(inside(root, f"tokenizer{suffix}") for suffix in suffixes)
     return _assembled(states, config, scheduler, tokenizers, index, dtype)
 
@@ -126,11 +134,27 @@ def _of_file(path: Path, prediction_type: str | None, dtype: DTypeLike | None) -
     return _assembled(states, config, dict(file.configs.scheduler), None, {}, dtype)
 
 
+def _used(state: State, config: Mapping[str, Any], part: str) -> State:
+    """The tensors of the layers that a config counts, as transformers reads them; says so."""
+    count = config.get("num_hidden_layers", 12)
+    if extra := {n: a for n, a in state.items() if _layer(n) >= count}:
+        warnings.warn(
+            f"{part}/config.json: num_hidden_layers = {count}, and the weights have "
+            f"{max(map(_layer, extra)) + 1} layers: the last ones are left out",
+            stacklevel=2,
+        )
+    return {n: a for n, a in state.items() if n not in extra}
+
+
+def _layer(name: str) -> int:
+    """The number of the layer that a tensor belongs to, or -1."""
+    found = re.search(r"\.layers\.(\d+)\.", name)
+    return int(found[1]) if found else -1
+
+
 def _first_layers(state: State, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The state without layers that the model does not use, which some files contain."""
-    layer = re.compile(r"\.layers\.(\d+)\.")
-    number = lambda name: int(found[1]) if (found := layer.search(name)) else -1
-    kept = {n: a for n, a in state.items() if number(n) < config["num_hidden_layers"]}
+    kept = {n: a for n, a in state.items() if _layer(n) < config["num_hidden_layers"]}
     if config.get("architectures") != ["CLIPTextModelWithProjection"]:
         kept.pop("text_projection.weight", None)
     return kept

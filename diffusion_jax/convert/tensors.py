@@ -89,8 +89,7 @@ def read_header(path: str | Path) -> tuple[dict[str, Spec], int]:
         raise ValueError(f"{path.name} is not a file: give a .safetensors file.")
     with path.open("rb") as file:
         start = file.read(9)
-        # A safetensors file starts with the length of its header, then that header's brace.
-        if start.startswith(_PICKLE_STARTS) and start[8:] != b"{":
+        if _starts_as_pickle(start):
             raise ValueError(
                 f"{path.name} is a pickle, which can run code when it is read: convert it to "
                 "safetensors where you trust it, and give that file."
@@ -107,12 +106,27 @@ def read_header(path: str | Path) -> tuple[dict[str, Spec], int]:
         raise _damaged(path, str(error) or "its header is too deep") from error
 
 
+def is_pickle(path: str | Path) -> bool:
+    """Whether a file starts as those of torch.save do; False for what is no file."""
+    if not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as file:
+        return _starts_as_pickle(file.read(9))
+
+
+def _starts_as_pickle(start: bytes) -> bool:
+    # A safetensors file starts with the length of its header, then that header's brace.
+    return start.startswith(_PICKLE_STARTS) and start[8:] != b"{"
+
+
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata texts of a .safetensors file; raises as ``read_header`` does."""
     read_header(path)
     with Path(path).open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    held = header.get("__metadata__") or {}
+    held = header.get("__metadata__")
+    if not isinstance(held, dict):
+        return {}
     return {str(name): str(value) for name, value in held.items()}
 
 

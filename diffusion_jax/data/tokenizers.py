@@ -69,9 +69,17 @@ class Tokenizer(NamedTuple):
         return self.framed(self.raw(texts), length)
 
     def raw(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text without prefix, suffix, truncation or padding, as for chunks."""
+        """Ids of each text without prefix, suffix, truncation or padding, as for chunks.
+
+        Raises:
+            ValueError: for a text that is not whole Unicode.
+            TypeError: if texts is one str.
+        """
         if isinstance(texts, str):
             raise TypeError(f"texts is one str, {texts[:20]!r}: give a list of them.")
+        for text in texts:
+            if any("\ud800" <= char <= "\udfff" for char in text):
+                raise ValueError(f"{text[:40]!a} holds half of a character: write it again.")
         encoded = self.encoder.encode_batch(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,9 @@ from diffusion_jax.core.types import Params, Recipe
 
 Factors = dict[str, dict[str, Any]]
 """Path of a kernel -> {"down": [..., m, r], "up": [r, n]}."""
+
+Change = Callable[[Any], Any]
+"""A weight in float32 -> its difference, float32 of the same shape."""
 
 Alpha = float | Mapping[str, float] | None
 """Of all kernels, or of each by path; None, or an absent path, for the rank: a factor of 1."""
@@ -101,27 +104,46 @@ def merged_all(params: Params, adapters: Sequence[Adapter]) -> Params:
 
     NumPy weights and factors are merged by NumPy, and stay on the host.
     """
+    changes: dict[str, list[Change]] = {}
+    for adapter in adapters:
+        for path, factors in adapter.factors.items():
+            factor = adapter.scale * _ratio(adapter.alpha, path, factors)
+            change = lambda weight, pair=factors, factor=factor: factor * _product(pair)
+            changes.setdefault(path, []).append(change)
+    return changed(params, changes)
+
+
+def changed(params: Params, changes: Mapping[str, Sequence[Change]]) -> Params:
+    """Weights W + the sum of their changes of W, so that no order counts; float32, rounded once.
+
+    Args:
+        params: the weights.
+        changes: by path, for some of them.
+
+    Raises:
+        ValueError: for a change of a path that params lack, or of another shape.
+    """
     known = by_path(params)
-    for path in sorted({path for adapter in adapters for path in adapter.factors}):
+    for path in sorted(changes):
         if path not in known:
             raise ValueError(f"the LoRA adapts {path!r}, which the network has not")
 
-    def merge_one(path, weight):
+    def change_one(path, weight):
         name = path_name(path)
-        changes = [(a, a.factors[name]) for a in adapters if name in a.factors]
-        if not changes:
+        if not changes.get(name):
             return weight
-        total = weight.astype(np.float32)
-        for adapter, factors in changes:
-            change = _product(factors)
-            if change.shape != weight.shape:
+        base = total = weight.astype(np.float32)
+        for change in changes[name]:
+            difference = change(base)
+            if difference.shape != weight.shape:
                 raise ValueError(
-                    f"the LoRA of {name!r} has the shape {change.shape}, the weight {weight.shape}"
+                    f"the LoRA of {name!r} has the shape {difference.shape}, the weight "
+                    f"{weight.shape}"
                 )
-            total = total + adapter.scale * _ratio(adapter.alpha, name, factors) * change
+            total = total + difference
         return total.astype(weight.dtype)
 
-    return jax.tree_util.tree_map_with_path(merge_one, params)
+    return jax.tree_util.tree_map_with_path(change_one, params)
 
 
 def adapted(

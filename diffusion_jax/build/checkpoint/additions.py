@@ -29,15 +29,21 @@ def with_words(
         widths = [part.params["token"]["embedding"].shape[1] for part in texts]
         given = [v.shape[1] for v in word.vectors]
         if not word.name or given != widths:
+            kind = _WORDS_OF.get(tuple(given))
+            said = f" (it is one of {kind})" if kind else ""
             raise ValueError(
-                f"the embedding of {word.name!r} has vectors of {given}, and the text encoders' "
-                f"are of {widths}; name a word, and take one of this kind of model"
+                f"the embedding of {word.name!r} has vectors of {given}{said}, and the text "
+                f"encoders' are of {widths}; name a word, and take one of this kind of model"
             )
         count = len(word.vectors[0])
         tokenizers = tuple(with_word(tokenizer, word.name, count) for tokenizer in tokenizers)
         for i, vectors in enumerate(word.vectors):
             texts[i] = _longer(texts[i], vectors, tokenizers[i], word.name)
     return checkpoint._replace(text_encoders=tuple(texts)), tokenizers
+
+
+# Widths of the text encoders -> the models that have them.
+_WORDS_OF = {(768,): "SD 1", (1024,): "SD 2", (768, 1280): "SDXL", (1280,): "SDXL, in part"}
 
 
 def _longer(part: Part, vectors: np.ndarray, tokenizer: Tokenizer, word: str) -> Part:
@@ -69,21 +75,25 @@ def with_loras(checkpoint: Checkpoint, loras: Sequence[str]) -> Checkpoint:
     """
     if isinstance(loras, str):
         raise ValueError(f"config.lora = {loras!r} must be a list of files: ('{loras}',)")
-    adapters: dict[str, list[lora.Adapter]] = {}
+    changes: dict[str, dict[str, list[lora.Change]]] = {}
     for spec in loras:
-        path, scale = file_and_scale(spec)
-        for part, own in read_lora(path, checkpoint).items():
-            adapters.setdefault(part, []).append(lora.Adapter(own.factors, scale, own.alphas))
-    part = lambda name, old: _adapted(old, adapters.get(name, []))
+        file, scale = file_and_scale(spec)
+        for part, own in read_lora(file, checkpoint).items():
+            for path, change in own.changes.items():
+                of_part = changes.setdefault(part, {})
+                of_part.setdefault(path, []).append(_scaled(change, scale))
+    part = lambda name, old: _adapted(old, changes.get(name, {}))
     names = ("text_encoder", "text_encoder_2")
     texts = tuple(part(*pair) for pair in zip(names, checkpoint.text_encoders, strict=False))
     return checkpoint._replace(unet=part("unet", checkpoint.unet), text_encoders=texts)
 
 
-def _adapted(part: Part, adapters: list[lora.Adapter]) -> Part:
-    if not adapters:
-        return part
-    return part._replace(params=lora.merged_all(part.params, adapters))
+def _scaled(change: lora.Change, scale: float) -> lora.Change:
+    return lambda weight: np.float32(scale) * change(weight)
+
+
+def _adapted(part: Part, changes: dict[str, list[lora.Change]]) -> Part:
+    return part._replace(params=lora.changed(part.params, changes)) if changes else part
 
 
 def file_and_scale(spec: str) -> tuple[str, float]:

@@ -19,7 +19,7 @@ from diffusion_jax.build.few_step.method import Setup
 from diffusion_jax.build.releases import write_release
 from diffusion_jax.build.runs import Run
 from diffusion_jax.convert.checkpoint_folder import write_checkpoint
-from diffusion_jax.convert.lora import Lora, write_lora
+from diffusion_jax.convert.lora import low_rank, write_lora
 from diffusion_jax.convert.stable_diffusion import Checkpoint, find_tokenizers
 from diffusion_jax.core import seeds
 from diffusion_jax.core.types import Context, Params, Recipe
@@ -92,11 +92,14 @@ def _of_checkpoint(config: Config, generator: Any, plan: Plan) -> Base:
     if plan.words is not None:
         words = plan.words(config, checkpoint, generator.inputs.tokenizers)
         chunks = config.chunks or None
-        generator = text_to_image(checkpoint, folders, config.dtype, words=words, chunks=chunks)
+        skip = config.clip_skip
+        generator = text_to_image(
+            checkpoint, folders, config.dtype, words=words, chunks=chunks, clip_skip=skip
+        )
 
     def lora(path, factors, alphas, metadata):
         bare = lambda of: {name.removeprefix("net/"): value for name, value in of.items()}
-        write_lora(path, {"unet": Lora(bare(factors), bare(alphas))}, checkpoint, metadata)
+        write_lora(path, {"unet": low_rank(bare(factors), bare(alphas))}, checkpoint, metadata)
 
     def whole(folder, params, dtype):
         net = jax.tree.map(lambda x: np.asarray(x, dtype), params["net"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+
 from diffusion_jax.apps.plan import Generator
-from diffusion_jax.build.checkpoint.additions import with_loras
+from diffusion_jax.build.checkpoint.additions import file_and_scale, with_loras
 from diffusion_jax.build.checkpoint.text_to_image import text_to_image
 from diffusion_jax.convert.stable_diffusion import Checkpoint, read_checkpoint
-from diffusion_jax.convert.textual_inversion import Word, read_word
+from diffusion_jax.convert.textual_inversion import Word, bundled_words, read_word
 from diffusion_jax.models.autoencoders.codec import Tiling
 from diffusion_jax.spec import Config
 
@@ -33,14 +36,29 @@ def open_checkpoint(source: str, settings: Config) -> Generator:
     if settings.tile and settings.tile < least:
         raise ValueError(f"config.tile = {settings.tile} must be 0, or at least {least} pixels")
     cells = settings.tile // least
+    words = [_word(spec) for spec in settings.embeddings]
+    words += _bundled(settings.lora, [word.name for word in words])
     return text_to_image(
         checkpoint,
         tuple(settings.tokenizers),
         settings.dtype,
         tiling=Tiling(4 * cells, cells) if cells else None,
-        words=[_word(spec) for spec in settings.embeddings],
+        words=words,
         chunks=settings.chunks or None,
+        clip_skip=settings.clip_skip,
     )
+
+
+def _bundled(loras: Sequence[str], known: Sequence[str]) -> list[Word]:
+    """The words that LoRA files bring along, but for those that are known already; it says so."""
+    found = {}
+    for spec in loras:
+        path, _ = file_and_scale(spec)
+        if own := [w for w in bundled_words(path) if w.name not in (*known, *found)]:
+            found |= {word.name: word for word in own}
+            names = ", ".join(repr(word.name) for word in own)
+            warnings.warn(f"{path} brings the words {names}, for prompts", stacklevel=3)
+    return list(found.values())
 
 
 def _word(spec: str) -> Word:

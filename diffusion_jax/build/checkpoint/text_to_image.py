@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from diffusion_jax.convert.stable_diffusion import Checkpoint, Part, find_tokeni
 from diffusion_jax.convert.textual_inversion import Word
 from diffusion_jax.core import network_io
 from diffusion_jax.core.types import Model
-from diffusion_jax.data.prompts import Window, tokens
+from diffusion_jax.data.prompts import Window, tokens, unread
 from diffusion_jax.data.tokenizers import Tokenizer, load_tokenizer
 from diffusion_jax.data.words import spelled
 from diffusion_jax.models.adapter import net_from_module
@@ -56,6 +57,8 @@ class Prompts(NamedTuple):
 
         Raises:
             ValueError: for a request without a prompt, or with a label.
+
+        Warns of what is written as in web interfaces, and is not read as there.
         """
         prompts = [request.prompt for request in requests]
         negative = [request.negative_prompt for request in requests]
@@ -68,6 +71,8 @@ class Prompts(NamedTuple):
             raise ValueError(
                 "config.prompt is empty; say what to draw: --config.prompt='a red house'"
             )
+        for said in dict.fromkeys(s for text in (*prompts, *negative) for s in unread(text)):
+            warnings.warn(said, stacklevel=2)
         size = requests[0].size or None
         if not any(negative):
             return self.rows(prompts, size, self.chunks), None
@@ -125,6 +130,7 @@ def text_to_image(
     tiling: Tiling | None = None,
     words: Sequence[Word] = (),
     chunks: int | None = None,
+    clip_skip: int = 0,
 ) -> Generator:
     """A checkpoint as a ``Generator``.
 
@@ -136,6 +142,8 @@ def text_to_image(
         tiling: of large images, see ``models.autoencoders.codec``; None for none.
         words: new ones of prompts, with their embeddings (``with_words``).
         chunks: of a prompt, see ``Prompts``.
+        clip_skip: how many layers earlier than usual the text encoders are read, of the prompt and
+            of what it avoids; 1 is the last but one of SD 1 (A1111's "Clip skip: 2").
 
     Raises:
         ValueError: for settings that are not known here.
@@ -144,17 +152,18 @@ def text_to_image(
     checkpoint, loaded = with_words(checkpoint, loaded, words)
     unet, vae, configs = checkpoint.unet, checkpoint.autoencoder, checkpoint.configs
     texts = tuple(part.params for part in checkpoint.text_encoders)
-    factor, cells = vae.module.factor, configs["unet"].get("sample_size") or 64
+    sized = unet.module.added_features > 0
+    factor, cells = vae.module.factor, configs["unet"].get("sample_size") or (128 if sized else 64)
     height, width = (cells, cells) if isinstance(cells, int) else cells
     prompts = Prompts(
         tokenizers=loaded,
         size=(height * factor, width * factor),
-        sized=unet.module.added_features > 0,
+        sized=sized,
         words=tuple((word.name, len(word.vectors[0])) for word in words),
         chunks=chunks,
     )
     return Generator(
-        model=_model(checkpoint, prompts, dtype, decode_dtype, tiling),
+        model=_model(checkpoint, prompts, dtype, decode_dtype, tiling, clip_skip),
         weights=Weights({"net": unet.params}, {"autoencoder": vae.params, "text": texts}),
         inputs=prompts,
         geometry=Geometry(
@@ -171,13 +180,21 @@ def text_to_image(
 
 
 def _model(
-    checkpoint: Checkpoint, prompts: Prompts, dtype: Any, decode_dtype: Any, tiling: Tiling | None
+    checkpoint: Checkpoint,
+    prompts: Prompts,
+    dtype: Any,
+    decode_dtype: Any,
+    tiling: Tiling | None,
+    clip_skip: int,
 ) -> Model:
     unet, vae, sized = checkpoint.unet, checkpoint.autoencoder, prompts.sized
-    readers = tuple(
-        _reader(part, dtype, READS["penultimate" if sized else "last"])
-        for part in checkpoint.text_encoders
-    )
+    layers = min(part.module.layers for part in checkpoint.text_encoders)
+    if not 0 <= clip_skip < layers:
+        raise ValueError(
+            f"config.clip_skip = {clip_skip}: of {layers} layers 0 to {layers - 1} can be skipped"
+        )
+    read = partial(READS["penultimate" if sized else "last"], skip=clip_skip)
+    readers = tuple(_reader(part, dtype, read) for part in checkpoint.text_encoders)
     bare = net_from_module(unet.module.clone(dtype=jnp.dtype(dtype)))
     process = process_of(checkpoint.scheduler)
     vae_config = {**sd_autoencoder.DEFAULTS, **checkpoint.configs["vae"]}

@@ -30,6 +30,10 @@ LORA, WORD, WHOLE = "lora.safetensors", "word.safetensors", "checkpoint_"
 _DRAWN = ("negative_prompt", "labels", "n", "seed", "image_size", "batch_size")
 
 
+# Of a tuning's config, how what was tuned is read unless the settings say otherwise.
+_READ = ("tokenizers", "lora", "embeddings", "prediction_type", "variant", "clip_skip")
+
+
 class Files(NamedTuple):
     """How what was tuned is written, in the names that its kind of model has.
 
@@ -201,8 +205,8 @@ def used(folder: Path, settings: Config, open_source: Callable[..., Any]) -> Gen
     """
     config: Config = ConfigDict(read_config(folder))
     chosen = settings.copy_and_resolve_references().unlock()
-    for name in ("tokenizers", "lora", "embeddings", "prediction_type", "variant"):
-        chosen[name] = settings[name] or config[name]
+    for name in _READ:
+        chosen[name] = settings[name] or config.get(name, settings[name])
     chosen.checkpoint = config.checkpoint
     chosen.sampler.params = config.sampler.params  # of the run that was tuned
     chosen = plan(config).used(chosen, folder)

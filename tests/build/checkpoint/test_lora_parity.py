@@ -126,7 +126,7 @@ class Case:
         x = rng.normal(size=(2, 8, 8, 4)).astype(np.float32)
         context = rng.normal(size=(2, 5, self.config["cross_attention_dim"])).astype(np.float32)
         cond, added = {"context": context}, {}
-        if self.made.sized:
+        if self.made.inputs.sized:
             ids = np.tile(np.asarray([32, 32, 0, 0, 32, 32], np.float32), (2, 1))
             pooled = rng.normal(size=(2, 32)).astype(np.float32)
             cond |= {"pooled": pooled, "time_ids": ids}
@@ -188,8 +188,9 @@ def test_alphas_of_each_module_and_of_the_metadata(case):
     write_safetensors(path, read_safetensors(path), settings)
     found = read_lora(path, case.checkpoint)
     one = "mid/transformer/layer_0/self_attention/query/kernel"
-    assert found["unet"].alphas.pop(one) == 3
-    assert set(found["unet"].alphas.values()) == {8} and not found["text_encoder"].alphas
+    alphas = found["unet"].alphas
+    assert alphas.pop(one) == 3
+    assert set(alphas.values()) == {8} and not found["text_encoder"].alphas
 
 
 def test_what_does_not_fit_is_named(case):
