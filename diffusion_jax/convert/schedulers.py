@@ -309,7 +309,7 @@ def _bounds(s: Settings, keep_eps: bool = False) -> tuple[str, ...]:
 
 
 def _arguments(**given: Any) -> str:
-    """ ", name=value" for each that is given; an offset of 0 too, which stands for itself."""
+    """A comma and name=value for each that is given."""
     return "".join(f", {name}={value!r}" for name, value in given.items())
 
 

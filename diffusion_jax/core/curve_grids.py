@@ -113,7 +113,7 @@ def log_linear(
 ) -> NoiseLevel:
     """n levels even in log s, of n + 1 from the noisiest to the cleanest of the table.
 
-    Diffusers' ``interpolation_type="log_linear"``, which tells the network the times of its spacing.
+    Diffusers' ``interpolation_type="log_linear"``: the network is told the times of its spacing.
 
     Args:
         process, n, spacing, offset: see ``log_told``.

@@ -1,9 +1,7 @@
 """diffusers' schedulers and the samplers read from their configs, on one cheap network, float64."""
 
 import functools
-import json
 import sys
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1] / "core" / "parity"))
-import reference  # noqa: E402
+import reference
 
-from diffusion_jax.build.sampling import ENDS  # noqa: E402
-from diffusion_jax.convert.schedulers import process_of, sampling_of, target_of  # noqa: E402
-from diffusion_jax.core import sampling, targets  # noqa: E402
-from diffusion_jax.core.grids import GRIDS, truncate  # noqa: E402
-from diffusion_jax.core.guidance import POSTS  # noqa: E402
-from diffusion_jax.core.solvers import NAMED  # noqa: E402
-from diffusion_jax.spec import build  # noqa: E402
+from diffusion_jax.build.sampling import ENDS
+from diffusion_jax.convert.schedulers import process_of, sampling_of, target_of
+from diffusion_jax.core import sampling, targets
+from diffusion_jax.core.grids import GRIDS, truncate
+from diffusion_jax.core.guidance import POSTS
+from diffusion_jax.core.solvers import NAMED
+from diffusion_jax.spec import build
 
 torch = reference.torch
 diffusers = reference.needed("diffusers")

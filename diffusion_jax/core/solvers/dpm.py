@@ -208,9 +208,11 @@ def dpmpp_3m(curvature: float = 1.0, lower_order_final: int | Array | Cap | None
 
 
 def dpmpp_2m_sde(
-    eta: float | Array = 1.0, rule: str = "midpoint", lower_order_final: int | Array | Cap | None = None,
+    eta: float | Array = 1.0,
+    rule: str = "midpoint",
+    lower_order_final: int | Array | Cap | None = None,
     noise: Noise = white,
-) -> Solver:  # fmt: skip
+) -> Solver:
     """SDE-DPM-Solver++(2M): 1 NFE per step (Lu et al. 2022b, equation 18 and appendix B).
 
     Args:
@@ -221,9 +223,11 @@ def dpmpp_2m_sde(
 
 
 def dpmpp_3m_sde(
-    eta: float | Array = 1.0, curvature: float = 1.0, lower_order_final: int | Array | Cap | None = None,
+    eta: float | Array = 1.0,
+    curvature: float = 1.0,
+    lower_order_final: int | Array | Cap | None = None,
     noise: Noise = white,
-) -> Solver:  # fmt: skip
+) -> Solver:
     """SDE-DPM-Solver++(3M), 1 NFE per step; k-diffusion's is ``curvature=0.5``.
 
     Args:

@@ -1,9 +1,10 @@
 """Solvers as diffusers' schedulers run them, where that is not the method on any list of levels.
 
-Two habits of theirs are here.  DDIM and PNDM step by ⌊T/n⌋ of the table, whatever the grid says, and
-call the network at the grid's next level; on "leading" levels that is the same.  Multistep methods
-end at lower order: the step to the last level and the one to the end, in runs of few steps.  So
-these belong to the grids that ``convert.schedulers`` pairs them with; on others take ``SOLVERS``.
+Two habits of theirs are here.  DDIM and PNDM step by ⌊T/n⌋ of the table, whatever the grid says,
+and call the network at the grid's next level; on "leading" levels that is the same.  Multistep
+methods end at lower order: the step to the last level and the one to the end, in runs of few steps.
+So these belong to the grids that ``convert.schedulers`` pairs them with; on others take
+``SOLVERS``.
 """
 
 from __future__ import annotations
