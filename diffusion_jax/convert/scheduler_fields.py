@@ -109,6 +109,8 @@ _FLOW = {
     "time_shift_type": Field("exponential", "no effect", "it moves flow sigmas alone"),
 }
 
+_ONE = "there is one, which takes the place of another class's"
+
 FIELDS: dict[str, dict[str, Field]] = {
     "DDIMScheduler": {
         **_TABLE, **_ZERO_SNR, **_LEADING, **_CLIP, **_THRESHOLD, "set_alpha_to_one": Field(True),
@@ -164,7 +166,9 @@ FIELDS: dict[str, dict[str, Field]] = {
     },
     "DEISMultistepScheduler": {
         **_TABLE, **_LINSPACE, **_CURVES, **_ENDS_OF_CURVES, **_THRESHOLD, **_MULTISTEP, **_FLOW,
-        "algorithm_type": Field("deis"), "solver_type": Field("logrho"),
+        "algorithm_type": Field("deis", "no effect", _ONE), "solver_type": Field(
+            "logrho", "no effect", _ONE
+        ),
     },
     "LCMScheduler": {
         **_TABLE_OF_TWO_STAGES, **_ZERO_SNR, **_NO_CLIP, **_THRESHOLD,

@@ -15,7 +15,13 @@ from jaxtyping import Array
 from scipy.special import betaincinv
 
 from diffusion_jax.core.process import Process
-from diffusion_jax.core.table_grids import check, fractional_linspace, leading, trailing
+from diffusion_jax.core.table_grids import (
+    at_times,
+    check,
+    fractional_linspace,
+    leading,
+    trailing,
+)
 from diffusion_jax.core.types import NoiseLevel
 
 _RHO = 7.0
@@ -131,7 +137,7 @@ def _log_time(process: Process, levels: NoiseLevel) -> Array:
 
 def _table(process: Process, n: int, offset: int) -> NoiseLevel:
     del n, offset
-    return process.at(np.array([1.0, 1 / (process.schedule.steps or 1000)]))
+    return at_times(process, np.array([1.0, 1 / (process.schedule.steps or 1000)]))
 
 
 ENDS: dict[str, Callable[[Process, int, int], NoiseLevel]] = {

@@ -46,8 +46,10 @@ def test_all_steps_are_every_level_and_one_step_is_allowed(name):
     assert np.isfinite(one.log_snr).all()
 
 
-# Of a list of the user's, of tables of levels only, and up and down again: tested on their own.
-PLAIN = sorted(set(grids.GRIDS) - {"table", "consistency", "restart"})
+# Of a list of the user's, of tables of levels only, up and down again, and told other times than
+# their own: tested by themselves.
+TOLD = {"curve", "log_told", "log_linear"}
+PLAIN = sorted(set(grids.GRIDS) - {"table", "consistency", "restart"} - TOLD)
 
 
 @pytest.mark.parametrize("name", PLAIN)
