@@ -10,18 +10,20 @@ from diffusion_jax.build.edits import equipped
 from diffusion_jax.build.sampling import ENDS
 from diffusion_jax.core.grids import GRIDS
 from diffusion_jax.core.sampling import STARTS
-from diffusion_jax.core.solvers import SOLVERS
+from diffusion_jax.core.solvers import NAMED
 from diffusion_jax.data import to_uint8
 from diffusion_jax.spec import build
 
 
 def author_sampler(generator, own, steps):
     """The ``Sampler`` of an author's settings ``own``, as in ``Generator.sampling``."""
-    process = generator.model.process
+    process, end = generator.model.process, ENDS[own["end"]]
+    levels = build(GRIDS, own["grid"], "grid", process=process, n=steps)
     return Sampler(
-        build(SOLVERS, own["solver"], "solver", process=process, steps=steps),
-        build(GRIDS, own["grid"], "grid", process=process, n=steps),
-        end=ENDS[own["end"]](generator.model),
+        build(NAMED, own["solver"], "solver", process=process, steps=steps, levels=levels),
+        levels,
+        end=end.level(generator.model, levels),
+        stepped=end.stepped,
         deviation=STARTS[own["start"]],
     )
 

@@ -46,6 +46,7 @@ def make_sampler(generator: Generator, sampler_of: SamplerOf, edits: Sequence[Ed
             start(drawing),
             sampler.levels,
             sampler.end,
+            sampler.stepped,
         )
         return drawing.paste(sampler.contrast * drawing.decode(x))
 

@@ -87,7 +87,7 @@ class Sampler(NamedTuple):
     """How to draw: the values that ``core.sampling.sample`` takes.
 
     Attributes:
-        solver, levels, end: see there.
+        solver, levels, end, stepped: see there.
         guidance: how conditions are combined, see ``core.guidance.named``.
         guided: whether the guidance scale is used; else the conditional model alone, at half the
             cost.
@@ -100,6 +100,7 @@ class Sampler(NamedTuple):
     guidance: Guidance = CFG
     guided: bool = True
     end: NoiseLevel | None = None
+    stepped: bool = False
     deviation: Callable[[NoiseLevel], Array] = STARTS["prior"]
     contrast: float = 1.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from diffusion_jax.apps.plan import Generator, Sampler, Weights
 from diffusion_jax.core import grids
 from diffusion_jax.core.guidance import ALWAYS_GUIDED, GUIDANCES, POSTS, Guidance
 from diffusion_jax.core.sampling import STARTS
-from diffusion_jax.core.solvers import SOLVERS
+from diffusion_jax.core.solvers import NAMED, SOLVERS
 from diffusion_jax.core.targets import denoiser
 from diffusion_jax.core.types import Denoiser, Model, NoiseLevel, Solver
 from diffusion_jax.models.unet.plan import select
@@ -29,8 +29,13 @@ def settled(section: Config, generator: Generator) -> Config:
     """``config.sampler`` with the author's setting for each field that is left open.
 
     Open is "" or None; the author's solver also brings its bounds on x0, after the chosen ones.
+    Some of the author's solvers and ends are for the author's grid alone: where another solver or
+    grid is chosen, ``sampling["elsewhere"]`` has what takes their place.
     """
     whole, own = section.copy_and_resolve_references().unlock(), generator.sampling
+    if section.get("solver") or section.get("grid"):
+        free = own.get("elsewhere", {})
+        own = {**own, **{k: free[own[k]] for k in ("solver", "end") if own.get(k) in free}}
     for name, default in DEFAULTS.items():
         if whole.get(name) in ("", None):
             value = own.get(name)
@@ -65,7 +70,7 @@ def sampler_of(
     fixed_guidance = None if reference else guidance(section, generator.model, generator.net)
 
     def of(model: Model, weights: Weights) -> Sampler:
-        solver, levels, end = fixed or _of_process(section, model)
+        solver, levels, (end, stepped) = fixed or _of_process(section, model)
         worse = reference and denoiser(
             reference.model_of(weights.frozen[REFERENCE]), weights.frozen[REFERENCE]
         )
@@ -75,6 +80,7 @@ def sampler_of(
             guidance=fixed_guidance or guidance(section, model, generator.net, worse),
             guided=guided,
             end=end,
+            stepped=stepped,
             deviation=STARTS[section.start],
             contrast=section.contrast,
         )
@@ -99,28 +105,56 @@ def check(section: Config, reference: Generator | None = None) -> None:
     _check_guidance(section, reference)
 
 
-def _of_process(section: Config, model: Model) -> tuple[Solver, NoiseLevel, NoiseLevel | None]:
-    return *solver_and_levels(section, model), ENDS[section.end](model)
+def _of_process(
+    section: Config, model: Model
+) -> tuple[Solver, NoiseLevel, tuple[NoiseLevel | None, bool]]:
+    solver, levels = solver_and_levels(section, model)
+    end = ENDS[section.end]
+    return solver, levels, (end.level(model, levels), end.stepped)
 
 
 def solver_and_levels(section: Config, model: Model) -> tuple[Solver, NoiseLevel]:
     """What ``config.sampler``'s solver, grid and steps name, for a model's process."""
-    context = {"process": model.process, "steps": section.steps}
     _check_order(section.solver, section.steps)
-    solver = build(SOLVERS, section.solver, "sampler.solver", **context)
     grid = {"process": model.process, "n": section.steps}
-    return solver, build(grids.GRIDS, section.grid, "sampler.grid", **grid)
+    levels = build(grids.GRIDS, section.grid, "sampler.grid", **grid)
+    context = {"process": model.process, "steps": section.steps, "levels": levels}
+    return build(NAMED, section.solver, "sampler.solver", **context), levels
 
 
-def _first_of_table(model: Model) -> NoiseLevel:
+class End(NamedTuple):
+    """Where sampling ends.
+
+    Attributes:
+        level: (model, levels of the grid) -> the level; None for clean data.
+        stepped: whether the solver steps there with what it remembers, or it is the way along the
+            last prediction.
+    """
+
+    level: Callable[[Model, NoiseLevel], NoiseLevel | None]
+    stepped: bool = False
+
+
+def _clean(model: Model, levels: NoiseLevel) -> None:
+    del model, levels
+
+
+def _first_of_table(model: Model, levels: NoiseLevel) -> NoiseLevel:
+    del levels
     return model.process.at(jnp.asarray(1 / (model.process.schedule.steps or 1000)))
 
 
-ENDS: dict[str, Callable[[Model], NoiseLevel | None]] = {
-    "clean": lambda model: None,
-    "first": _first_of_table,
+ENDS: dict[str, End] = {
+    "clean": End(_clean),
+    "first": End(_first_of_table),
+    "solver_clean": End(_clean, stepped=True),
+    "solver_first": End(_first_of_table, stepped=True),
+    "solver_last": End(
+        lambda model, levels: jax.tree.map(lambda leaf: leaf[-1], levels), stepped=True
+    ),
 }
-"""Where sampling ends: at clean data, or at the table's first level, as diffusers' DDIM."""
+"""Where sampling ends: at clean data, at the table's first level, as diffusers' DDIM, or at the
+grid's last one."""
 
 DEFAULTS = {
     "solver": "ddim()", "grid": "trailing", "end": "clean", "start": "prior", "steps": 50,

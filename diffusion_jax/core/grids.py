@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array
 from scipy.special import betaincinv
 
+from diffusion_jax.core.curve_grids import curve, log_linear, log_told
 from diffusion_jax.core.process import Process
 from diffusion_jax.core.table_grids import (
     at_times,
@@ -189,16 +190,29 @@ def truncate(levels: NoiseLevel, strength: float) -> NoiseLevel:
 
     Args:
         levels: [n].
-        strength: in (0, 1], the share of the n steps to keep (at least one).
+        strength: in (0, 1], the share of the n steps to keep: ⌊n·strength⌋, as diffusers does.
 
     Raises:
-        ValueError: if strength is outside of (0, 1].
+        ValueError: if strength is outside of (0, 1], or leaves no step.
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength = {strength} is not in (0, 1]; 1 keeps every step")
     n = levels.t.shape[0]
-    keep = max(1, round(n * strength))
+    keep = int(n * strength)
+    if keep < 1:
+        raise ValueError(
+            f"strength = {strength} keeps none of {n} steps; take at least {_least(n)}, or more "
+            "steps"
+        )
     return NoiseLevel(*(leaf[n - keep :] for leaf in levels))
+
+
+def _least(n: int) -> float:
+    """The least strength of few digits that keeps one of n steps."""
+    digits = 2
+    while int(n * round(1 / n + 0.5 * 10.0**-digits, digits)) < 1:
+        digits += 1
+    return round(1 / n + 0.5 * 10.0**-digits, digits)
 
 
 def _first_time(process: Process) -> float:
@@ -233,4 +247,7 @@ GRIDS: dict[str, Callable[..., NoiseLevel]] = {
     "align_your_steps": align_your_steps,
     "consistency": consistency,
     "restart": restart,
+    "curve": curve,
+    "log_told": log_told,
+    "log_linear": log_linear,
 }

@@ -80,6 +80,7 @@ def sample(
     x: Float[Array, "b ..."],
     levels: NoiseLevel,
     end: NoiseLevel | None = None,
+    stepped: bool = False,
 ) -> Float[Array, "b ..."]:
     """Walk x from levels[0] to the clean level.
 
@@ -90,10 +91,15 @@ def sample(
         key, solver, denoise, x, levels: see ``walk``; x such as ``prior`` gives.
         end: a level to end at along the last prediction, in place of the clean one; diffusers ends
             at the table's first (its ``set_alpha_to_one=False``).
+        stepped: whether the last step too is the solver's, with all that it remembers.
 
     Returns:
         The sample, [b, ...] of x's dtype.
     """
+    if stepped:
+        ends = clean(pairs(levels)[2]) if end is None else end
+        whole = jax.tree.map(lambda leaf, one: jnp.append(leaf, one[None], 0), levels, ends)
+        return walk(key, solver, denoise, x, whole)[0]
     x, _ = walk(key, solver, denoise, x, levels)
     last = pairs(levels)[2]
     prediction = solver.finish(_last_key(key), denoise, x, last)

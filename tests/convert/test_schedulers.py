@@ -9,7 +9,7 @@ import pytest
 from diffusion_jax.convert.schedulers import Sampling, process_of, sampling_of, target_of
 from diffusion_jax.core.grids import GRIDS
 from diffusion_jax.core.sampling import STARTS
-from diffusion_jax.core.solvers import SOLVERS
+from diffusion_jax.core.solvers import NAMED
 from diffusion_jax.core.types import NoiseLevel
 from diffusion_jax.spec import build
 
@@ -21,32 +21,49 @@ STABLE_DIFFUSION = {
 
 
 def solver_of(sampling, process):
-    return build(SOLVERS, sampling.solver, "solver", process=process, steps=10)
+    return build(NAMED, sampling.solver, "solver", process=process, steps=10)
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "expected"),
     [
-        ("PNDM", {}, Sampling("plms()", "leading(offset=1)", False)),
-        ("DDIM", {}, Sampling("ddim()", "leading(offset=1)", False)),
-        ("DDIM", {"set_alpha_to_one": True}, Sampling("ddim()", "leading(offset=1)", True)),
+        (
+            "PNDM",
+            {},
+            Sampling(
+                "scheduler_pndm(average='eps')",
+                "leading(offset=1)",
+                "solver_first",
+                elsewhere="plms()",
+            ),
+        ),
+        ("DDIM", {}, Sampling("ddim()", "leading(offset=1)", "first")),
+        (
+            "DDIM",
+            {"set_alpha_to_one": True},
+            Sampling("scheduler_ddim()", "leading(offset=1)", "solver_clean", elsewhere="ddim()"),
+        ),
         # Only the two above read set_alpha_to_one, though files of all have it.
-        ("DPMSolverMultistep", {}, Sampling("dpmpp_2m(rule='midpoint')", "dpm_linspace()", True)),
-        ("EulerDiscrete", {}, Sampling("euler()", "fractional_linspace()", True, start="noise")),
+        (
+            "DPMSolverMultistep",
+            {},
+            Sampling("dpmpp_2m(rule='midpoint')", "dpm_linspace()", "clean"),
+        ),
+        ("EulerDiscrete", {}, Sampling("euler()", "fractional_linspace()", "clean", start="noise")),
         (
             "EulerDiscrete",
             {"timestep_spacing": "leading", "final_sigmas_type": "sigma_min"},
-            Sampling("euler()", "leading(offset=1)", False),
+            Sampling("euler()", "leading(offset=1)", "first"),
         ),
         (
             "EulerAncestralDiscrete",
             {"timestep_spacing": "trailing"},
-            Sampling("euler_ancestral()", "trailing()", True, start="noise"),
+            Sampling("euler_ancestral()", "trailing()", "clean", start="noise"),
         ),
         (
             "HeunDiscrete",
             {"use_karras_sigmas": True},
-            Sampling("heun()", "karras()", True, start="noise"),
+            Sampling("heun()", "curve(shape='karras', ends='linspace')", "clean", start="noise"),
         ),
         (
             "LCM",
@@ -54,7 +71,7 @@ def solver_of(sampling, process):
             Sampling(
                 "consistency()",
                 "consistency(original=50)",
-                True,
+                "clean",
                 ("latent_consistency(scale=8.0, steps=1000)",),
             ),
         ),

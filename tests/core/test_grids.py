@@ -46,8 +46,10 @@ def test_all_steps_are_every_level_and_one_step_is_allowed(name):
     assert np.isfinite(one.log_snr).all()
 
 
-# Of a list of the user's, of tables of levels only, and up and down again: tested on their own.
-PLAIN = sorted(set(grids.GRIDS) - {"table", "consistency", "restart"})
+# Of a list of the user's, of tables of levels only, up and down again, and told other times than
+# their own: tested by themselves.
+TOLD = {"curve", "log_told", "log_linear"}
+PLAIN = sorted(set(grids.GRIDS) - {"table", "consistency", "restart"} - TOLD)
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -83,7 +85,9 @@ def test_at_times_takes_any_list():
     assert_allclose(grids.at_times(_table(), np.array([0.9, 0.2])).t, [0.9, 0.2], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("strength", "keep"), [(1.0, 10), (0.75, 8), (0.5, 5), (0.01, 1)])
+@pytest.mark.parametrize(
+    ("strength", "keep"), [(1.0, 10), (0.79, 7), (0.75, 7), (0.5, 5), (0.1, 1)]
+)
 def test_truncate_keeps_the_clean_part(strength, keep):
     levels = _grid(grids.trailing, _table(), 10)
     kept = grids.truncate(levels, strength)
@@ -95,6 +99,8 @@ def test_bad_requests_are_named():
     for strength in (0.0, 1.5):
         with pytest.raises(ValueError, match=f"strength = {strength}"):
             grids.truncate(_grid(grids.trailing, _table(), 10), strength)
+    with pytest.raises(ValueError, match=r"0\.09 keeps none of 10 steps; take at least 0\.1"):
+        grids.truncate(_grid(grids.trailing, _table(), 10), 0.09)
     for grid in grids.GRIDS.values():
         with pytest.raises(ValueError, match="at least 1 step"):
             grid(_table(10), 0)

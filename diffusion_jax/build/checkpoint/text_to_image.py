@@ -221,9 +221,13 @@ def sampling_settings(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "solver": own.solver,
         "grid": own.grid,
-        "end": "clean" if own.ends_clean else "first",
+        "end": own.end,
         "start": own.start,
         "post": own.post,
+        "elsewhere": {
+            own.solver: own.elsewhere or own.solver,
+            own.end: own.end.removeprefix("solver_").replace("last", "first"),
+        },
         "steps": 30,
         "guidance": "cfg()",
         "guidance_scale": 7.5,

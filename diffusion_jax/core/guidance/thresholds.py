@@ -15,17 +15,24 @@ Transform = Callable[[Denoise], Denoise]
 """What goes around a Denoise."""
 
 
-def clip(low: float | Array = -1.0, high: float | Array = 1.0) -> Transform:
+def clip(low: float | Array = -1.0, high: float | Array = 1.0, keep_eps: bool = False) -> Transform:
     """Clip x0 to [low, high]: static thresholding (Saharia et al. 2022, section 2.3).
 
     Args:
         low, high: range of the data, [].
+        keep_eps: leave eps as it was predicted, as diffusers' DDIM does, rather than what x and the
+            new x0 say.
     """
-    return _of_x0(lambda x0: jnp.clip(x0, low, high))
+    return _of_x0(lambda x0: jnp.clip(x0, low, high), keep_eps)
 
 
-def dynamic_threshold(percentile: float | Array = 0.995, limit: float | Array = 1.0) -> Transform:
-    """x0 := clip(x0, -s, s)·limit/s, s = max(percentile of |x0|, limit).
+def dynamic_threshold(
+    percentile: float | Array = 0.995,
+    limit: float | Array = 1.0,
+    most: float | Array = jnp.inf,
+    keep_eps: bool = False,
+) -> Transform:
+    """x0 := clip(x0, -s, s)·limit/s, s = max(percentile of |x0|, limit), but not above ``most``.
 
     Dynamic thresholding (Saharia et al. 2022, section 2.3): an image that leaves the range is drawn
     back as a whole, rather than saturated.
@@ -33,14 +40,16 @@ def dynamic_threshold(percentile: float | Array = 0.995, limit: float | Array = 
     Args:
         percentile: of the example's |x0|, 0 to 1, []; the paper takes 0.995.
         limit: largest |x0| of the data, [].
+        most: largest s; diffusers' ``sample_max_value``, whose default, 1, makes this a clip.
+        keep_eps: see ``clip``.
     """
 
     def bounded(x0: Array) -> Array:
         size = jnp.quantile(jnp.abs(x0.reshape(x0.shape[0], -1)), percentile, axis=1)
-        s = like(jnp.maximum(size, limit), x0)
+        s = like(jnp.minimum(jnp.maximum(size, limit), most), x0)
         return jnp.clip(x0, -s, s) * (limit / s)
 
-    return _of_x0(bounded)
+    return _of_x0(bounded, keep_eps)
 
 
 def latent_consistency(
@@ -62,11 +71,13 @@ def latent_consistency(
     return transform
 
 
-def _of_x0(bounded: Callable[[Array], Array]) -> Transform:
+def _of_x0(bounded: Callable[[Array], Array], keep_eps: bool) -> Transform:
     def transform(denoise: Denoise) -> Denoise:
         def changed(x: Array, level: NoiseLevel) -> Prediction:
             out = denoise(x, level)
             x0 = bounded(out.x0)
+            if keep_eps:
+                return out._replace(x0=x0)
             return move_x0(out, x0 - out.x0, level)._replace(x0=x0)
 
         return changed

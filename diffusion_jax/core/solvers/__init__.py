@@ -13,6 +13,7 @@ from diffusion_jax.core.solvers.invertible import edict
 from diffusion_jax.core.solvers.jump import jump
 from diffusion_jax.core.solvers.multistep import deis, exponential_adams, ipndm, lms, plms, pndm
 from diffusion_jax.core.solvers.sa_solver import sa_solver
+from diffusion_jax.core.solvers.scheduler import SCHEDULER_SOLVERS
 from diffusion_jax.core.solvers.unipc import unipc
 from diffusion_jax.core.types import Solver
 
@@ -74,4 +75,7 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "jump": jump,
 }
 
-__all__ = ["SOLVERS", "ancestral", "ddim", "ddpm"]
+NAMED = {**SOLVERS, **SCHEDULER_SOLVERS}
+"""Those of any grid, and those of the grids that belong to them: all that a config may name."""
+
+__all__ = ["NAMED", "SOLVERS", "ancestral", "ddim", "ddpm"]

@@ -17,7 +17,7 @@ from jaxtyping import Array
 from diffusion_jax.core.noise import Noise, joined, white
 from diffusion_jax.core.process import Process
 from diffusion_jax.core.solvers.ddim import ancestral_split
-from diffusion_jax.core.solvers.history import add, allowed_order, check_order, empty, push
+from diffusion_jax.core.solvers.history import Cap, add, allowed_order, check_order, empty, push
 from diffusion_jax.core.solvers.steps import (
     EPS,
     X0,
@@ -107,7 +107,7 @@ def multistep(
     eta: float | Array = 0.0,
     rule: str = "midpoint",
     curvature: float = 1.0,
-    lower_order_final: int | Array | None = None,
+    lower_order_final: int | Array | Cap | None = None,
     noise: Noise = white,
 ) -> Solver:
     """DPM-Solver's and DPM-Solver++'s multistep methods, ODE and SDE, 1 NFE per step.
@@ -177,14 +177,14 @@ def _factors(
 
 
 def dpm_multistep(
-    order: int = 2, rule: str = "midpoint", lower_order_final: int | Array | None = None
+    order: int = 2, rule: str = "midpoint", lower_order_final: int | Array | Cap | None = None
 ) -> Solver:
     """Multistep DPM-Solver on eps, order 2 or 3 (Lu et al. 2022a; diffusers' "dpmsolver")."""
     check_order("dpm_multistep", order, least=2, most=3)
     return multistep(EPS, order, rule=rule, lower_order_final=lower_order_final)
 
 
-def dpmpp_2m(rule: str = "midpoint", lower_order_final: int | Array | None = None) -> Solver:
+def dpmpp_2m(rule: str = "midpoint", lower_order_final: int | Array | Cap | None = None) -> Solver:
     """DPM-Solver++(2M): order 2, 1 NFE per step (Lu et al. 2022b, algorithm 2).
 
     Args:
@@ -194,7 +194,7 @@ def dpmpp_2m(rule: str = "midpoint", lower_order_final: int | Array | None = Non
     return multistep(X0, 2, rule=rule, lower_order_final=lower_order_final)
 
 
-def dpmpp_3m(curvature: float = 1.0, lower_order_final: int | Array | None = None) -> Solver:
+def dpmpp_3m(curvature: float = 1.0, lower_order_final: int | Array | Cap | None = None) -> Solver:
     """DPM-Solver++(3M): order 3, one network evaluation per step.
 
     The published code divides the second divided difference by 1 where the Taylor term h²·D''/2!
@@ -209,9 +209,11 @@ def dpmpp_3m(curvature: float = 1.0, lower_order_final: int | Array | None = Non
 
 
 def dpmpp_2m_sde(
-    eta: float | Array = 1.0, rule: str = "midpoint", lower_order_final: int | Array | None = None,
+    eta: float | Array = 1.0,
+    rule: str = "midpoint",
+    lower_order_final: int | Array | Cap | None = None,
     noise: Noise = white,
-) -> Solver:  # fmt: skip
+) -> Solver:
     """SDE-DPM-Solver++(2M): 1 NFE per step (Lu et al. 2022b, equation 18 and appendix B).
 
     Args:
@@ -222,9 +224,11 @@ def dpmpp_2m_sde(
 
 
 def dpmpp_3m_sde(
-    eta: float | Array = 1.0, curvature: float = 1.0, lower_order_final: int | Array | None = None,
+    eta: float | Array = 1.0,
+    curvature: float = 1.0,
+    lower_order_final: int | Array | Cap | None = None,
     noise: Noise = white,
-) -> Solver:  # fmt: skip
+) -> Solver:
     """SDE-DPM-Solver++(3M), 1 NFE per step; k-diffusion's is ``curvature=0.5``.
 
     Args:

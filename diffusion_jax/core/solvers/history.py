@@ -12,6 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.core.types import NoiseLevel, like
 
+Cap = Callable[[NoiseLevel], Array]
+"""The level after a step -> the most that the step's order may be, shaped as the level."""
+
 
 class History(NamedTuple):
     """The last k values of a quantity, newest first.
@@ -53,7 +56,7 @@ def push(history: History, value: Array, level: NoiseLevel) -> History:
 
 
 def allowed_order(
-    history: History, order: int, nxt: NoiseLevel, levels: int | Array | None = None
+    history: History, order: int, nxt: NoiseLevel, levels: int | Array | Cap | None = None
 ) -> Int[Array, "*b"]:
     """The order of this step: what has been seen on this way allows, falling to 1 towards the end.
 
@@ -66,7 +69,7 @@ def allowed_order(
             count: no polynomial goes through two values at one level.
         levels: number of levels of the grid if its last steps are to be of falling order, down to
             the step to the clean level, of order 1 ("lower_order_final" elsewhere; may be traced);
-            None for full order throughout.
+            or a function that says so of the level after the step; None for full order throughout.
     """
     way = jnp.concatenate([nxt.log_snr[None], history.levels.log_snr])
     gaps = jnp.where(way[:-1] == way[1:], 0.0, way[:-1] - way[1:])
@@ -74,6 +77,8 @@ def allowed_order(
     reached = jnp.minimum(jnp.minimum(order, history.count), 1 + same_way)
     if levels is None:
         return reached
+    if callable(levels):
+        return jnp.minimum(reached, levels(nxt))
     return jnp.clip(levels - history.count + 1, 1, reached)
 
 

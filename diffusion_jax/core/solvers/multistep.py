@@ -24,6 +24,7 @@ from jaxtyping import Array
 
 from diffusion_jax.core.process import Process
 from diffusion_jax.core.solvers.history import (
+    Cap,
     History,
     add,
     allowed_order,
@@ -42,7 +43,7 @@ Variable = Callable[[Array], Array]
 
 
 def adams(
-    form: Form, variable: Variable, order: int, lower_order_final: int | Array | None = None
+    form: Form, variable: Variable, order: int, lower_order_final: int | Array | Cap | None = None
 ) -> Solver:
     """The Adams-Bashforth method of a form in a variable; lower order while it warms up.
 
@@ -118,7 +119,7 @@ def in_log_snr(half_log_snr: Array) -> Array:
     return half_log_snr
 
 
-def lms(order: int = 4, lower_order_final: int | Array | None = None) -> Solver:
+def lms(order: int = 4, lower_order_final: int | Array | Cap | None = None) -> Solver:
     """Linear multistep in sigma/alpha (k-diffusion's LMS; ρAB of Zhang & Chen 2023).
 
     Args:
@@ -126,7 +127,27 @@ def lms(order: int = 4, lower_order_final: int | Array | None = None) -> Solver:
         lower_order_final: see ``history.allowed_order``.
     """
     check_order("lms", order, 4)
-    return adams(EPS, lambda half: jnp.exp(-half), order, lower_order_final)
+
+    def step(key, denoise, x, now, nxt, history):
+        del key
+        prediction = denoise(x, now)
+        history = push(history, prediction.eps, now)
+        reached = allowed_order(history, order, nxt, lower_order_final)
+        reached = jnp.broadcast_to(reached, now.log_snr.shape)
+        factors = each_level(_lms_factors, now)(history.levels, now, nxt, reached)
+        return add(follow(prediction, nxt), factors, history), history
+
+    return Solver(lambda x: empty(x, order), step)
+
+
+def _lms_factors(seen: NoiseLevel, now: NoiseLevel, nxt: NoiseLevel, order: Array) -> Array:
+    """As ``adams_factors``, over sigma/alpha itself, which is finite up to the clean level."""
+    known = jnp.cumprod(seen.alpha > 0).sum(dtype=jnp.int32)
+    ratio = lambda level: level.sigma / jnp.where(level.alpha > 0, level.alpha, 1.0)
+    nodes = jnp.where(seen.alpha > 0, ratio(seen), 0.0)
+    weights = lambda at: lagrange(nodes, jnp.minimum(order, known), at)
+    factors = nxt.alpha * integrate(weights, ratio(now), ratio(nxt), points=2)
+    return jnp.where(now.alpha > 0, factors, 0.0)
 
 
 def deis(process: Process, order: int = 3, variable: str = "t") -> Solver:
@@ -151,7 +172,7 @@ def deis(process: Process, order: int = 3, variable: str = "t") -> Solver:
     return adams(EPS, variables[variable], order)
 
 
-def exponential_adams(order: int = 3, lower_order_final: int | Array | None = None) -> Solver:
+def exponential_adams(order: int = 3, lower_order_final: int | Array | Cap | None = None) -> Solver:
     """x0 a polynomial in l, integrated exactly (Hochbruck & Ostermann 2010, eq. 2.59).
 
     Args:
@@ -163,7 +184,7 @@ def exponential_adams(order: int = 3, lower_order_final: int | Array | None = No
 
 
 # Adams-Bashforth with constant steps, orders 1 to 4, newest first.
-_CONSTANT = np.array(
+CONSTANT = np.array(
     [[1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0],
      [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
 )  # fmt: skip
@@ -241,6 +262,6 @@ def _transfer(
     prediction: Prediction, history: History, order: int, now: NoiseLevel, nxt: NoiseLevel
 ) -> Array:
     """Move with Σ_i c_i·eps_i in place of eps; Σ c_i = 1, so only differences enter."""
-    row = jnp.asarray(_CONSTANT, jnp.result_type(float))[allowed_order(history, order, nxt) - 1]
+    row = jnp.asarray(CONSTANT, jnp.result_type(float))[allowed_order(history, order, nxt) - 1]
     row = jnp.moveaxis(row, -1, 0)[:order]
     return add(follow(prediction, nxt), row * eps_factor(now, nxt), history)

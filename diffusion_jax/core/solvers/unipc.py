@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion_jax.core.solvers.history import History, add, allowed_order, empty, push
+from diffusion_jax.core.solvers.history import Cap, History, add, allowed_order, empty, push
 from diffusion_jax.core.solvers.multistep import adams_factors, in_log_snr
 from diffusion_jax.core.solvers.steps import X0, finite, follow, log_step
 from diffusion_jax.core.types import NoiseLevel, Prediction, Solver, like
@@ -34,7 +34,7 @@ def unipc(
     order: int = 2,
     variant: str = "bh2",
     corrector: bool | Array = True,
-    lower_order_final: int | Array | None = None,
+    lower_order_final: int | Array | Cap | None = None,
 ) -> Solver:
     """UniPC on x0 (Zhao et al. 2023, algorithms 5 to 8).
 

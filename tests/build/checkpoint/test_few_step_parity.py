@@ -156,7 +156,7 @@ def test_an_lcm_lora(case):
     path = lcm_lora(case)
     case.set("LCMScheduler")
     chosen = sampling_of(read_checkpoint(case.folder).scheduler)
-    assert chosen.grid == "consistency(original=50)" and chosen.ends_clean
+    assert chosen.grid == "consistency(original=50)" and chosen.end == "clean"
     assert chosen.post == ("latent_consistency(scale=10.0, steps=1000)",)
     without = case.ours(4, 1.0)
     case.pipe.load_lora_weights(path.parent, weight_name=path.name)

@@ -87,7 +87,7 @@ def test_image_to_image(both):
         num_inference_steps=STEPS, generator=torch.Generator().manual_seed(5), output_type="np",
     ).images  # fmt: skip
     levels = grids.leading(made.model.process, STEPS, 1)
-    sampler = Sampler(SOLVERS["ddim"](), levels, end=ENDS["first"](made.model))
+    sampler = Sampler(SOLVERS["ddim"](), levels, end=ENDS["first"].level(made.model, levels))
     # A picture that is a latent already, as diffusers takes it too.
     model = made.model._replace(codec=made.model.codec._replace(encode=lambda frozen, x, key: x))
     edit = image_to_image("picture.png", 0.5)
