@@ -1,16 +1,22 @@
 """What a factory gives when nothing is said: the papers' constants, by formulas written anew."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy import stats
 
 from diffusion_jax.core import (
+    bounds,
     ema,
+    flow_likelihood,
     flow_maps,
     grids,
     guidance,
+    learned_schedule,
     losses,
     network_io,
     proposals,
@@ -18,8 +24,9 @@ from diffusion_jax.core import (
     targets,
     weighting,
 )
+from diffusion_jax.core.guidance import windows
 from diffusion_jax.core.process import PATHS, Process, corrupt
-from diffusion_jax.core.solvers import SOLVERS
+from diffusion_jax.core.solvers import SOLVERS, noising, repaint
 from diffusion_jax.core.targets import TARGETS, convert, express
 from diffusion_jax.core.types import NoiseLevel, Prediction
 
@@ -50,10 +57,8 @@ def test_weights(x64):
 
 def test_learned_uncertainty_has_the_published_features(x64):
     """sqrt(2)·cos(2π(f·λ/4 + φ))/sqrt(k) of each: EDM2's magnitude-preserving features."""
-    from scipy.stats import norm
-
     kernel, k = np.array([0.3, -1.0, 0.2, 0.7, 0.1]), 5
-    f, phase = norm.ppf((np.arange(k) + 0.5) / k), np.arange(k) * 0.618034 % 1
+    f, phase = stats.norm.ppf((np.arange(k) + 0.5) / k), np.arange(k) * 0.618034 % 1
     wanted = [
         np.sqrt(2 / k) * np.cos(2 * np.pi * (f * lam / 4 + phase)) @ kernel for lam in LOG_SNR
     ]
@@ -162,15 +167,13 @@ def test_schedules(x64):
 
 def test_grids(x64):
     """Karras et al. 2022's rho = 7; k-diffusion's polyexponential at 1; Beta(0.6, 0.6)."""
-    from scipy.stats import beta
-
     process = Process(schedules.edm(), PATHS["ve"])
     k = np.arange(5) / 4
     karras = (80 ** (1 / 7) + k * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     assert_allclose(grids.karras(process, 5).sigma, karras, rtol=1e-8)
     even = np.exp(np.log(80) + k * np.log(0.002 / 80))
     assert_allclose(grids.polyexponential(process, 5).sigma, even, rtol=1e-8)
-    assert_allclose(grids.beta(process, 5).t[1:4], beta.ppf(1 - k[1:4], 0.6, 0.6), rtol=1e-5)
+    assert_allclose(grids.beta(process, 5).t[1:4], stats.beta.ppf(1 - k[1:4], 0.6, 0.6), rtol=1e-5)
 
 
 def test_losses_and_likelihoods(x64):
@@ -305,10 +308,37 @@ def test_guidance_by_name(x64):
 )
 def test_solvers_by_name_are_the_papers_recommendations(name, spelt):
     """Signatures, as any other value would be another published method."""
-    import inspect
-
     parameters = inspect.signature(SOLVERS[name]).parameters
     assert {key: parameters[key].default for key in spelt} == spelt
+
+
+def test_what_is_left_out_changes_nothing():
+    """Optional strengths, of which the neutral value, or the paper's, is the default."""
+    defaults = lambda f: {n: p.default for n, p in inspect.signature(f).parameters.items()}
+    rows = [
+        (guidance.apg, {"eta": 0.0, "threshold": np.inf}),
+        (guidance.interval, {"outside": 1.0}),
+        (guidance.sigma_interval, {"outside": 1.0}),
+        (guidance.classifier, {"scale": 1.0}),
+        (guidance.perturbed, {"scale": 1.0, "null": None}),
+        (guidance.reconstruction, {"scale": 1.0}),
+        (guidance.pseudo_inverse, {"scale": 1.0}),
+        (noising.churned, {"s_min": 0.0, "s_max": np.inf, "s_noise": 1.0}),
+        (noising.edm, {"s_churn": 40.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003}),
+        (noising.ancestral_steps, {"eta": 1.0}),
+        (repaint.repaint, {"repeats": 500, "low": 1.0, "high": 6.0, "jump": 0.6}),
+        (repaint.repaint_on_grid, {"resamplings": 10, "low": -np.inf, "high": np.inf, "back": 1}),
+        (grids.restart, {"rounds": 2, "low": 0.06, "high": 0.3, "part": 4}),
+        (grids.consistency, {"original": 50}),
+        (grids.leading, {"offset": 0}),
+        (bounds.clip_to, {"low": -1.0, "high": 1.0}),
+        (learned_schedule.learned, {"low": -10.0, "high": 10.0, "width": 32}),
+        (flow_likelihood.hutchinson, {"n": 1, "law": "rademacher"}),
+        (windows.gaussian, {"width": 0.125}),
+    ]
+    for function, wanted in rows:
+        found = defaults(function)
+        assert {name: found[name] for name in wanted} == wanted, function
 
 
 def test_a_prediction_of_one_sided_error_is_seen_by_every_distance():
