@@ -20,6 +20,7 @@ from diffusion_jax.core import (
     losses,
     network_io,
     proposals,
+    sampling,
     schedules,
     targets,
     weighting,
@@ -176,6 +177,44 @@ def test_grids(x64):
     assert_allclose(grids.beta(process, 5).t[1:4], stats.beta.ppf(1 - k[1:4], 0.6, 0.6), rtol=1e-5)
 
 
+def test_grids_of_tables(x64):
+    """Steps of a table of 1000, counted from 1, and times of a continuous schedule."""
+    table = Process(schedules.linear(), PATHS["vp"])
+    flow = Process(schedules.cosine(), PATHS["vp"])
+    steps = lambda grid, n, *given: np.round(np.asarray(grid(table, n, *given).t) * 1000).tolist()
+    assert steps(grids.trailing, 4) == [1000, 750, 500, 250]
+    assert steps(grids.leading, 4) == [751, 501, 251, 1]
+    assert steps(grids.leading, 4, 3) == [754, 504, 254, 4]
+    assert steps(grids.linspace, 4) == [1000, 667, 334, 1]
+    assert steps(grids.dpm_leading, 4) == [801, 601, 401, 201]
+    assert steps(grids.dpm_leading, 4, 3) == [804, 604, 404, 204]
+    assert steps(grids.dpm_linspace, 4) == [1000, 750, 501, 251]
+    assert steps(grids.consistency, 4) == [1000, 760, 500, 260]
+    assert_allclose(grids.leading(flow, 4).t, [0.875, 0.625, 0.375, 0.125], rtol=1e-6)
+    assert_allclose(grids.dpm_leading(flow, 4).t, [0.9, 0.7, 0.5, 0.3], rtol=1e-6)
+    assert_allclose(grids.linspace(flow, 3).t, [1, 0.5, 0], atol=1e-12)
+    assert_allclose(grids.fractional_linspace(table, 3).t, [1, 0.5005, 0.001], rtol=1e-6)
+
+
+def test_pseudo_methods_start_as_published():
+    """PLMS: one step of two evaluations; PNDM: three of four; then one a step, and the last."""
+    process, x = Process(schedules.linear(), PATHS["vp"]), jnp.ones((1, 1))
+    levels = grids.leading(process, 7)
+    for name, given, wanted in (("plms", (), 8), ("pndm", (process,), 7 + 3 * 3)):
+        calls = []
+
+        def denoise(x, level, calls=calls):
+            jax.debug.callback(lambda t: calls.append(t), level.t)
+            return targets.from_x0(jnp.tanh(x), x, level)
+
+        solver = SOLVERS[name](*given)
+        jax.jit(sampling.sample, static_argnums=(1, 2))(
+            jax.random.key(0), solver, denoise, x, levels
+        )
+        jax.effects_barrier()
+        assert len(calls) == wanted, name
+
+
 def test_losses_and_likelihoods(x64):
     """iCT's c = 0.00054·sqrt(d), the adaptive weight's c = 0.01 and p = 1, 8-bit bins."""
     a = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 5)))
@@ -210,6 +249,7 @@ def test_inputs_of_the_network(x64):
     level = _level("rectified")._replace(t=jnp.array([0.9, 0.5, 0.3, 0.1]))
     n = np.sqrt(np.asarray(level.sigma) ** 2 + 0.25 * np.asarray(level.alpha) ** 2)
     assert_allclose(network_io.edm_scale()(level), 1 / n, rtol=1e-6)
+    assert_allclose(network_io.unit()(level), np.ones(4))
     assert_allclose(network_io.log_snr()(level), 1000 * (20 - LOG_SNR) / 40, rtol=1e-6)
     assert_allclose(network_io.discrete()(level), [899, 499, 299, 99], rtol=1e-5)
 

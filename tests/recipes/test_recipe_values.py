@@ -11,6 +11,7 @@ from toy import context, model_of
 from diffusion_jax.core import process, schedules, targets
 from diffusion_jax.core.proposals import Proposal
 from diffusion_jax.recipes import autoencoder, bottleneck, diffusion
+from diffusion_jax.recipes.few_step import students
 
 
 def test_the_loss_is_the_weighted_mean_of_the_sum_of_terms():
@@ -143,3 +144,22 @@ def test_games_and_distances():
     ratio = autoencoder.adaptive_weight(jnp.array([3.0, 4.0]), jnp.array([0.6, 0.8]))
     assert_allclose(ratio, 5 / (1 + 1e-6), rtol=1e-6)
     assert float(autoencoder.adaptive_weight(jnp.array([3.0]), jnp.zeros(1))) == 1e4
+
+
+def test_a_student_reads_the_scale_as_a_condition():
+    """One number for each example; 1 without guidance, and of no condition one example."""
+    seen = []
+
+    def net(params, x, time, cond, key=None):
+        seen.append(cond)
+        return params["w"] * x
+
+    model = model_of(net, process.Process(schedules.cosine(), process.vp), targets.x0())
+    x, level = jnp.ones((3, 2)), model.process.at(jnp.asarray(0.4))
+    for cond, scale, n in (({"label": jnp.arange(3)}, 2.5, 3), ({"label": jnp.arange(3)}, None, 3)):
+        jump = students.guided(model, {"w": jnp.float32(0.5)}, cond, scale)
+        assert_allclose(jump(x, level).x0, 0.5 * x)
+        assert_allclose(seen[-1]["guidance_scale"], np.full(n, 1.0 if scale is None else scale))
+        assert (seen[-1]["label"] == cond["label"]).all()
+    students.guided(model, {"w": jnp.float32(0.5)}, {}, 4.0)(x[:1], level)
+    assert_allclose(seen[-1]["guidance_scale"], [4.0])
