@@ -1,25 +1,33 @@
 """What a factory gives when nothing is said: the papers' constants, by formulas written anew."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy import stats
 
 from diffusion_jax.core import (
+    bounds,
     ema,
+    flow_likelihood,
     flow_maps,
     grids,
     guidance,
+    learned_schedule,
     losses,
     network_io,
     proposals,
+    sampling,
     schedules,
     targets,
     weighting,
 )
+from diffusion_jax.core.guidance import windows
 from diffusion_jax.core.process import PATHS, Process, corrupt
-from diffusion_jax.core.solvers import SOLVERS
+from diffusion_jax.core.solvers import SOLVERS, noising, repaint
 from diffusion_jax.core.targets import TARGETS, convert, express
 from diffusion_jax.core.types import NoiseLevel, Prediction
 
@@ -50,10 +58,8 @@ def test_weights(x64):
 
 def test_learned_uncertainty_has_the_published_features(x64):
     """sqrt(2)·cos(2π(f·λ/4 + φ))/sqrt(k) of each: EDM2's magnitude-preserving features."""
-    from scipy.stats import norm
-
     kernel, k = np.array([0.3, -1.0, 0.2, 0.7, 0.1]), 5
-    f, phase = norm.ppf((np.arange(k) + 0.5) / k), np.arange(k) * 0.618034 % 1
+    f, phase = stats.norm.ppf((np.arange(k) + 0.5) / k), np.arange(k) * 0.618034 % 1
     wanted = [
         np.sqrt(2 / k) * np.cos(2 * np.pi * (f * lam / 4 + phase)) @ kernel for lam in LOG_SNR
     ]
@@ -162,15 +168,51 @@ def test_schedules(x64):
 
 def test_grids(x64):
     """Karras et al. 2022's rho = 7; k-diffusion's polyexponential at 1; Beta(0.6, 0.6)."""
-    from scipy.stats import beta
-
     process = Process(schedules.edm(), PATHS["ve"])
     k = np.arange(5) / 4
     karras = (80 ** (1 / 7) + k * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     assert_allclose(grids.karras(process, 5).sigma, karras, rtol=1e-8)
     even = np.exp(np.log(80) + k * np.log(0.002 / 80))
     assert_allclose(grids.polyexponential(process, 5).sigma, even, rtol=1e-8)
-    assert_allclose(grids.beta(process, 5).t[1:4], beta.ppf(1 - k[1:4], 0.6, 0.6), rtol=1e-5)
+    assert_allclose(grids.beta(process, 5).t[1:4], stats.beta.ppf(1 - k[1:4], 0.6, 0.6), rtol=1e-5)
+
+
+def test_grids_of_tables(x64):
+    """Steps of a table of 1000, counted from 1, and times of a continuous schedule."""
+    table = Process(schedules.linear(), PATHS["vp"])
+    flow = Process(schedules.cosine(), PATHS["vp"])
+    steps = lambda grid, n, *given: np.round(np.asarray(grid(table, n, *given).t) * 1000).tolist()
+    assert steps(grids.trailing, 4) == [1000, 750, 500, 250]
+    assert steps(grids.leading, 4) == [751, 501, 251, 1]
+    assert steps(grids.leading, 4, 3) == [754, 504, 254, 4]
+    assert steps(grids.linspace, 4) == [1000, 667, 334, 1]
+    assert steps(grids.dpm_leading, 4) == [801, 601, 401, 201]
+    assert steps(grids.dpm_leading, 4, 3) == [804, 604, 404, 204]
+    assert steps(grids.dpm_linspace, 4) == [1000, 750, 501, 251]
+    assert steps(grids.consistency, 4) == [1000, 760, 500, 260]
+    assert_allclose(grids.leading(flow, 4).t, [0.875, 0.625, 0.375, 0.125], rtol=1e-6)
+    assert_allclose(grids.dpm_leading(flow, 4).t, [0.9, 0.7, 0.5, 0.3], rtol=1e-6)
+    assert_allclose(grids.linspace(flow, 3).t, [1, 0.5, 0], atol=1e-12)
+    assert_allclose(grids.fractional_linspace(table, 3).t, [1, 0.5005, 0.001], rtol=1e-6)
+
+
+def test_pseudo_methods_start_as_published():
+    """PLMS: one step of two evaluations; PNDM: three of four; then one a step, and the last."""
+    process, x = Process(schedules.linear(), PATHS["vp"]), jnp.ones((1, 1))
+    levels = grids.leading(process, 7)
+    for name, given, wanted in (("plms", (), 8), ("pndm", (process,), 7 + 3 * 3)):
+        calls = []
+
+        def denoise(x, level, calls=calls):
+            jax.debug.callback(lambda t: calls.append(t), level.t)
+            return targets.from_x0(jnp.tanh(x), x, level)
+
+        solver = SOLVERS[name](*given)
+        jax.jit(sampling.sample, static_argnums=(1, 2))(
+            jax.random.key(0), solver, denoise, x, levels
+        )
+        jax.effects_barrier()
+        assert len(calls) == wanted, name
 
 
 def test_losses_and_likelihoods(x64):
@@ -207,6 +249,7 @@ def test_inputs_of_the_network(x64):
     level = _level("rectified")._replace(t=jnp.array([0.9, 0.5, 0.3, 0.1]))
     n = np.sqrt(np.asarray(level.sigma) ** 2 + 0.25 * np.asarray(level.alpha) ** 2)
     assert_allclose(network_io.edm_scale()(level), 1 / n, rtol=1e-6)
+    assert_allclose(network_io.unit()(level), np.ones(4))
     assert_allclose(network_io.log_snr()(level), 1000 * (20 - LOG_SNR) / 40, rtol=1e-6)
     assert_allclose(network_io.discrete()(level), [899, 499, 299, 99], rtol=1e-5)
 
@@ -305,10 +348,37 @@ def test_guidance_by_name(x64):
 )
 def test_solvers_by_name_are_the_papers_recommendations(name, spelt):
     """Signatures, as any other value would be another published method."""
-    import inspect
-
     parameters = inspect.signature(SOLVERS[name]).parameters
     assert {key: parameters[key].default for key in spelt} == spelt
+
+
+def test_what_is_left_out_changes_nothing():
+    """Optional strengths, of which the neutral value, or the paper's, is the default."""
+    defaults = lambda f: {n: p.default for n, p in inspect.signature(f).parameters.items()}
+    rows = [
+        (guidance.apg, {"eta": 0.0, "threshold": np.inf}),
+        (guidance.interval, {"outside": 1.0}),
+        (guidance.sigma_interval, {"outside": 1.0}),
+        (guidance.classifier, {"scale": 1.0}),
+        (guidance.perturbed, {"scale": 1.0, "null": None}),
+        (guidance.reconstruction, {"scale": 1.0}),
+        (guidance.pseudo_inverse, {"scale": 1.0}),
+        (noising.churned, {"s_min": 0.0, "s_max": np.inf, "s_noise": 1.0}),
+        (noising.edm, {"s_churn": 40.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003}),
+        (noising.ancestral_steps, {"eta": 1.0}),
+        (repaint.repaint, {"repeats": 500, "low": 1.0, "high": 6.0, "jump": 0.6}),
+        (repaint.repaint_on_grid, {"resamplings": 10, "low": -np.inf, "high": np.inf, "back": 1}),
+        (grids.restart, {"rounds": 2, "low": 0.06, "high": 0.3, "part": 4}),
+        (grids.consistency, {"original": 50}),
+        (grids.leading, {"offset": 0}),
+        (bounds.clip_to, {"low": -1.0, "high": 1.0}),
+        (learned_schedule.learned, {"low": -10.0, "high": 10.0, "width": 32}),
+        (flow_likelihood.hutchinson, {"n": 1, "law": "rademacher"}),
+        (windows.gaussian, {"width": 0.125}),
+    ]
+    for function, wanted in rows:
+        found = defaults(function)
+        assert {name: found[name] for name in wanted} == wanted, function
 
 
 def test_a_prediction_of_one_sided_error_is_seen_by_every_distance():

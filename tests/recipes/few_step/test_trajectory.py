@@ -103,6 +103,32 @@ def test_loss_and_gradient_are_the_papers(x64, target):
     assert_allclose(gradient, (total(theta + h) - total(theta - h)) / (2 * h), rtol=1e-5)
 
 
+def test_extra_conditions_reach_the_teacher_and_both_students():
+    """As (key, number of examples), beside the batch's own condition."""
+    seen = []
+
+    def extra(key, n):
+        return {"guidance_scale": 2.0 + jnp.arange(n, dtype=jnp.float32)}
+
+    def net(params, x, time, cond, key=None):
+        seen.append(("net", cond["guidance_scale"].shape))
+        return params["net"] * x
+
+    def teacher(frozen, cond):
+        seen.append(("teacher", cond["guidance_scale"].shape))
+        return toy.gaussian_teacher(frozen, cond)
+
+    model = toy.model_of(net, toy.rectified(), toy.two_time_model().target)
+    recipe = trajectory.trajectory(
+        model, lambda *a: {}, teacher, solver=EXACT, steps=2, extra_cond=extra
+    )
+    context = toy.context(0, {"net": jnp.float32(0.5)})
+    loss = lambda theta: recipe.loss({"net": theta}, context, _batch(8), jax.random.key(1))[0]
+    assert np.isfinite(jax.jit(loss)(jnp.float32(0.3)))
+    assert {name for name, _ in seen} == {"net", "teacher"}
+    assert {shape for _, shape in seen} == {(8,)}
+
+
 def test_solver_levels_are_uniform_down_to_u():
     here = toy.rectified()
     now, end = here.at(jnp.full((2000,), 0.8)), process.clean(here.at(jnp.full((2000,), 0.4)))
