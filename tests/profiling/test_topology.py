@@ -49,9 +49,7 @@ def test_a_slice_is_asked_for_by_its_name(asked, name, options):
 
 @pytest.mark.parametrize("name", ["v9:2x2", "v5e", "v5e:", "a100:2x2", "v5e:2x", "v5e:2x2:1"])
 def test_other_names_are_refused(asked, name):
-    with pytest.raises(
-        ValueError, match=rf"--topology={name} is unknown; .*v4, v5e, v5p, v6e,"
-    ):
+    with pytest.raises(ValueError, match=rf"--topology={name} is unknown; .*v4, v5e, v5p, v6e,"):
         slice_of(name)
     assert not asked
 

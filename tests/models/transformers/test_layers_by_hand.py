@@ -1,10 +1,14 @@
-"""The layers of denoisers that read text, in NumPy's float64."""
+"""The layers of denoisers, and the smaller ones of them whole, in NumPy's float64."""
 
 import numpy as np
 import pytest
-from by_hand import EPS, attend, attention, close, dense, gelu, gelu_tanh, made, norm, rms
+from by_hand import EPS, attend, attention, close, dense, gelu, gelu_tanh, made, norm, rms, silu
 
+from diffusion_jax.models.attention import SelfAttention
+from diffusion_jax.models.embeddings import sinusoidal
 from diffusion_jax.models.layers import Style
+from diffusion_jax.models.mlp import MLP
+from diffusion_jax.models.transformers.dit import DiT
 from diffusion_jax.models.transformers.mmdit_blocks import JointLayer
 from diffusion_jax.models.unet.blocks import Gates
 from diffusion_jax.models.unet.transformer_2d import SpatialTransformer
@@ -50,9 +54,9 @@ def test_a_spatial_transformer(gated):
     assert "bias" not in p["layer_0"]["cross_attention"]["key"]
 
 
-def modulated(x, shift, scale):
+def modulated(x, shift, scale, eps=1e-6):
     x = x - x.mean(-1, keepdims=True)
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * (1 + scale) + shift
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * (1 + scale) + shift
 
 
 @pytest.mark.parametrize(("second", "last"), [(False, False), (True, False), (False, True)])
@@ -103,3 +107,63 @@ def test_a_joint_layer(second, last):
         return
     t = mlp("context_mlp", text + of_text[2] * dense(other, p["context_out"]), *of_text[3:])
     close(got[1], blend(skip, t, text) if second else t)
+
+
+def embedded(time, label, p, features=256, **options):
+    told = np.asarray(sinusoidal(time, features, **options), np.float64)
+    h = dense(silu(dense(told, p["time_0"])), p["time_1"])
+    return silu(h + p["label"]["embedding"][label])[:, None]
+
+
+def test_a_dit():
+    """Two layers over 2 x 3 patches, with a width of the MLP and an epsilon of their own."""
+    module = DiT(
+        width=8, depth=2, heads=2, out_channels=3, num_classes=4, mlp_ratio=1.5, mlp_eps=EPS,
+        time_options={"shift": 1.0},
+    )  # fmt: skip
+    x = np.random.default_rng(8).normal(size=(2, 4, 6, 3)).astype(np.float32)
+    time, label = np.array([3.0, 500.0], np.float32), np.array([1, 4])
+    p, got = made(module, x, time, {"label": label})
+    emb = embedded(time, label, p["embed"], shift=1.0)
+    patches = x.reshape(2, 2, 2, 3, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 6, -1)
+    h = patches @ p["patches"]["kernel"].reshape(-1, 8) + p["patches"]["bias"]
+    row, column = np.divmod(np.arange(6), 3)
+    angles = lambda n: np.outer(n, [1.0, 0.01])
+    sines = lambda n: np.concatenate([np.sin(angles(n)), np.cos(angles(n))], 1)
+    h = h + np.concatenate([sines(column), sines(row)], 1)
+    for i in range(2):
+        own = p[f"layer_{i}"]
+        parts = np.split(dense(emb, own["modulation"]), 6, -1)
+        h = h + parts[2] * attend(modulated(h, *parts[:2]), own["attention"], 2)
+        assert own["mlp"]["in"]["kernel"].shape == (8, 12)
+        hidden = gelu_tanh(dense(modulated(h, *parts[3:5], EPS), own["mlp"]["in"]))
+        h = h + parts[5] * dense(hidden, own["mlp"]["out"])
+    h = modulated(h, *np.split(dense(emb, p["modulation_out"]), 2, -1))
+    out = dense(h, p["proj_out"]).reshape(2, 2, 3, 2, 2, 3).transpose(0, 1, 3, 2, 4, 5)
+    close(got, out.reshape(2, 4, 6, 3))
+
+
+def test_the_attention_of_a_unet():
+    """Heads of three channels of seven: the last channel belongs to none."""
+    style = Style(groups=7, group_channels=1, eps=EPS, head_dim=3, skip_scale=0.5)
+    x = np.random.default_rng(9).normal(size=(2, 2, 3, 7)).astype(np.float32)
+    for normalise in (True, False):
+        p, got = made(SelfAttention(style, normalise), x)
+        h = (group_norm(x, p["norm"], 7) if normalise else x).reshape(2, 6, 7)
+        assert p["query"]["kernel"].shape == (7, 6)
+        close(got, 0.5 * (x + attend(h, p, 2).reshape(x.shape)))
+    p, got = made(SelfAttention(Style(groups=1, head_dim=None)), x)
+    assert p["query"]["kernel"].shape == (7, 7)
+
+
+def test_the_perceptron():
+    module = MLP(width=6, depth=2, out_channels=3, num_classes=4)
+    x = np.random.default_rng(10).normal(size=(2, 5)).astype(np.float32)
+    time, label = np.array([3.0, 500.0], np.float32), np.array([1, 4])
+    p, got = made(module, x, time, {"label": label})
+    emb = embedded(time, label, p["embed"], 64)[:, 0]
+    h = dense(x, p["dense_in"])
+    for i in range(2):
+        scale, shift = np.split(dense(emb, p[f"film_{i}"]), 2, -1)
+        h = h + dense(silu(modulated(h, shift, scale)), p[f"dense_{i}"])
+    close(got, dense(silu(h), p["dense_out"]))
