@@ -97,6 +97,12 @@ def test_a_sampler_has_its_start_its_end_and_its_contrast():
     np.testing.assert_allclose(got, wanted, atol=1e-6)
 
 
+def test_each_edit_has_its_arrays():
+    edit = Edit(lambda *_: (), lambda drawing, arrays: drawing)
+    with pytest.raises(ValueError, match="shorter"):
+        planned(model_of(IDENTITY), (edit, edit), Inputs({}, None, NOISE, 1.0, ((),)))
+
+
 @pytest.mark.parametrize(
     ("guided", "negative", "wanted"),
     [

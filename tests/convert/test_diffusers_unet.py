@@ -94,6 +94,10 @@ def test_every_misfit_is_named(state):
             "'fir'",
         ),
         ({"down_block_types": ("KDownBlock2D", "DownBlock2D")}, "KDownBlock2D"),
+        (
+            {"down_block_types": ("K", "J"), "up_block_types": ("B", "A")},
+            r"The blocks \['A', 'B', 'J', 'K'\] cannot be converted",
+        ),
         ({"up_block_types": ("UpBlock2D", "AttnUpBlock2D")}, "not at the same levels"),
     ],
 )

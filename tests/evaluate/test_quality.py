@@ -2,6 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.evaluate import distances
 from diffusion_jax.evaluate.features import FeatureNet, cached, extract
 from diffusion_jax.evaluate.quality import quality
 
@@ -95,3 +96,35 @@ def test_spread_of_a_distance_shrinks_with_more_samples():
             [figures[f"{name} (projection)"].spread for name in ("Fréchet distance", "KID")]
         )
     assert all(many < few / 2 for few, many in zip(*spreads, strict=True))
+
+
+def test_every_figure_has_its_resamples_its_seed_and_the_smaller_number(monkeypatch):
+    asked = []
+
+    def bootstrap(statistic, *samples, resamples, seed):
+        asked.append((statistic.__name__, [len(sample) for sample in samples], resamples, seed))
+        return 0.25
+
+    monkeypatch.setattr("diffusion_jax.evaluate.quality.bootstrap", bootstrap)
+    rng = np.random.default_rng(0)
+    real, fake = (
+        {"frechet": rng.normal(size=(n, 3)), "kernel": rng.normal(size=(n, 2)) + 1} for n in (9, 7)
+    )
+    figures = quality(_net()[0], real, fake, seed=5)
+    assert asked == [
+        ("frechet_distance", [9, 7], 10, 5),
+        ("kernel_distance", [9, 7], 10, 5),
+        ("mean", [7], 100, 5),
+        ("mean", [9], 100, 5),
+        ("mean", [7], 100, 5),
+        ("mean", [9], 100, 5),
+    ]
+    assert list(figures)[2:] == ["precision", "recall", "density", "coverage"]
+    assert [figure.n for figure in figures.values()] == [7, 7, 7, 9, 7, 9]
+    assert {figure.spread for figure in figures.values()} == {0.25}
+    frechet = distances.frechet_distance(real["frechet"], fake["frechet"])
+    kernel = distances.kernel_distance(real["kernel"], fake["kernel"])
+    values = [figure.value for figure in figures.values()]
+    assert values[:2] == [frechet, kernel]
+    each = distances.precision_recall_density_coverage(real["frechet"], fake["frechet"])
+    assert values[2:] == [one.mean() for one in each.values()]

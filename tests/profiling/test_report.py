@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_jax.profiling import report
 from diffusion_jax.profiling.chips import CHIPS, GIB, Chip
-from diffusion_jax.profiling.collectives import Collective, Total, totals
+from diffusion_jax.profiling.collectives import Collective, Total, parse, totals
 from diffusion_jax.profiling.compiled import Costs, Memory, out_of_memory
 from diffusion_jax.profiling.hlo import frequencies
 
@@ -140,6 +140,30 @@ def test_totals_are_of_each_kind_and_of_groups_of_several():
     assert found["all-gather"] == (3, 32, 2 * 12 * 2 / 3 + 8 * 3 / 4, False)
     assert found["all-reduce"] == (1, 6, 6 * 2 * 2 / 3, True)
     assert found["collective-permute"] == (4, 20, 20.0, True)
+
+
+STARTED = """
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %p = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%a), \
+source_target_pairs={{0,1},{1,0}}
+  %q = (f32[8]{0}, f32[4]{0}) collective-permute-start(%a), source_target_pairs={{0,1}}
+  %g = (f32[2]{0}, bf16[3]{0}, f32[8]{0}, bf16[12]{0}) all-gather-start(%a), \
+replica_groups=[2,4]<=[8]
+  %r = f32[16]{0} all-reduce-start(%a), replica_groups=mesh['x'=2,'y'=4]{'x','y'}
+  %s = f32[2]{0} reduce-scatter(%a), replica_groups=mesh['x'=2,'y'=4] {'y':(2)2}
+  %d = f32[8]{0} collective-permute-done(%p)
+}
+"""
+
+
+def test_what_is_started_counts_the_results_alone():
+    assert parse(STARTED, devices=8) == [
+        Collective("collective-permute", 32, group=8),
+        Collective("collective-permute", 16, group=8),
+        Collective("all-gather", 32 + 24, group=4),
+        Collective("all-reduce", 64, group=8),
+        Collective("reduce-scatter", 16, group=2),
+    ]
 
 
 LOOPS = """

@@ -10,8 +10,10 @@ from diffusion_jax.train.program import Program, compilations
 from diffusion_jax.train.state import abstract_state, init_state
 
 
-def _batch(mesh, length):
-    host = {"x": np.random.default_rng(length).normal(size=(4, length, 8)).astype(np.float32)}
+def _batch(mesh, length, names=("x", "unread")):
+    made = {"x": np.random.default_rng(length).normal(size=(4, length, 8)).astype(np.float32)}
+    made["unread"] = np.zeros(4, np.int32)
+    host = {name: made[name] for name in names}
     return sharding.global_batch(host, sharding.of_batch(mesh))
 
 
@@ -22,7 +24,8 @@ def test_each_shape_compiles_once():
     program = Program.of(*parts, Plan(9), places, mesh, 0, tiny.RATE, 1)
     state = init_state(*parts, jax.random.key(0), short, places)
     counts, flops, losses = [], [], []
-    for batch in (short, long, short, long, long):
+    other = _batch(mesh, 33, ("unread", "x"))  # the same in another order
+    for batch in (short, long, short, long, other):
         before, given = compilations()[0], state
         state, metrics = jax.block_until_ready(program(state, {}, batch))
         counts.append(compilations()[0] - before)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from diffusion_jax.train import optimizer, sharding
@@ -50,6 +50,8 @@ def test_axes_have_known_names():
     with pytest.raises(ValueError, match=r"config\.mesh\.model is no axis; known are data, fsdp"):
         sharding.make_mesh({"model": 1})
     assert dict(sharding.make_mesh({"data": -1}).shape) == dict.fromkeys(sharding.AXES, 1)
+    # XLA's partitioner chooses what is not said.
+    assert set(sharding.make_mesh().axis_types) == {AxisType.Auto}
 
 
 def test_the_largest_dimension_that_divides_is_split():

@@ -97,7 +97,7 @@ def test_a_run_tells_it_on_its_way_and_counts_it(tmp_path, capfd, monkeypatch):
         return loss * jnp.where((context.step > 26) & (context.step % 2 == 1), 100.0, 1.0), report
 
     monkeypatch.setattr(tiny, "RECIPE", tiny.RECIPE._replace(loss=damaged))
-    shown = {"sample_spread": np.float64(0.0), "image": np.zeros((2, 2, 1), np.uint8)}
+    shown = {"sample_spread": np.float32(0.0), "image": np.zeros((2, 2, 1), np.uint8)}
     hook = Hook(40, lambda step, state: shown)
     tiny.run(tmp_path, hooks=[hook])
     err = capfd.readouterr().err

@@ -25,7 +25,8 @@ def slerp(a: Array, b: Array, amount: Array) -> Array:
     axes = tuple(range(1, a.ndim))
     inner = lambda x, y: jnp.sum(x * y, axes, keepdims=True)
     cosine = inner(a, b) / jnp.sqrt(inner(a, a) * inner(b, b))
-    angle = jnp.arccos(jnp.clip(cosine, -1.0, 1.0))
+    # Of equal noise there is no circle: at this angle it is a line already.
+    angle = jnp.maximum(jnp.arccos(jnp.clip(cosine, -1.0, 1.0)), 1e-3)
     t, sine = like(amount, a), jnp.maximum(jnp.sin(angle), 1e-6)
     turned = jnp.sin((1 - t) * angle) / sine * a + jnp.sin(t * angle) / sine * b
     return jnp.where(t == 0, a, turned)
