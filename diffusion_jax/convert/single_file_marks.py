@@ -1,8 +1,8 @@
 """What a single file says beside its weights: marks among its keys, texts of its header.
 
 Web interfaces read tensors without elements, or of one, by their names: "v_pred" says that the
-network predicts v, "ztsnr" that its table of levels ends at zero signal-to-noise ratio.  Stability's
-modelspec says the same in the header.
+network predicts v, "ztsnr" that its table of levels ends at zero signal-to-noise ratio.  The
+modelspec of Stability says the same in the header.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def marks_of(file: str, names: Iterable[str], metadata: Mapping[str, str]) -> Ma
             "another checkpoint."
         )
     prediction = "v_prediction" if "v_pred" in names else PREDICTIONS.get(said)
-    if skip := metadata.get("modelspec.encoder_layer", "").strip():
-        if skip.isdigit() and int(skip) > 1:
-            warnings.warn(
-                f"{file}: modelspec.encoder_layer={skip}: it was trained on text states of an "
-                f"earlier layer, which --config.clip_skip={int(skip) - 1} reads",
-                stacklevel=2,
-            )
+    layer = metadata.get("modelspec.encoder_layer", "").strip()
+    if re.fullmatch("[2-9]", layer):
+        warnings.warn(
+            f"{file}: modelspec.encoder_layer={layer}: it was trained on text states of an "
+            f"earlier layer, which --config.clip_skip={int(layer) - 1} reads",
+            stacklevel=2,
+        )
     return Marks(prediction, "ztsnr" in names)
 
 

@@ -90,14 +90,13 @@ def _word(path: Path, state: Mapping[str, Any], name: str, stem: str) -> Word:
         kind = described({str(k): np.shape(v) for k, v in state.items()})
         said = f" (it is {kind})" if kind else ""
         raise ValueError(
-            f"{path.name} holds {sorted(map(str, state))[:5]}{said}; an embedding has one tensor named "
-            "by its word, or clip_l and clip_g"
+            f"{path.name} holds {sorted(map(str, state))[:5]}{said}; an embedding has one tensor "
+            "named by its word, or clip_l and clip_g"
         )
     vectors = tuple(np.atleast_2d(state[key]) for key in keys)
     shapes = [v.shape for v in vectors]
-    if any(v.ndim != 2 or not 0 < len(v) <= MOST_VECTORS for v in vectors) or len(
-        {len(v) for v in vectors}
-    ) != 1:  # fmt: skip
+    matrices = all(v.ndim == 2 and 0 < len(v) <= MOST_VECTORS for v in vectors)
+    if not matrices or len({len(v) for v in vectors}) != 1:
         raise ValueError(
             f"{path.name}: its shapes {shapes} are not [k, d], with 1 to {MOST_VECTORS} vectors"
         )
