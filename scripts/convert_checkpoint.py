@@ -29,10 +29,13 @@ def main(argv: list[str]) -> None:
     """Convert; a bad request is one sentence, code 2."""
     import jax.numpy as jnp  # here, so that --help is quick
 
-    from diffusion_jax.build.checkpoint.additions import with_loras
+    from diffusion_jax.build.checkpoint.additions import file_and_scale, with_loras
     from diffusion_jax.convert.checkpoint_folder import write_checkpoint
+    from diffusion_jax.convert.lora import lora_file
     from diffusion_jax.convert.stable_diffusion import find_tokenizers, read_checkpoint
+    from diffusion_jax.convert.textual_inversion import bundled_words
 
+    file_of = lambda spec: lora_file(file_and_scale(spec)[0])
     del argv
     logging.set_verbosity(logging.WARNING)
     with ending.sentences():
@@ -43,6 +46,9 @@ def main(argv: list[str]) -> None:
         dtype = jnp.dtype(FLAGS.dtype) if FLAGS.dtype else None
         out = write_checkpoint(FLAGS.out, with_loras(read, FLAGS.lora), tokenizers, dtype)
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+        for file in map(file_of, FLAGS.lora):
+            if names := ", ".join(word.name for word in bundled_words(file)):
+                print(f"note: the words of {file} are no weights, and are left aside: {names}")
         print(f"{out} holds the checkpoint, {size / 1e9:.2f} GB")
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, NamedTuple
 
+from diffusion_jax.convert.file_kinds import described
+
 
 class Family(NamedTuple):
     """A family of models with the same configs.
@@ -39,9 +41,10 @@ def detect(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """
     name = next((n for n in _TELLING if n in shapes), None)
     if name is None:
+        kind = described(shapes) or "perhaps another network, or of diffusers' layout"
         raise ValueError(
             f"There is no {_TELLING[0]} in the file: it is not a Stable Diffusion model of the "
-            "original layout (a LoRA, an autoencoder or another network, or diffusers' layout?)."
+            f"original layout ({kind})."
         )
     width = shapes[name][-1]
     if width not in _BY_WIDTH:
@@ -53,7 +56,10 @@ def detect(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def configs(
-    family: str, prediction_type: str | None = None, in_channels: int | None = None
+    family: str,
+    prediction_type: str | None = None,
+    in_channels: int | None = None,
+    zero_snr: bool = False,
 ) -> Family:
     """A copy of a family's configs.
 
@@ -63,6 +69,7 @@ def configs(
             be read off the weights: "sd2" is v_prediction as in the 768-pixel models, while the
             512-pixel "base" models need "epsilon" here.
         in_channels: the U-Net's, from its first convolution; 9 in inpainting models.
+        zero_snr: whether the table of levels is rescaled to end at pure noise.
 
     Raises:
         ValueError: for an unknown family or prediction type.
@@ -76,6 +83,8 @@ def configs(
     chosen = deepcopy(FAMILIES[family])
     if prediction_type is not None:
         chosen.scheduler["prediction_type"] = prediction_type
+    if zero_snr:
+        chosen.scheduler["rescale_betas_zero_snr"] = True
     if in_channels is not None:
         chosen.unet["in_channels"] = in_channels
     return chosen

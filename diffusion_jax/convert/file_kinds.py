@@ -69,6 +69,7 @@ _ADAPTERS = (
     (r"ip_adapter\.|image_proj\.", "an IP-Adapter"),
     (r"lora[_.](A|B|down|up|mid)|_lora\.(down|up)|lora_linear_layer", "a LoRA"),
     (r"\.(w_norm|diff)(\n|$)", "a full difference"),
+    (r"/kernel\.(down|up)(\n|$)", "a LoRA of a run of one's own"),
 )
 # The more special ones first.
 _MODELS = (

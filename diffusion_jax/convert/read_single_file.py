@@ -9,7 +9,8 @@ import numpy as np
 
 from diffusion_jax.convert import families, single_file
 from diffusion_jax.convert.families import Family
-from diffusion_jax.convert.tensors import read_safetensors
+from diffusion_jax.convert.single_file_marks import marks_of, say_unread
+from diffusion_jax.convert.tensors import read_metadata, read_safetensors
 
 
 class SingleFile(NamedTuple):
@@ -36,7 +37,8 @@ def read_single_file(path: str | Path, prediction_type: str | None = None) -> Si
 
     Args:
         path: the .safetensors file.
-        prediction_type: see ``families.configs``: it cannot be read off the weights.
+        prediction_type: in place of what the file says, see ``single_file_marks``; the weights do
+            not tell.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -47,8 +49,12 @@ def read_single_file(path: str | Path, prediction_type: str | None = None) -> Si
     family = families.detect({name: array.shape for name, array in state.items()})
     first = state.get(f"{single_file.UNET_PREFIX}input_blocks.0.0.weight")
     in_channels = None if first is None else first.shape[1]
-    configs = families.configs(family, prediction_type, in_channels)
+    marks = marks_of(Path(path).name, state, read_metadata(path))
+    configs = families.configs(
+        family, prediction_type or marks.prediction_type, in_channels, marks.zero_snr
+    )
     parts = single_file.split(state)
+    say_unread(Path(path).name, parts.rest)
     texts = ((single_file.TEXT_LAYOUTS[p], tensors) for p, tensors in parts.text_encoders.items())
     return SingleFile(
         family,

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax.convert.file_kinds import described
 from diffusion_jax.convert.tensors import (
     finite,
     is_pickle,
@@ -86,15 +87,16 @@ def _word(path: Path, state: Mapping[str, Any], name: str, stem: str) -> Word:
     """The word of a file's tensors, checked."""
     keys = _TWO if set(state) == set(_TWO) else tuple(state)
     if keys != _TWO and len(keys) != 1:
+        kind = described({str(k): np.shape(v) for k, v in state.items()})
+        said = f" (it is {kind})" if kind else ""
         raise ValueError(
-            f"{path.name} holds {sorted(map(str, state))[:5]}; an embedding has one tensor named "
-            "by its word, or clip_l and clip_g"
+            f"{path.name} holds {sorted(map(str, state))[:5]}{said}; an embedding has one tensor "
+            "named by its word, or clip_l and clip_g"
         )
     vectors = tuple(np.atleast_2d(state[key]) for key in keys)
     shapes = [v.shape for v in vectors]
-    if any(v.ndim != 2 or not 0 < len(v) <= MOST_VECTORS for v in vectors) or len(
-        {len(v) for v in vectors}
-    ) != 1:  # fmt: skip
+    matrices = all(v.ndim == 2 and 0 < len(v) <= MOST_VECTORS for v in vectors)
+    if not matrices or len({len(v) for v in vectors}) != 1:
         raise ValueError(
             f"{path.name}: its shapes {shapes} are not [k, d], with 1 to {MOST_VECTORS} vectors"
         )

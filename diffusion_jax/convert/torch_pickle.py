@@ -14,6 +14,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -58,11 +59,11 @@ def read_tree(path: str | os.PathLike) -> Any:
     Raises:
         ValueError: if it is not such a file, or asks for anything that is no tensor.
     """
+    # In memory, where a read gives what is there; of a file it makes room for what is asked first.
+    file = io.BytesIO(Path(path).read_bytes())
     try:
-        tree, storages = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+        tree, storages = _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
         return _filled(tree, storages)
-    except OSError:
-        raise
     except Exception as error:  # a damaged pickle may raise anything
         raise _odd(path, error) from None
 
@@ -96,8 +97,8 @@ class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIss
         return pid[1], str(pid[2])
 
 
-def _read_zip(path):
-    with zipfile.ZipFile(path) as archive:
+def _read_zip(file: io.BytesIO):
+    with zipfile.ZipFile(file) as archive:
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
             raise pickle.UnpicklingError("the archive is compressed, which PyTorch's are not")
         index = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
@@ -109,20 +110,20 @@ def _read_zip(path):
         return tree, {s: np.frombuffer(archive.read(folder + s[1]), _DTYPES[s[0]]) for s in used}
 
 
-def _read_legacy(path):
-    with open(path, "rb") as file:
-        if _Unpickler(file).load() != _LEGACY_MAGIC:
-            raise pickle.UnpicklingError("the first number is not PyTorch's")
-        for _ in range(2):  # protocol version, machine facts
-            _Unpickler(file).load()
-        tree = _Unpickler(file).load()
-        kinds = {storage[1]: storage[0] for storage in _storages(tree)}
-        storages = {}
-        for key in map(str, _Unpickler(file).load()):
-            (count,) = struct.unpack("<q", file.read(8))
-            dtype = np.dtype(_DTYPES[kinds[key]])
-            storages[kinds[key], key] = np.frombuffer(file.read(count * dtype.itemsize), dtype)
-        return tree, storages
+def _read_legacy(file: io.BytesIO):
+    file.seek(0)
+    if _Unpickler(file).load() != _LEGACY_MAGIC:
+        raise pickle.UnpicklingError("the first number is not PyTorch's")
+    for _ in range(2):  # protocol version, machine facts
+        _Unpickler(file).load()
+    tree = _Unpickler(file).load()
+    kinds = {storage[1]: storage[0] for storage in _storages(tree)}
+    storages = {}
+    for key in map(str, _Unpickler(file).load()):
+        (count,) = struct.unpack("<q", file.read(8))
+        dtype = np.dtype(_DTYPES[kinds[key]])
+        storages[kinds[key], key] = np.frombuffer(file.read(count * dtype.itemsize), dtype)
+    return tree, storages
 
 
 def _storages(tree: Any) -> list[tuple[str, str]]:

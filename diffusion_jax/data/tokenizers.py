@@ -117,6 +117,15 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     for name in _FILES[kind]:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing: {_FILES[kind][0]} needs it.")
+    try:
+        return _loaded(folder, kind)
+    except ValueError:
+        raise
+    except Exception as error:  # of a setting of another type than any that is written
+        raise ValueError(f"The files of {folder} cannot be read ({error}): fetch them.") from error
+
+
+def _loaded(folder: Path, kind: str) -> Tokenizer:
     settings = _settings(folder)
     try:
         encoder = _BUILDERS[kind](folder, settings)
@@ -186,9 +195,12 @@ def _read_json(path: Path) -> Settings:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}).") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds a {type(settings).__name__}, not a JSON object.")
+    return settings
 
 
 def _content(token: str | dict[str, Any]) -> str:

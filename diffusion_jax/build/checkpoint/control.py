@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from diffusion_jax.apps.plan import Drawing, Edit, Generator, Request
+from diffusion_jax.convert.config_fields import checked
+from diffusion_jax.convert.config_tables import CONTROLNET
 from diffusion_jax.convert.controlnet import from_diffusers_controlnet
+from diffusion_jax.convert.file_kinds import described
 from diffusion_jax.convert.folders import read_json, read_weights
 from diffusion_jax.convert.single_file import controlnet_to_diffusers
 from diffusion_jax.convert.stable_diffusion import Checkpoint, Part
@@ -38,11 +42,13 @@ def read_controlnet(path: str | Path, checkpoint: Checkpoint) -> Part:
         raise FileNotFoundError(f"config.edits: control: there is no ControlNet at {path}")
     if path.is_dir():
         config, state = read_json(path, "config.json"), read_weights(path)
+        checked(config, CONTROLNET, f"config.edits: control: {path}/config.json")
     else:
         own = ("_class_name", "sample_size", "in_channels", "out_channels", "up_block_types")
         own += ("time_cond_proj_dim",)
         config = {k: v for k, v in unet.items() if k not in own}
         state = read_safetensors(path)
+        _check_kind(path, state)
         if not any(name.startswith("controlnet_down_blocks.") for name in state):
             state = controlnet_to_diffusers(state, config)
     widths = [c.get("cross_attention_dim", 1280) for c in (config, unet)]
@@ -55,6 +61,18 @@ def read_controlnet(path: str | Path, checkpoint: Checkpoint) -> Part:
         return Part(*from_diffusers_controlnet(state, config))
     except ValueError as error:
         raise ValueError(f"config.edits: control: {path}: {error}") from None
+
+
+def _check_kind(path: Path, state: Mapping[str, np.ndarray]) -> None:
+    """Refuse by name what is no ControlNet at all."""
+    if any(name.startswith(_OWN) for name in state):
+        return
+    kind = described({name: array.shape for name, array in state.items()})
+    if kind:
+        raise ValueError(f"config.edits: control: {path} is {kind}; name a ControlNet")
+
+
+_OWN = ("controlnet_", "input_hint_block.", "control_model.")
 
 
 def control(network: str, picture: str, scale: float = 1.0) -> Edit:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from diffusion_jax.apps.plan import Generator
 from diffusion_jax.build.checkpoint.additions import file_and_scale, with_loras
 from diffusion_jax.build.checkpoint.text_to_image import text_to_image
+from diffusion_jax.convert.lora import lora_file
 from diffusion_jax.convert.stable_diffusion import Checkpoint, read_checkpoint
 from diffusion_jax.convert.textual_inversion import Word, bundled_words, read_word
 from diffusion_jax.models.autoencoders.codec import Tiling
@@ -53,7 +54,7 @@ def _bundled(loras: Sequence[str], known: Sequence[str]) -> list[Word]:
     """The words that LoRA files bring along, but for those that are known already; it says so."""
     found = {}
     for spec in loras:
-        path, _ = file_and_scale(spec)
+        path = lora_file(file_and_scale(spec)[0])
         if own := [w for w in bundled_words(path) if w.name not in (*known, *found)]:
             found |= {word.name: word for word in own}
             names = ", ".join(repr(word.name) for word in own)
