@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.convert.scheduler_fields import FIELDS, FILE, settings_of, unknown
@@ -258,7 +259,7 @@ def _last_step(s: Settings) -> int:
         return 0
     process = process_of(s)
     steps = process.schedule.steps or 0
-    half = np.asarray(process.schedule.log_snr(np.arange(1, steps + 1) / steps)) / 2
+    half = np.asarray(process.schedule.log_snr(jnp.arange(1, steps + 1) / steps)) / 2
     last = int((half >= least).sum())
     if last < steps and (last < 2 or _spacing(s) == "trailing"):
         raise ValueError(
