@@ -49,7 +49,8 @@ def get_config() -> ConfigDict:
     config.sampler = ConfigDict()
     config.sampler.solver = ""  # core.solvers.SOLVERS
     config.sampler.grid = ""  # core.grids.GRIDS
-    config.sampler.end = ""  # "clean", or "first": the table's first level, as diffusers' DDIM
+    # "clean", or "first": the table's first level, as diffusers' DDIM; "solver_..." by its own step
+    config.sampler.end = ""
     config.sampler.start = ""  # core.sampling.STARTS: "prior", or "noise" as in diffusers' Euler
     config.sampler.steps = placeholder(int)
     config.sampler.guidance = ""  # core.guidance.GUIDANCES

@@ -57,6 +57,14 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"{FILE}: {key} = {value!r} of {name} is not followed here; {_mend(fields[key])}"
             )
+    if given.get("trained_betas") is not None:
+        count, steps = len(given["trained_betas"]), given.get("num_train_timesteps")
+        if steps not in (None, count):
+            raise ValueError(
+                f"{FILE}: num_train_timesteps = {steps!r} but trained_betas has {count} numbers; "
+                "let the first be the number of the second"
+            )
+        given["num_train_timesteps"] = count
     found = {key: given.get(key, field.default) for key, field in fields.items()}
     return {"_class_name": name, **found}
 

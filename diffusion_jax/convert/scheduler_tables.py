@@ -27,12 +27,6 @@ def process_of(config: Mapping[str, Any]) -> Process:
     """
     s = settings_of(config)
     betas = _betas(s)
-    given = config.get("num_train_timesteps")
-    if s["trained_betas"] is not None and given not in (None, len(betas)):
-        raise ValueError(
-            f"{FILE}: num_train_timesteps = {given!r} but trained_betas has {len(betas)} numbers; "
-            "let the first be the number of the second"
-        )
     if not s.get("rescale_betas_zero_snr"):
         return Process(schedules.discrete(betas), vp)
     zero = s["_class_name"] in ENDS_AT_ZERO

@@ -45,9 +45,10 @@ def staggered(levels: NoiseLevel, frames: int, lag: int) -> NoiseLevel:
 def by_strength(levels: NoiseLevel, strength: Float[Array, "b ..."]) -> NoiseLevel:
     """Each pixel waits until the grid comes to where its strength begins: a soft mask.
 
-    As SDEdit by ``grids.truncate``, with a strength for each: round(n·strength) steps of n, the one
-    to the clean level included, and none for strength 0, which is clean from the start.  What
-    differential diffusion (Levin & Fried 2023) does by replacing pixels, exactly.
+    As SDEdit by ``grids.truncate``, with a strength for each: round(n·strength) steps of n, where
+    that has the integer below, the one to the clean level included, and none for strength 0, which
+    is clean from the start.  What differential diffusion (Levin & Fried 2023) does by replacing
+    pixels, exactly.
 
     Args:
         levels: [n].

@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parents[1] / "core" / "parity"))
 import reference
 
 from diffusion_jax.build.sampling import ENDS
-from diffusion_jax.convert.schedulers import process_of, sampling_of, target_of
+from diffusion_jax.convert.schedulers import PREDICTIONS, process_of, sampling_of, target_of
 from diffusion_jax.core import sampling, targets
 from diffusion_jax.core.grids import GRIDS, truncate
 from diffusion_jax.core.guidance import POSTS
@@ -24,6 +24,7 @@ torch = reference.torch
 diffusers = reference.needed("diffusers")
 diffusers.utils.logging.set_verbosity_error()
 SHAPE = (1, 1, 2, 5)
+TARGETS = tuple(PREDICTIONS.values())
 
 
 def network(x, t, module):
@@ -36,8 +37,10 @@ def noises(n):
     return rng.normal(size=SHAPE), rng.normal(size=(n, *SHAPE))
 
 
-def theirs(config, n, strength=1.0):
-    """diffusers' loop over a config: (told [calls], the last x as alpha·x0 + sigma·eps).
+def theirs(config, n, strength=None):
+    """diffusers' loop over a config: its last x, as alpha·x0 + sigma·eps.
+
+    With a strength it is image to image, as its pipelines begin that.
 
     All is in float64, but for timesteps that are whole: those are of the scheduler as it is, whose
     float32 decides how they are rounded.
@@ -61,22 +64,20 @@ def _loop(scheduler, n, strength):
     first, rows = noises(2 * n)
     first, timesteps = torch.tensor(first), scheduler.timesteps
     x = first * scheduler.init_noise_sigma
-    if strength < 1:
+    if strength is not None:
         begin = n - min(int(n * strength), n)
         timesteps = timesteps[begin * scheduler.order :]
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(begin * scheduler.order)
         rows = rows[begin:]
         x = scheduler.add_noise(torch.tensor(picture()), first, timesteps[:1])
-    seen = []
     with reference.drawing(
         module, "randn_tensor", rows if hasattr(module, "randn_tensor") else None
     ):
         for t in timesteps:
-            seen.append(float(t))
             out = network(scheduler.scale_model_input(x, t), t.double(), torch)
             x = scheduler.step(out, t, x).prev_sample
-    return np.array(seen), np.asarray(x) * _alpha(scheduler)
+    return np.asarray(x) * _alpha(scheduler)
 
 
 def picture():
@@ -91,7 +92,10 @@ def _alpha(scheduler):
     return 1 / (1 + end**2) ** 0.5
 
 
-_PROCESS = ("_class_name", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr")
+_PROCESS = (
+    "_class_name", "num_train_timesteps", "beta_start", "beta_end", "beta_schedule",
+    "trained_betas", "rescale_betas_zero_snr",
+)  # fmt: skip
 
 
 @functools.cache
@@ -99,24 +103,23 @@ def _process(key):
     return process_of(dict(key))
 
 
-def ours(config, n, strength=1.0):
-    """Our sampler of a config: (told [n], the last x), of the same noise."""
+def ours(config, n, strength=None):
+    """Our sampler of a config, on the same network, noise and picture: the last x."""
     chosen = sampling_of(config)
     key = tuple((k, config[k]) for k in _PROCESS if k in config)
     process = _process(key)
     levels = build(GRIDS, chosen.grid, "grid", process=process, n=n)
     end = ENDS[chosen.end]
     to = end.level(SimpleNamespace(process=process), levels)
-    taken = truncate(levels, strength)
+    taken = levels if strength is None else truncate(levels, strength)
     first, rows = noises(2 * n)
     run = _program(key, chosen.solver, chosen.post, end.stepped, n)
-    by = jnp.asarray(target_of(config) is target_of({**config, "prediction_type": "v_prediction"}))
+    by = [target_of(config) is target for target in TARGETS]
     at = jax.tree.map(lambda leaf: leaf[0], taken)
     x = sampling.STARTS[chosen.start](at) * first
-    if strength < 1:
+    if strength is not None:
         x = at.alpha * picture() + at.sigma * first
-    got = run(x, rows, levels, taken, to, by)
-    return np.asarray(taken.t) * (process.schedule.steps or 0) - 1, np.asarray(got)
+    return np.asarray(run(x, rows, levels, taken, to, jnp.asarray(by)))
 
 
 @functools.cache
@@ -125,11 +128,11 @@ def _program(key, solver, posts, stepped, n):
     process = _process(key)
     steps = process.schedule.steps
 
-    def run(x, rows, levels, taken, to, by_v):
+    def run(x, rows, levels, taken, to, by):
         def plain(x, level):
             out = network(x, level.t * steps - 1, jnp)
-            pair = [targets.predict(t, out, x, level) for t in (targets.v(), targets.eps())]
-            return jax.tree.map(lambda v, eps: jnp.where(by_v, v, eps), *pair)
+            each = [targets.predict(target, out, x, level) for target in TARGETS]
+            return jax.tree.map(lambda *values: jnp.select(list(by), values), *each)
 
         denoise = plain
         for post in posts:

@@ -1,11 +1,15 @@
 """A scheduler_config.json in our names, held to the scheduler that diffusers makes of it."""
 
 import os
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import sample
+from diffusion_jax.build.checkpoint.text_to_image import sampling_settings
+from diffusion_jax.build.sampling import settled
 from diffusion_jax.convert.schedulers import Sampling, process_of, sampling_of, target_of
 from diffusion_jax.core.grids import GRIDS
 from diffusion_jax.core.sampling import STARTS
@@ -137,3 +141,20 @@ def test_levels_are_those_of_the_scheduler(name, spacing):
     scale = first.alpha if "Discrete" in name else 1.0
     size = STARTS[sampling.start](first) / scale
     np.testing.assert_allclose(size, float(scheduler.init_noise_sigma), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({}, ("scheduler_pndm(average='eps')", "leading(offset=1)", "solver_first")),
+        ({"grid": "karras()"}, ("plms()", "karras()", "first")),
+        ({"solver": "heun()"}, ("heun()", "leading(offset=1)", "first")),
+        ({"end": "clean"}, ("scheduler_pndm(average='eps')", "leading(offset=1)", "clean")),
+    ],
+)
+def test_what_belongs_to_the_authors_grid_goes_with_no_other(chosen, expected):
+    config = {**STABLE_DIFFUSION, "_class_name": "PNDMScheduler"}
+    section = sample.get_config().sampler
+    section.update(chosen)
+    whole = settled(section, SimpleNamespace(sampling=sampling_settings(config)))
+    assert (whole.solver, whole.grid, whole.end) == expected
