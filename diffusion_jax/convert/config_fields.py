@@ -37,9 +37,15 @@ class Followed(NamedTuple):
 
 
 class Only(NamedTuple):
-    """A field of which some values alone can be had, the first by default."""
+    """A field of which some values alone can be had.
+
+    Attributes:
+        values: these; the first is the default.
+        mend: what to do about another one, in a few words.
+    """
 
     values: tuple[Any, ...]
+    mend: str = ""
 
 
 class Equivalent(NamedTuple):
@@ -89,7 +95,7 @@ def _fault(field: Followed | Only | Equivalent | None, value: Any) -> str:
     if isinstance(field, Only):
         held = tuple(value) if isinstance(value, list) else value
         alike = any(held == known and type(held) in _ALIKE(known) for known in field.values)
-        return "" if alike else f"only {field.values} can"
+        return "" if alike else "; ".join((f"only {field.values} can", *filter(None, [field.mend])))
     if isinstance(field, Followed) and not field.kind.fits(value):
         return f"it must be {field.kind.words}"
     return ""

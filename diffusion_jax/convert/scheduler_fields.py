@@ -1,4 +1,4 @@
-"""The fields of a scheduler_config.json, class by class: followed, without effect, or refused.
+"""The fields of a scheduler_config.json, class by class: followed, restricted, or equivalent.
 
 diffusers gives a class the fields that its ``__init__`` takes, fills in the rest by its defaults
 and keeps the others unread, so that a file may hold leftovers of any other class.  ``FIELDS`` has
@@ -11,62 +11,49 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
+
+from diffusion_jax.convert.config_fields import (
+    FLAG,
+    NAME,
+    NUMBER,
+    POSITIVE,
+    Equivalent,
+    Fields,
+    Followed,
+    Kind,
+    Only,
+    checked,
+    optional,
+    several,
+    whole,
+)
 
 FILE = "scheduler_config.json"
 
 
-class Field(NamedTuple):
-    """A field of a class.
-
-    Attributes:
-        default: its value where a file does not have it.
-        how: "followed"; "no effect"; or "refused" where it differs from the default.
-        why: of "no effect", the reason; of "refused", what to do.
-        others: of "refused", more values that are as good as the default.
-    """
-
-    default: Any
-    how: str = "followed"
-    why: str = ""
-    others: tuple[Any, ...] = ()
-
-
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The value of each field of the file's class, with ``_class_name``.
+    """The value of each field of the file's class that matters, with ``_class_name``.
 
     Args:
         config: entries of scheduler_config.json.
 
     Raises:
-        ValueError: for a class that is not read, or a value that is refused.
+        ValueError: for a class that is not read, or a value that is refused or none of its field.
     """
     name = config.get("_class_name", "DDIMScheduler")
-    if name not in FIELDS:
+    if not isinstance(name, str) or name not in FIELDS:
         raise ValueError(unknown("_class_name", name, FIELDS))
-    fields, unset = FIELDS[name], config.get("_use_default_values", ())
+    unset = config.get("_use_default_values") or ()
     given = {k: v for k, v in config.items() if k not in unset and not k.startswith("_")}
-    for key, value in given.items():
-        if key not in LEFTOVERS:
-            warnings.warn(
-                f"{FILE}: {key} = {value!r} is a field of no scheduler that is known here; it is "
-                "passed over",
-                stacklevel=3,
-            )
-        elif key in fields and _is_refused(fields[key], value):
-            raise ValueError(
-                f"{FILE}: {key} = {value!r} of {name} is not followed here; {_mend(fields[key])}"
-            )
-    if given.get("trained_betas") is not None:
-        count, steps = len(given["trained_betas"]), given.get("num_train_timesteps")
-        if steps not in (None, count):
-            raise ValueError(
-                f"{FILE}: num_train_timesteps = {steps!r} but trained_betas has {count} numbers; "
-                "let the first be the number of the second"
-            )
-        given["num_train_timesteps"] = count
-    found = {key: given.get(key, field.default) for key, field in fields.items()}
-    return {"_class_name": name, **found}
+    for key in given.keys() - LEFTOVERS:
+        warnings.warn(
+            f"{FILE}: {key} = {given[key]!r} is a field of no scheduler that is known here; it is "
+            "passed over",
+            stacklevel=3,
+        )
+    own = {k: v for k, v in given.items() if k in FIELDS[name]}
+    return {"_class_name": name, **checked(own, FIELDS[name], FILE)}
 
 
 def unknown(field: str, value: Any, known: Any) -> str:
@@ -74,66 +61,76 @@ def unknown(field: str, value: Any, known: Any) -> str:
     return f"{FILE}: {field} = {value!r} is not known here; known are {', '.join(sorted(known))}"
 
 
-def _is_refused(field: Field, value: Any) -> bool:
-    return field.how == "refused" and value != field.default and value not in field.others
+_MAYBE = optional(FLAG)  # some files have null for false
+_SHARE = Kind("from 0 to 1", lambda x: type(x) in (int, float) and 0 <= x <= 1)
+_LEAST = Kind("a number, or -Infinity", lambda x: NUMBER.fits(x) or x == -math.inf)
 
-
-def _mend(field: Field) -> str:
-    return f"{field.why}, or set it to {field.default!r}"
-
-
-_TABLE = {
-    "num_train_timesteps": Field(1000),
-    "beta_start": Field(0.0001),
-    "beta_end": Field(0.02),
-    "beta_schedule": Field("linear"),
-    "trained_betas": Field(None),
-    "prediction_type": Field("epsilon"),
+_TABLE: Fields = {
+    "num_train_timesteps": Followed(1000, whole(1, 10**5)),
+    "beta_start": Followed(0.0001, NUMBER),
+    "beta_end": Followed(0.02, NUMBER),
+    "beta_schedule": Followed("linear", NAME),
+    "trained_betas": Followed(None, optional(several(NUMBER, 10**5))),
+    "prediction_type": Followed("epsilon", NAME),
 }
-_TABLE_OF_TWO_STAGES = {**_TABLE, "beta_start": Field(0.00085), "beta_end": Field(0.012)}
-_ZERO_SNR = {"rescale_betas_zero_snr": Field(False)}
-_LEADING = {"timestep_spacing": Field("leading"), "steps_offset": Field(0)}
-_LINSPACE = {"timestep_spacing": Field("linspace"), "steps_offset": Field(0)}
-_CURVES = {
-    "use_karras_sigmas": Field(False),
-    "use_exponential_sigmas": Field(False),
-    "use_beta_sigmas": Field(False),
+_TABLE_OF_TWO_STAGES: Fields = {
+    **_TABLE, "beta_start": Followed(0.00085, NUMBER), "beta_end": Followed(0.012, NUMBER)
+}  # fmt: skip
+_ZERO_SNR: Fields = {"rescale_betas_zero_snr": Followed(False, FLAG)}
+_OFFSET = {"steps_offset": Followed(0, whole(0, 10**5))}
+_LEADING: Fields = {"timestep_spacing": Followed("leading", NAME), **_OFFSET}
+_LINSPACE: Fields = {"timestep_spacing": Followed("linspace", NAME), **_OFFSET}
+_CURVES: Fields = {
+    "use_karras_sigmas": Followed(False, _MAYBE),
+    "use_exponential_sigmas": Followed(False, _MAYBE),
+    "use_beta_sigmas": Followed(False, _MAYBE),
 }
-_ENDS_OF_CURVES = {"sigma_min": Field(None), "sigma_max": Field(None)}
-_THRESHOLD = {
-    "thresholding": Field(False),
-    "dynamic_thresholding_ratio": Field(0.995),
-    "sample_max_value": Field(1.0),
+_ENDS_OF_CURVES: Fields = {
+    "sigma_min": Followed(None, optional(POSITIVE)),
+    "sigma_max": Followed(None, optional(POSITIVE)),
 }
-_CLIP = {"clip_sample": Field(True), "clip_sample_range": Field(1.0)}
-_NO_CLIP = {**_CLIP, "clip_sample": Field(False)}
-_MULTISTEP = {"solver_order": Field(2), "lower_order_final": Field(True)}
-_FLOW = {
-    "use_flow_sigmas": Field(
-        False, "refused", "take a scheduler of a noise schedule in place of rectified flow", (None,)
+_THRESHOLD: Fields = {
+    "thresholding": Followed(False, FLAG),
+    "dynamic_thresholding_ratio": Followed(0.995, _SHARE),
+    "sample_max_value": Followed(1.0, POSITIVE),
+}
+_CLIP: Fields = {
+    "clip_sample": Followed(True, FLAG),
+    "clip_sample_range": Followed(1.0, POSITIVE),
+}
+_NO_CLIP: Fields = {**_CLIP, "clip_sample": Followed(False, FLAG)}
+_MULTISTEP: Fields = {
+    "solver_order": Followed(2, whole(1, 3)),
+    "lower_order_final": Followed(True, FLAG),
+}
+_MOVES = Equivalent("it moves flow sigmas alone")
+_FLOW: Fields = {
+    "use_flow_sigmas": Only(
+        (False, None), "take a scheduler of a noise schedule in place of rectified flow"
     ),
-    "flow_shift": Field(1.0, "no effect", "it moves flow sigmas alone"),
-    "use_dynamic_shifting": Field(False, "no effect", "it moves flow sigmas alone"),
-    "time_shift_type": Field("exponential", "no effect", "it moves flow sigmas alone"),
+    "flow_shift": _MOVES,
+    "use_dynamic_shifting": _MOVES,
+    "time_shift_type": _MOVES,
 }
+_OF_DISTILLATION = Equivalent("its levels are those of distillation")
 
-_ONE = "there is one, which takes the place of another class's"
+_ONE = "of these any is the same here, as it is left by another class"
 
-FIELDS: dict[str, dict[str, Field]] = {
+FIELDS: dict[str, Fields] = {
     "DDIMScheduler": {
-        **_TABLE, **_ZERO_SNR, **_LEADING, **_CLIP, **_THRESHOLD, "set_alpha_to_one": Field(True),
+        **_TABLE, **_ZERO_SNR, **_LEADING, **_CLIP, **_THRESHOLD, "set_alpha_to_one": Followed(True, FLAG),
     },
     "DDPMScheduler": {
         **_TABLE, **_ZERO_SNR, **_LEADING, **_CLIP, **_THRESHOLD,
-        "variance_type": Field("fixed_small"),
+        "variance_type": Followed("fixed_small", NAME),
     },
     "PNDMScheduler": {
-        **_TABLE, **_LEADING, "skip_prk_steps": Field(False), "set_alpha_to_one": Field(False),
+        **_TABLE, **_LEADING, "skip_prk_steps": Followed(False, FLAG), "set_alpha_to_one": Followed(False, FLAG),
     },
     "EulerDiscreteScheduler": {
         **_TABLE, **_ZERO_SNR, **_LINSPACE, **_CURVES, **_ENDS_OF_CURVES,
-        "interpolation_type": Field("linear"), "timestep_type": Field("discrete"),
-        "final_sigmas_type": Field("zero"),
+        "interpolation_type": Followed("linear", NAME), "timestep_type": Followed("discrete", NAME),
+        "final_sigmas_type": Followed("zero", NAME),
     },
     "EulerAncestralDiscreteScheduler": {**_TABLE, **_ZERO_SNR, **_LINSPACE},
     "HeunDiscreteScheduler": {
@@ -149,42 +146,41 @@ FIELDS: dict[str, dict[str, Field]] = {
     "DPMSolverMultistepScheduler": {
         **_TABLE, **_ZERO_SNR, **_LINSPACE, **_CURVES, **_ENDS_OF_CURVES, **_THRESHOLD,
         **_MULTISTEP, **_FLOW,
-        "algorithm_type": Field("dpmsolver++"), "solver_type": Field("midpoint"),
-        "euler_at_final": Field(False), "use_lu_lambdas": Field(False),
-        "final_sigmas_type": Field("zero"), "lambda_min_clipped": Field(-math.inf),
-        "variance_type": Field(
-            None, "refused", "it is for networks that predict a variance too, which are not read"
+        "algorithm_type": Followed("dpmsolver++", NAME), "solver_type": Followed("midpoint", NAME),
+        "euler_at_final": Followed(False, FLAG), "use_lu_lambdas": Followed(False, _MAYBE),
+        "final_sigmas_type": Followed("zero", NAME), "lambda_min_clipped": Followed(-math.inf, _LEAST),
+        "variance_type": Only(
+            (None,), "it is for networks that predict a variance too, which are not read"
         ),
     },
     "UniPCMultistepScheduler": {
         **_TABLE, **_ZERO_SNR, **_LINSPACE, **_CURVES, **_ENDS_OF_CURVES, **_THRESHOLD,
         **_MULTISTEP, **_FLOW,
-        "solver_type": Field("bh2"), "final_sigmas_type": Field("zero"),
-        "predict_x0": Field(
-            True, "refused", "take DPMSolverMultistepScheduler with algorithm_type = 'dpmsolver'"
+        "solver_type": Followed("bh2", NAME), "final_sigmas_type": Followed("zero", NAME),
+        "predict_x0": Only(
+            (True,), "take DPMSolverMultistepScheduler with algorithm_type = 'dpmsolver'"
         ),
-        "disable_corrector": Field(
-            [], "refused", "take DPMSolverMultistepScheduler, which has no corrector", (None, ())
+        "disable_corrector": Only(
+            ((), None), "take DPMSolverMultistepScheduler, which has no corrector"
         ),
-        "solver_p": Field(None, "refused", "take a scheduler of one solver"),
-        "use_dynamic_shifting": Field(
-            False, "refused", "it needs a shift that no pipeline of this noise schedule gives"
+        "solver_p": Only((None,), "take a scheduler of one solver"),
+        "use_dynamic_shifting": Only(
+            (False,), "it needs a shift that no pipeline of this noise schedule gives"
         ),
-        "shift_terminal": Field(None, "refused", "it is of flow sigmas alone"),
+        "shift_terminal": Only((None,), "it is of flow sigmas alone"),
     },
     "DEISMultistepScheduler": {
         **_TABLE, **_LINSPACE, **_CURVES, **_ENDS_OF_CURVES, **_THRESHOLD, **_MULTISTEP, **_FLOW,
-        "algorithm_type": Field("deis", "no effect", _ONE), "solver_type": Field(
-            "logrho", "no effect", _ONE
-        ),
+        "algorithm_type": Only(("deis", "dpmsolver", "dpmsolver++"), _ONE),
+        "solver_type": Only(("logrho", "midpoint", "heun", "bh1", "bh2"), _ONE),
     },
     "LCMScheduler": {
         **_TABLE_OF_TWO_STAGES, **_ZERO_SNR, **_NO_CLIP, **_THRESHOLD,
-        "beta_schedule": Field("scaled_linear"),
-        "original_inference_steps": Field(50), "timestep_scaling": Field(10.0),
-        "set_alpha_to_one": Field(True, "no effect", "no step goes below the table's levels"),
-        "timestep_spacing": Field("leading", "no effect", "its levels are those of distillation"),
-        "steps_offset": Field(0, "no effect", "its levels are those of distillation"),
+        "beta_schedule": Followed("scaled_linear", NAME),
+        "original_inference_steps": Followed(50, whole(1, 10**5)), "timestep_scaling": Followed(10.0, POSITIVE),
+        "set_alpha_to_one": Equivalent("no step goes below the table's levels"),
+        "timestep_spacing": _OF_DISTILLATION,
+        "steps_offset": _OF_DISTILLATION,
     },
 }  # fmt: skip
 """Class -> field -> what becomes of it."""

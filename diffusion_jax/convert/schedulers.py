@@ -142,7 +142,7 @@ def _euler(s: Settings) -> Sampling:
 def _dpm(s: Settings) -> Sampling:
     form, eta = one_of(ALGORITHMS, s, "algorithm_type")
     rule = one_of(RULES, s, "solver_type")
-    order, zero = _order(s), _to_zero(s)
+    order, zero = s["solver_order"], _to_zero(s)
     if eta and order > 2:
         raise ValueError(
             f"{FILE}: solver_order = {order} with algorithm_type = {s['algorithm_type']!r} is not "
@@ -235,7 +235,6 @@ PREDICTIONS: dict[str, Target] = {
     "v_prediction": targets.v(),
     "sample": targets.x0(),
 }
-LEFT_OF_OTHERS = ("midpoint", "heun", "bh1", "bh2")
 ALGORITHMS = {
     "dpmsolver++": ("x0", 0.0),
     "dpmsolver": ("eps", 0.0),
