@@ -257,7 +257,10 @@ def _changes(module: Module, tensors: Mapping[str, np.ndarray], told: Told):
         own = wide()
         added = [own[role] for role in ("diff_b", "b_norm") if role in own]
         change = algebra.bias(own, ours, s)
-        return sum([*added, *([] if change is None else [change])], np.zeros_like(ours))
+        total = np.zeros_like(ours) if change is None else np.zeros_like(ours) + change
+        for more in added:
+            total = total + more
+        return total
 
     if algebra.needs(frozenset(tensors)):
         yield module.weight, weight

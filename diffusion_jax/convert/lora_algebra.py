@@ -149,8 +149,8 @@ def _lokr_shapes(found: Shapes, weight: Shape) -> dict[str, Shape]:
 
 def _lokr_rank(found: Shapes) -> int | None:
     """Of the factor of low rank; two whole ones have none."""
-    low = [role for role in ("lokr_w2_b", "lokr_w1_b") if role in found]
-    return _at(found, low[0], 0) if low else None
+    low = next((role for role in ("lokr_w2_b", "lokr_w1_b") if role in found), None)
+    return None if low is None else _at(found, low, 0)
 
 
 def _lokr(tensors: Tensors, weight: np.ndarray, s: float) -> np.ndarray:
@@ -167,9 +167,7 @@ def _lokr(tensors: Tensors, weight: np.ndarray, s: float) -> np.ndarray:
 
 
 def _ia3_shapes(found: Shapes, weight: Shape) -> dict[str, Shape]:
-    return {"on_input": found.get("on_input", ())} | _sized(
-        found, "scale", (weight[0], weight[1] if len(weight) > 1 else weight[0])
-    )
+    return {"on_input": found.get("on_input", ())} | _sized(found, "scale", weight[:2])
 
 
 def _ia3(tensors: Tensors, weight: np.ndarray, s: float) -> np.ndarray:
@@ -233,7 +231,7 @@ ALGEBRAS: tuple[Algebra, ...] = (
     Algebra(
         "LoRA", _exactly("down", "up"), _NORMED | {"mid", "up_bias"}, _lora_shapes,
         lambda found: _at(found, "down", 0), _lora,
-        lambda tensors, bias, s: np.float32(s) * tensors.get("up_bias", np.float32(0)),
+        lambda tensors, bias, s: np.float32(s) * tensors.get("up_bias", np.zeros(1, np.float32)),
     ),
     Algebra(
         "(IA)^3", _exactly("scale", "on_input"), frozenset({"alpha"}), _ia3_shapes, _no_rank, _ia3,

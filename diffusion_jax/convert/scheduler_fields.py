@@ -53,7 +53,16 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
             stacklevel=3,
         )
     own = {k: v for k, v in given.items() if k in FIELDS[name]}
-    return {"_class_name": name, **checked(own, FIELDS[name], FILE)}
+    settings = checked(own, FIELDS[name], FILE)
+    if settings["trained_betas"] is not None:
+        count = len(settings["trained_betas"])
+        if own.get("num_train_timesteps", count) != count:
+            raise ValueError(
+                f"{FILE}: num_train_timesteps = {own['num_train_timesteps']} but trained_betas has "
+                f"{count} numbers; let the first be the number of the second"
+            )
+        settings["num_train_timesteps"] = count
+    return {"_class_name": name, **settings}
 
 
 def unknown(field: str, value: Any, known: Any) -> str:
@@ -118,14 +127,16 @@ _ONE = "of these any is the same here, as it is left by another class"
 
 FIELDS: dict[str, Fields] = {
     "DDIMScheduler": {
-        **_TABLE, **_ZERO_SNR, **_LEADING, **_CLIP, **_THRESHOLD, "set_alpha_to_one": Followed(True, FLAG),
+        **_TABLE, **_ZERO_SNR, **_LEADING, **_CLIP, **_THRESHOLD,
+        "set_alpha_to_one": Followed(True, FLAG),
     },
     "DDPMScheduler": {
         **_TABLE, **_ZERO_SNR, **_LEADING, **_CLIP, **_THRESHOLD,
         "variance_type": Followed("fixed_small", NAME),
     },
     "PNDMScheduler": {
-        **_TABLE, **_LEADING, "skip_prk_steps": Followed(False, FLAG), "set_alpha_to_one": Followed(False, FLAG),
+        **_TABLE, **_LEADING,
+        "skip_prk_steps": Followed(False, FLAG), "set_alpha_to_one": Followed(False, FLAG),
     },
     "EulerDiscreteScheduler": {
         **_TABLE, **_ZERO_SNR, **_LINSPACE, **_CURVES, **_ENDS_OF_CURVES,
@@ -148,7 +159,8 @@ FIELDS: dict[str, Fields] = {
         **_MULTISTEP, **_FLOW,
         "algorithm_type": Followed("dpmsolver++", NAME), "solver_type": Followed("midpoint", NAME),
         "euler_at_final": Followed(False, FLAG), "use_lu_lambdas": Followed(False, _MAYBE),
-        "final_sigmas_type": Followed("zero", NAME), "lambda_min_clipped": Followed(-math.inf, _LEAST),
+        "final_sigmas_type": Followed("zero", NAME),
+        "lambda_min_clipped": Followed(-math.inf, _LEAST),
         "variance_type": Only(
             (None,), "it is for networks that predict a variance too, which are not read"
         ),
@@ -177,7 +189,8 @@ FIELDS: dict[str, Fields] = {
     "LCMScheduler": {
         **_TABLE_OF_TWO_STAGES, **_ZERO_SNR, **_NO_CLIP, **_THRESHOLD,
         "beta_schedule": Followed("scaled_linear", NAME),
-        "original_inference_steps": Followed(50, whole(1, 10**5)), "timestep_scaling": Followed(10.0, POSITIVE),
+        "original_inference_steps": Followed(50, whole(1, 10**5)),
+        "timestep_scaling": Followed(10.0, POSITIVE),
         "set_alpha_to_one": Equivalent("no step goes below the table's levels"),
         "timestep_spacing": _OF_DISTILLATION,
         "steps_offset": _OF_DISTILLATION,

@@ -113,10 +113,6 @@ def _ends_of_curve(s: Settings, shape: str) -> str:
         for name, field in (("s_min", "sigma_min"), ("s_max", "sigma_max"))
         if s[field] is not None
     }
-    for name, value in given.items():
-        if not 0 < value < math.inf:
-            field = name.replace("s_", "sigma_")
-            raise ValueError(f"{FILE}: {field} = {value} is not above 0; take it out of the file")
     return arguments(**given)
 
 

@@ -167,9 +167,7 @@ def _dpm(s: Settings) -> Sampling:
 
 
 def _deis(s: Settings) -> Sampling:
-    one_of({"deis": 0, "dpmsolver": 0, "dpmsolver++": 0}, s, "algorithm_type")
-    one_of(dict.fromkeys(("logrho", *LEFT_OF_OTHERS), 0), s, "solver_type")
-    order = _order(s)
+    order = s["solver_order"]
     lower = "" if s["lower_order_final"] else ", lower_order_final=False"
     return Sampling(
         f"scheduler_deis(order={order}{lower})",
@@ -183,7 +181,7 @@ def _deis(s: Settings) -> Sampling:
 
 def _unipc(s: Settings) -> Sampling:
     variants = {"bh1": "bh1", "bh2": "bh2", **dict.fromkeys(("midpoint", "heun", "logrho"), "bh2")}
-    variant, order, zero = one_of(variants, s, "solver_type"), _order(s), _to_zero(s)
+    variant, order, zero = one_of(variants, s, "solver_type"), s["solver_order"], _to_zero(s)
     lower = "" if s["lower_order_final"] else ", lower_order_final=False"
     plain = f"unipc(order={order}, variant={variant!r})"
     made = f"scheduler_unipc(order={order}, variant={variant!r}{lower})"
@@ -224,10 +222,6 @@ def _end(clean: bool, by_solver: bool = False) -> str:
 
 def _to_zero(s: Settings) -> bool:
     return one_of({"zero": True, "sigma_min": False}, s, "final_sigmas_type")
-
-
-def _order(s: Settings) -> int:
-    return one_of({1: 1, 2: 2, 3: 3}, s, "solver_order")
 
 
 PREDICTIONS: dict[str, Target] = {

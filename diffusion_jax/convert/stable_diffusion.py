@@ -110,7 +110,7 @@ def _of_folder(
         scheduler["_class_name"] = index["scheduler"][1]
     if prediction_type is not None:
         scheduler["prediction_type"] = prediction_type
-    states = {
+    states: dict[str, State] = {
         "unet": read_weights(root, "unet", variant),
         "vae": read_weights(root, "vae", variant),
     }

@@ -16,6 +16,9 @@ from diffusion_jax.convert.folders import read_json, read_weights
 from diffusion_jax.convert.lora import read_lora
 from diffusion_jax.convert.names import nested
 from diffusion_jax.convert.parts import check_parts
+from diffusion_jax.convert.scheduler_fields import FIELDS as SCHEDULER_FIELDS
+from diffusion_jax.convert.scheduler_tables import process_of
+from diffusion_jax.convert.schedulers import sampling_of, target_of
 from diffusion_jax.convert.stable_diffusion import Checkpoint, Part
 from diffusion_jax.convert.tensors import read_metadata, read_safetensors, write_safetensors
 from diffusion_jax.convert.textual_inversion import bundled_words, read_word
@@ -243,3 +246,13 @@ def test_pickles(tmp_path):
             calmly(read_word, path)
         assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", SCHEDULER_FIELDS)
+def test_every_field_of_a_scheduler_with_every_odd_value(name):
+    rng = random.Random(name)
+    good = {**FAMILIES["sd1"].scheduler, "_class_name": name}
+    for field in ("_class_name", "_use_default_values", *SCHEDULER_FIELDS[name]):
+        for value in rng.sample(ODD, 9):
+            for read in (process_of, target_of, sampling_of):
+                calmly(read, {**good, field: value})

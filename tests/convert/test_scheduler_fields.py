@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.convert.config_fields import Equivalent, Followed, Only, defaults
 from diffusion_jax.convert.scheduler_fields import FIELDS, LEFTOVERS, READ_AS_LEFTOVERS
 from diffusion_jax.convert.scheduler_tables import process_of
 from diffusion_jax.convert.schedulers import boundary_of, sampling_of, target_of
@@ -32,11 +33,12 @@ OTHER_OF = {
     ("DPMSolverMultistepScheduler", "algorithm_type"): "dpmsolver",
     ("DPMSolverMultistepScheduler", "solver_type"): "heun",
     ("UniPCMultistepScheduler", "solver_type"): "bh1",
-    ("DPMSolverMultistepScheduler", "variance_type"): "learned",
     ("LCMScheduler", "beta_schedule"): "linear",
-    ("DEISMultistepScheduler", "algorithm_type"): "dpmsolver++",
-    ("DEISMultistepScheduler", "solver_type"): "heun",
 }
+OTHER_OF_EQUIVALENTS = {
+    "flow_shift": 3.0, "time_shift_type": "linear", "use_dynamic_shifting": True,
+    "set_alpha_to_one": False,
+}  # fmt: skip
 NEEDS = {
     "sigma_min": {"use_exponential_sigmas": True}, "sigma_max": {"use_exponential_sigmas": True},
     "dynamic_thresholding_ratio": {"thresholding": True},
@@ -52,7 +54,7 @@ NEEDS = {
 BAD = {
     "use_flow_sigmas": True, "variance_type": "learned_range", "predict_x0": False,
     "disable_corrector": [0, 3], "solver_p": "DDIM", "use_dynamic_shifting": True,
-    "shift_terminal": 0.1,
+    "shift_terminal": 0.1, "algorithm_type": "sde", "solver_type": "bh3",
 }  # fmt: skip
 
 
@@ -71,15 +73,17 @@ def same(a, b):
 
 
 def other(name, field):
-    default = FIELDS[name][field].default
+    default = defaults(FIELDS[name])[field]
     if (name, field) in OTHER_OF:
         return OTHER_OF[name, field]
     return not default if isinstance(default, bool) else OTHER[field]
 
 
-@pytest.mark.parametrize(
-    ("name", "field"), [p for p in PAIRS if FIELDS[p[0]][p[1]].how == "followed"]
-)
+def pairs(kind):
+    return [(name, field) for name, field in PAIRS if isinstance(FIELDS[name][field], kind)]
+
+
+@pytest.mark.parametrize(("name", "field"), pairs(Followed))
 def test_what_is_followed_changes_something(name, field):
     own = {k: v for k, v in NEEDS.get(field, {}).items() if k in FIELDS[name]}
     base = {"_class_name": name, **own}
@@ -88,22 +92,27 @@ def test_what_is_followed_changes_something(name, field):
     assert same(read(base), read({**base, field: own.get(field, default)}))
 
 
-@pytest.mark.parametrize(
-    ("name", "field"), [p for p in PAIRS if FIELDS[p[0]][p[1]].how != "followed"]
-)
-def test_what_is_not_followed_is_without_effect_or_refused_by_name(name, field):
-    how, base = FIELDS[name][field], {"_class_name": name}
-    value = BAD.get(field, {"flow_shift": 3.0, "time_shift_type": "linear"}.get(field))
-    value = other(name, field) if value is None else value
-    if how.how == "refused":
-        with pytest.raises(ValueError, match=f"scheduler_config.json: {field} = ") as raised:
-            sampling_of({**base, field: value})
-        assert repr(value) in str(raised.value) and repr(how.default) in str(raised.value)
-        for fine in (how.default, *how.others):
-            assert same(read(base), read({**base, field: fine}))
-    else:
-        assert how.how == "no effect" and how.why
-        assert same(read(base), read({**base, field: value}))
+@pytest.mark.parametrize(("name", "field"), pairs(Equivalent))
+def test_what_is_equivalent_has_no_effect(name, field):
+    value = {"flow_shift": 3.0, "time_shift_type": "linear", "use_dynamic_shifting": True}.get(
+        field
+    )
+    base = {"_class_name": name}
+    assert FIELDS[name][field].why
+    assert same(read(base), read({**base, field: OTHER[field] if value is None else value}))
+
+
+@pytest.mark.parametrize(("name", "field"), pairs(Only))
+def test_of_what_is_restricted_other_values_are_refused_by_name(name, field):
+    known, base = FIELDS[name][field], {"_class_name": name}
+    value = BAD[field]
+    with pytest.raises(ValueError, match=f"scheduler_config.json: {field}=") as raised:
+        sampling_of({**base, field: value})
+    said = str(raised.value)
+    assert repr(tuple(value) if isinstance(value, list) else value) in said
+    assert repr(known.values) in said and known.mend in said
+    for fine in known.values:
+        assert same(read(base), read({**base, field: fine}))
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -122,7 +131,7 @@ def test_leftovers_of_other_classes_have_no_effect_and_unknown_fields_are_told(n
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("DPMSolverMultistep", {"solver_order": 4}, "solver_order = 4"),
+        ("DPMSolverMultistep", {"solver_order": 4}, "solver_order=4"),
         ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver"}, "algorithm_type = 'sde-dpmso"),
         (
             "DPMSolverMultistep",
@@ -131,7 +140,6 @@ def test_leftovers_of_other_classes_have_no_effect_and_unknown_fields_are_told(n
         ),
         ("DPMSolverMultistep", {"solver_type": "rk4"}, "solver_type = 'rk4'"),
         ("UniPCMultistep", {"solver_type": "bh3"}, "solver_type = 'bh3'"),
-        ("DEISMultistep", {"algorithm_type": "sde"}, "algorithm_type = 'sde'"),
         ("EulerDiscrete", {"final_sigmas_type": "one"}, "final_sigmas_type = 'one'"),
         ("EulerDiscrete", {"timestep_type": "odd"}, "timestep_type = 'odd'"),
         ("EulerDiscrete", {"interpolation_type": "odd"}, "interpolation_type = 'odd'"),
@@ -143,7 +151,7 @@ def test_leftovers_of_other_classes_have_no_effect_and_unknown_fields_are_told(n
         (
             "EulerDiscrete",
             {"use_beta_sigmas": True, "sigma_min": 0},
-            "sigma_min = 0.0 is not above",
+            "sigma_min=0 cannot be converted: it must be a number above 0",
         ),
         ("DDPM", {"variance_type": "learned_range"}, "variance_type = 'learned_range'"),
         ("DDPM", {"variance_type": "fixed_large_log"}, "variance_type = 'fixed_large_log'"),
@@ -177,12 +185,12 @@ def rows():
     )
     fields = sorted({field for _, field in PAIRS})
 
-    def cell(field, how):
-        found = [n for n in FIELDS if field in FIELDS[n] and FIELDS[n][field].how == how]
+    def cell(field, kind):
+        found = [n for n in FIELDS if isinstance(FIELDS[n].get(field), kind)]
         return "all" if len(found) == len(FIELDS) else ", ".join(map(short, found))
 
-    ways = ("followed", "no effect", "refused")
-    return [" | ".join(["", f"`{f}`", *(cell(f, how) for how in ways), ""]).strip() for f in fields]
+    kinds = (Followed, Only, Equivalent)
+    return [" | ".join(["", f"`{f}`", *(cell(f, k) for k in kinds), ""]).strip() for f in fields]
 
 
 def test_the_docs_table_is_this_one():
@@ -208,7 +216,10 @@ def test_these_are_the_fields_of_diffusers():
         theirs = taken(getattr(diffusers, name))
         extra = fields.keys() - theirs.keys()
         assert theirs.keys() <= fields.keys() and extra <= set(READ_AS_LEFTOVERS)
-        assert {k: fields[k].default for k in theirs} == theirs
+        ours = {k: [] if v == () else v for k, v in defaults(fields).items()}
+        assert {k: v for k, v in theirs.items() if k in ours} == {
+            k: v for k, v in ours.items() if k in theirs
+        }
     every = [getattr(diffusers, n) for n in dir(diffusers) if n.endswith("Scheduler")]
     assert len(every) > 30
     assert set().union(*map(taken, every)) <= LEFTOVERS

@@ -103,7 +103,7 @@ def test_what_is_unknown_is_said(field, value, function):
 @pytest.mark.parametrize("zero", [False, True])
 def test_betas_may_be_given_one_by_one(zero):
     betas = np.linspace(0.001, 0.02, 100)
-    process = process_of({"trained_betas": list(betas), "rescale_betas_zero_snr": zero})
+    process = process_of({"trained_betas": betas.tolist(), "rescale_betas_zero_snr": zero})
     assert process.schedule.steps == 100
     last = float(process.at(jnp.ones(())).alpha)
     np.testing.assert_allclose(last, 0.0 if zero else np.sqrt(np.prod(1 - betas)), rtol=1e-5)
