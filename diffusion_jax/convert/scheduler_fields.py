@@ -44,7 +44,8 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     name = config.get("_class_name", "DDIMScheduler")
     if not isinstance(name, str) or name not in FIELDS:
         raise ValueError(unknown("_class_name", name, FIELDS))
-    unset = config.get("_use_default_values") or ()
+    unset = config.get("_use_default_values")
+    unset = unset if isinstance(unset, (list, tuple)) else ()
     given = {k: v for k, v in config.items() if k not in unset and not k.startswith("_")}
     for key in given.keys() - LEFTOVERS:
         warnings.warn(
@@ -72,18 +73,19 @@ def unknown(field: str, value: Any, known: Any) -> str:
 
 _MAYBE = optional(FLAG)  # some files have null for false
 _SHARE = Kind("from 0 to 1", lambda x: type(x) in (int, float) and 0 <= x <= 1)
+_BETA = Kind("between 0 and 1", lambda x: type(x) in (int, float) and 0 < x < 1)
 _LEAST = Kind("a number, or -Infinity", lambda x: NUMBER.fits(x) or x == -math.inf)
 
 _TABLE: Fields = {
     "num_train_timesteps": Followed(1000, whole(1, 10**5)),
-    "beta_start": Followed(0.0001, NUMBER),
-    "beta_end": Followed(0.02, NUMBER),
+    "beta_start": Followed(0.0001, _BETA),
+    "beta_end": Followed(0.02, _BETA),
     "beta_schedule": Followed("linear", NAME),
-    "trained_betas": Followed(None, optional(several(NUMBER, 10**5))),
+    "trained_betas": Followed(None, optional(several(_BETA, 10**5))),
     "prediction_type": Followed("epsilon", NAME),
 }
 _TABLE_OF_TWO_STAGES: Fields = {
-    **_TABLE, "beta_start": Followed(0.00085, NUMBER), "beta_end": Followed(0.012, NUMBER)
+    **_TABLE, "beta_start": Followed(0.00085, _BETA), "beta_end": Followed(0.012, _BETA)
 }  # fmt: skip
 _ZERO_SNR: Fields = {"rescale_betas_zero_snr": Followed(False, FLAG)}
 _OFFSET = {"steps_offset": Followed(0, whole(0, 10**5))}

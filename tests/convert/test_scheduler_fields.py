@@ -94,12 +94,10 @@ def test_what_is_followed_changes_something(name, field):
 
 @pytest.mark.parametrize(("name", "field"), pairs(Equivalent))
 def test_what_is_equivalent_has_no_effect(name, field):
-    value = {"flow_shift": 3.0, "time_shift_type": "linear", "use_dynamic_shifting": True}.get(
-        field
-    )
+    value = {**OTHER, **OTHER_OF_EQUIVALENTS}[field]
     base = {"_class_name": name}
     assert FIELDS[name][field].why
-    assert same(read(base), read({**base, field: OTHER[field] if value is None else value}))
+    assert same(read(base), read({**base, field: value}))
 
 
 @pytest.mark.parametrize(("name", "field"), pairs(Only))
