@@ -9,6 +9,8 @@
 | another process is gone | 75 (EX_TEMPFAIL: start it again) |
 | an interrupt from the keyboard | 130 |
 | anything else: the traceback is kept, and the sentence says where | 1 |
+
+Within it, warnings of this project are notes of one line.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,6 +45,8 @@ def sentences(workdir: Callable[[], str | os.PathLike | None] = lambda: None) ->
         workdir: -> the folder whose errors/ gets the traceback of a fault; where there is none, or
             it cannot be written, that is a folder of the system's temporary one.
     """
+    shown = warnings.showwarning
+    warnings.showwarning = partial(_note, set(), shown)
     try:
         yield
     except KeyboardInterrupt:
@@ -57,6 +63,19 @@ def sentences(workdir: Callable[[], str | os.PathLike | None] = lambda: None) ->
                 MISTAKE,
             )
         end(_fault(error, workdir), FAULT)
+    finally:
+        warnings.showwarning = shown
+
+
+def _note(
+    said: set[str], otherwise: Callable, message, category, filename: str, *rest: Any
+) -> None:
+    """A warning of this project as a sentence, once, without the line of code it comes from."""
+    if not (issubclass(category, UserWarning) and filename.startswith(_OURS)):
+        otherwise(message, category, filename, *rest)
+    elif str(message) not in said:
+        said.add(str(message))
+        print(f"note: {message}", file=sys.stderr, flush=True)
 
 
 def end(message: str, code: int) -> NoReturn:

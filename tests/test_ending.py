@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -84,3 +85,17 @@ def test_a_command_line_that_is_none(arguments, said):
     line = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2 and line.startswith("error: ") and said in line
     assert "Traceback" not in done.stderr
+
+
+def test_warnings_of_this_project_are_notes(capsys, monkeypatch):
+    others = []
+    monkeypatch.setattr(warnings, "showwarning", lambda *given: others.append(given))
+    before, ours = warnings.showwarning, str(ROOT / "diffusion_jax" / "convert" / "lora.py")
+    with ending.sentences():
+        for _ in range(2):
+            warnings.showwarning("a word is left out", UserWarning, ours, 3)
+        warnings.showwarning("of NumPy", UserWarning, np.__file__, 4)
+        warnings.showwarning("soon", DeprecationWarning, ours, 5)
+    assert capsys.readouterr().err == "note: a word is left out\n"
+    assert [given[0] for given in others] == ["of NumPy", "soon"]
+    assert warnings.showwarning is before
