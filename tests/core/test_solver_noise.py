@@ -208,3 +208,13 @@ def test_edict_starts_anew_from_the_noised_copy():
     now, nxt = process.at_log_snr(1.0), process.at_log_snr(-1.0)
     moved, other = noising.renoising(edict()).step(jax.random.key(0), _alike, x, now, nxt, x)
     assert (moved == other).all() and (moved != x).all()
+
+
+def test_at_pure_noise_nothing_is_noisier():
+    """alpha = 0: neither renoising nor churn changes x there."""
+    process, x = _process(), jnp.array([[0.3, -1.2]])
+    level = process.at_log_snr(-jnp.inf)
+    assert (noising.renoise(jax.random.key(0), x, level, level) == x).all()
+    stay = ddim()._replace(step=lambda key, denoise, x, now, nxt, state: (x, state))
+    churned = noising.churned(stay, process, 0.4)
+    assert (churned.step(jax.random.key(0), _alike, x, level, process.at(0.5), ())[0] == x).all()
