@@ -26,3 +26,12 @@ def test_descent_brings_back_what_a_plain_clip_would_leave_outside():
     x = jnp.array([-1.4, 1.4])
     assert_allclose(descend(clip_to(), x), [-1.4, 0.5], atol=1e-5)
     assert_allclose(descend(lambda x: jnp.clip(x, -1, 1), x), x)
+
+
+def test_a_value_at_the_very_edge_keeps_its_gradient():
+    """It is inside; only beyond does a gradient that leads away stop."""
+    edges = jnp.array([-0.5, 2.0, -0.51, 2.01, -0.51, 2.01])
+    slopes = jnp.array([3.0, -3.0, 3.0, -3.0, -2.0, 2.0])
+    clipped, pull = jax.vjp(clip_to(-0.5, 2.0), edges)
+    assert clipped.tolist() == [-0.5, 2.0, -0.5, 2.0, -0.5, 2.0]
+    assert pull(slopes)[0].tolist() == [3.0, -3.0, 0.0, 0.0, -2.0, 2.0]

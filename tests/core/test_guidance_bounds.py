@@ -130,3 +130,21 @@ def test_types_and_ranks_are_kept():
     assert out.x0.dtype == out.eps.dtype == jnp.float32
     assert out.x0.shape == x.shape
     assert np.isfinite(slope).all()
+
+
+def test_projections_of_x0(x64):
+    """Known numbers, and the mean of pairs: A(x) = (x0 + x1)/2, A⁺(y) = (y, y)."""
+    x0, given = _images(1.0, (2, 6)), _images(0.5, (2, 6))[::-1]
+    mask = jnp.array([0, 1, 0.25, 1, 0, 1])
+    soft = (1 - mask) * given + mask * x0
+    assert_allclose(guidance.known(mask, given)(x0), soft, rtol=1e-12)
+    forward = lambda x: x.reshape(2, 3, 2).mean(-1)
+    inverse = lambda y: jnp.repeat(y, 2, axis=-1)
+    y = forward(given)
+    got = guidance.agreeing(forward, inverse, y)(x0)
+    assert_allclose(got, x0 + np.repeat(np.asarray(y - forward(x0)), 2, -1), rtol=1e-12)
+    assert_allclose(forward(got), y, rtol=1e-12)
+    level, x = _level([0.3, 0.6]), _images(1.0, (2, 6))
+    moved = guidance.projected(lambda x, now, end=None: _denoise(x0)(x, now), lambda x0: x0 + 0.2)
+    assert_allclose(moved(x, level).x0, x0 + 0.2, rtol=1e-12)
+    assert_allclose(corrupt(moved(x, level).x0, moved(x, level).eps, level), x, rtol=1e-9)

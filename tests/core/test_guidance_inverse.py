@@ -7,6 +7,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from diffusion_jax.core import grids, guidance, oracles, sampling, schedules
+from diffusion_jax.core.guidance import inverse
 from diffusion_jax.core.process import PATHS, Process
 from diffusion_jax.core.solvers.ddim import ddim
 from diffusion_jax.core.solvers.runge_kutta import heun
@@ -202,3 +203,13 @@ def test_both_ends_of_time_are_finite():
             assert np.isfinite(got.x0).all() and np.isfinite(got.eps).all(), (name, end)
             if end[2] == 0.0:
                 assert_allclose(got.x0, 0.5 * x, err_msg=name)
+
+
+def test_conjugate_gradients_solve_each_example_and_leave_what_has_no_solution():
+    """Two iterations in the plane are exact; in the null space of A nothing moves."""
+    matrices = np.array([[[2.0, 0.5], [0.5, 1.0]], [[1.0, 0.0], [0.0, 0.0]]], np.float32)
+    b = np.array([[1.0, -2.0], [0.0, 3.0]], np.float32)
+    apply = lambda u: jnp.einsum("bij,bj->bi", jnp.asarray(matrices), u)
+    got = inverse._conjugate_gradients(apply, jnp.asarray(b), 2)
+    assert_allclose(got[0], np.linalg.solve(matrices[0], b[0]), rtol=1e-5)
+    assert_allclose(got[1], 0)

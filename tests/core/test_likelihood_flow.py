@@ -146,3 +146,20 @@ def test_wrong_arguments_are_sentences():
         flow.hutchinson(1, "cauchy")
     with pytest.raises(ValueError, match="at most 4096"):
         flow.exact().draw(jax.random.key(0), jnp.zeros((1, 65, 64)))
+
+
+@pytest.mark.parametrize("path", ["subvp", "ve"])
+def test_the_prior_is_that_of_unit_data_at_any_noisiest_level(x64, path):
+    """For x0 ~ N(0, I) the answer is exact however early the flow ends."""
+    data, process = oracles.mixture([1.0], [[0.0, 0.0]], [1.0]), _process(path)
+    x0 = jnp.array([[0.4, -1.3], [2.0, 0.1]])
+    levels = process.at_log_snr(jnp.linspace(-0.8, END, 161))
+    denoise = lambda x, level: oracles.predict(data, x, level)
+    run = jax.jit(
+        lambda x0: flow.flow_likelihood(
+            jax.random.key(1), denoise, x0, process, levels, trace=flow.exact()
+        )
+    )
+    square = np.sum(np.asarray(x0) ** 2, -1)
+    wanted = (0.5 * square + np.log(2 * np.pi)) / 2 / np.log(2)
+    assert_allclose(run(x0).total, wanted, atol=2e-3)

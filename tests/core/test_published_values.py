@@ -26,6 +26,7 @@ from diffusion_jax.core import (
     weighting,
 )
 from diffusion_jax.core.guidance import windows
+from diffusion_jax.core.noise import white
 from diffusion_jax.core.process import PATHS, Process, corrupt
 from diffusion_jax.core.solvers import SOLVERS, noising, repaint
 from diffusion_jax.core.targets import TARGETS, convert, express
@@ -213,6 +214,12 @@ def test_pseudo_methods_start_as_published():
         )
         jax.effects_barrier()
         assert len(calls) == wanted, name
+
+
+def test_white_noise_has_the_dtype_of_x(x64):
+    level = _level()
+    for dtype in (jnp.float16, jnp.float32, jnp.float64):
+        assert white(jax.random.key(0), jnp.ones((2, 3), dtype), level, level).dtype == dtype
 
 
 def test_losses_and_likelihoods(x64):

@@ -10,8 +10,12 @@ from toy import context, model_of
 
 from diffusion_jax.core import process, schedules, targets
 from diffusion_jax.core.proposals import Proposal
+from diffusion_jax.core.types import Prediction, Solver
 from diffusion_jax.recipes import autoencoder, bottleneck, diffusion
 from diffusion_jax.recipes.few_step import students
+from diffusion_jax.recipes.few_step.guidance_distillation import guidance_distillation
+from diffusion_jax.recipes.few_step.latent_consistency import latent_consistency
+from diffusion_jax.recipes.few_step.moment_matching import less_time, moment_matching
 
 
 def test_the_loss_is_the_weighted_mean_of_the_sum_of_terms():
@@ -163,3 +167,63 @@ def test_a_student_reads_the_scale_as_a_condition():
         assert (seen[-1]["label"] == cond["label"]).all()
     students.guided(model, {"w": jnp.float32(0.5)}, {}, 4.0)(x[:1], level)
     assert_allclose(seen[-1]["guidance_scale"], [4.0])
+
+
+def _silent(labels=False, seen=None):
+    """A model of x0 = 0 on the cosine schedule; what it is conditioned on goes to ``seen``."""
+
+    def net(params, x, time, cond, key=None):
+        if seen is not None:
+            seen.append(cond)
+        return params["net"] * x
+
+    here = process.Process(schedules.cosine(), process.vp)
+    return model_of(net, here, targets.x0(), labels=labels)
+
+
+def test_guidance_distillation_is_the_weighted_error_of_x0():
+    """max(SNR, 1) times the error, times the importance of the draw."""
+    model, importance = _silent(), jnp.array([0.5, 3.0, 1.25])
+    level = model.process.at(jnp.array([0.2, 0.5, 0.9]))
+    proposal = Proposal(lambda key, n, process, state: (level, importance))
+    goal = jnp.array([[1.0, 3.0], [0.5, -0.5], [4.0, 0.0]])
+    teacher = lambda frozen, cond: lambda x, level: Prediction(goal, x)
+    made = guidance_distillation(model, teacher, lambda *a: {}, proposal)
+    given = {"net": jnp.float32(0)}, context(), {"image": goal * 0}, jax.random.key(0)
+    value, _ = made.loss(*given)
+    weight = np.maximum(np.exp(np.asarray(level.log_snr)), 1)
+    wanted = np.mean(importance * weight * np.mean(np.asarray(goal) ** 2, 1))
+    assert_allclose(value, wanted, rtol=1e-5)
+
+
+def test_latent_consistency_jumps_one_of_the_teachers_steps():
+    """levels = 5 are five intervals of time, the cleanest of which ends at t = 0."""
+    drawn = []
+
+    def step(key, denoise, x, now, nxt, state):
+        drawn.append((now.t, nxt.t))
+        return x, state
+
+    teacher = lambda frozen, cond: lambda x, level: Prediction(x, x)
+    made = latent_consistency(
+        _silent(), teacher, lambda *a: {}, levels=5, solver=Solver(lambda x: (), step)
+    )
+    params = {"net": jnp.float32(0)}
+    made.loss(params, context(ema=params), {"image": jnp.ones((64, 2))}, jax.random.key(0))
+    now, nxt = drawn[0]
+    assert_allclose(now - nxt, 0.2, atol=1e-6)
+    assert_allclose(np.unique(np.round(now, 4)), [0.2, 0.4, 0.6, 0.8, 1.0], atol=1e-4)
+
+
+def test_groups_of_particles_lose_their_condition_together():
+    """Each group by a draw of its own."""
+    seen = []
+    made = moment_matching(
+        _silent(True, seen), lambda *a: {}, less_time(0.1), particles=2, condition_dropout=0.5
+    )
+    batch = {"image": jnp.ones((32, 2)), "label": jnp.arange(32)}
+    params = {"net": jnp.float32(0.3)}
+    made.loss(params, context(ema=params), batch, jax.random.key(0))
+    dropped = np.asarray(seen[0]["label"] == 99).reshape(16, 2)
+    assert (dropped[:, 0] == dropped[:, 1]).all()
+    assert 3 <= dropped[:, 0].sum() <= 13

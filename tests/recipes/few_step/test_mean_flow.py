@@ -86,6 +86,10 @@ def test_loss_and_gradient_are_the_papers(x64, variant):
         distance=losses.adaptive(power, c),
     )
     value, gradient = jax.value_and_grad(_loss(recipe))(jnp.float64(theta))
+    square = _recipe(
+        model, data_velocity(), times=times, tangent=VARIANTS[variant], distance=losses.squared()
+    ).loss({"net": jnp.float64(theta)}, toy.context(), _batch(), jax.random.key(1))
+    assert_allclose(square[1].metrics["error"], square[0], rtol=1e-9)
 
     x0 = _batch()["image"]
     eps = jax.random.normal(jax.random.split(jax.random.key(1), 6)[4], x0.shape, x0.dtype)
