@@ -130,7 +130,7 @@ def test_the_way_between_noises_keeps_the_angle_and_the_norm():
     # Of one direction the cosine may come out above 1, and the way is a line.
     many = jax.random.normal(jax.random.key(2), (300, 7))
     np.testing.assert_allclose(SLERP(many, many, jnp.full(300, 0.4)), many, rtol=1e-4)
-    np.testing.assert_allclose(SLERP(many, 3 * many, jnp.full(300, 0.5)), 2 * many, rtol=1e-4)
+    np.testing.assert_allclose(slerp(many, 3 * many, jnp.full(300, 0.5)), 2 * many, rtol=1e-4)
 
 
 def test_a_variation_has_other_noise_for_each_seed_of_both():
