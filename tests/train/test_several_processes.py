@@ -59,3 +59,17 @@ def test_all_stop_at_a_step_that_they_agree_on(second, monkeypatch):
     )  # fmt: skip
     with preemption.stop_signals() as stop:
         assert [stop(step) for step in (3, 4, 5)] == [None, "SIGTERM", "SIGTERM"]
+
+
+def test_an_array_that_lies_on_several_processes_is_gathered_to_be_written(monkeypatch):
+    class Elsewhere:
+        is_fully_addressable = False
+
+    asked = []
+    gather = lambda leaf, tiled: asked.append((leaf, tiled)) or np.arange(3)
+    monkeypatch.setattr(snapshots.multihost_utils, "process_allgather", gather)
+    monkeypatch.setattr(snapshots.jax, "Array", Elsewhere)
+    leaf = Elsewhere()
+    np.testing.assert_array_equal(snapshots._on_host(leaf), np.arange(3))
+    assert asked == [(leaf, True)]
+    np.testing.assert_array_equal(snapshots._on_host(np.ones(2)), np.ones(2))
