@@ -3,10 +3,16 @@
 Runs of real processes are in test_hosts.
 """
 
+import logging
+import os
+import signal
+import sys
+
 import numpy as np
 import pytest
 
 from diffusion_jax.train import checksum, log, preemption, snapshots, workdir
+from diffusion_jax.train.loading import quiet
 from diffusion_jax.train.loop import _progress
 
 
@@ -73,3 +79,30 @@ def test_an_array_that_lies_on_several_processes_is_gathered_to_be_written(monke
     np.testing.assert_array_equal(snapshots._on_host(leaf), np.arange(3))
     assert asked == [(leaf, True)]
     np.testing.assert_array_equal(snapshots._on_host(np.ones(2)), np.ones(2))
+
+
+def test_the_first_interrupt_is_a_notice_to_all():
+    got = []
+    ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+    try:
+        with preemption._as_a_notice():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert got == [signal.SIGTERM]
+            assert signal.getsignal(signal.SIGINT) is ours[signal.SIGINT]  # the second means it
+        with preemption._as_a_notice():
+            assert signal.getsignal(signal.SIGINT) is not ours[signal.SIGINT]
+        assert signal.getsignal(signal.SIGINT) is ours[signal.SIGINT]
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+
+
+def test_what_was_silenced_speaks_again():
+    loggers, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
+    before = [logger.level for logger in loggers]
+    with pytest.raises(OSError), quiet():
+        assert not any(logger.isEnabledFor(logging.CRITICAL) for logger in loggers)
+        assert sys.unraisablehook is not hook
+        raise OSError
+    assert [logger.level for logger in loggers] == before and sys.unraisablehook is hook
