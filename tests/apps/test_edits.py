@@ -255,3 +255,16 @@ def test_a_padded_decoder_reads_the_other_side():
 
     tiles(wrap="x").apply(drawing(noise=x, decode=decode), ()).decode(x)
     assert seen == [[0, 1, 2, 3, 4] * 3]
+
+
+def test_what_is_not_said_of_a_request_a_sampler_or_a_generator():
+    assert Request() == ("", "", None, 0, ())
+    assert Geometry((4, 4, 3)) == ((4, 4, 3), 1, 1, 3)
+    own = Sampler(None, None)
+    assert (own.guided, own.end, own.contrast) == (True, None, 1.0)
+    plain = generator()._asdict()
+    off = {
+        "process_of": None, "classes": 0, "reads_text": False, "networks": (), "name": "all",
+        "examples": None, "origin": None,
+    }  # fmt: skip
+    assert {name: plain[name] for name in off} == off

@@ -112,3 +112,13 @@ def test_a_network_in_half_precision_has_an_output_in_single(name):
         )
     )
     assert out.dtype == jnp.float32
+
+
+def test_blocks_of_a_unet_read_what_comes_before_beside_its_skip():
+    module = MODELS["unet"](channels=8, channel_mults=(1, 2), num_res_blocks=1, out_channels=2)
+    made = shapes(module, jnp.zeros((1, 4, 4, 3)), jnp.zeros(1), {})
+    reads = lambda block: block["res"]["norm_0"]["scale"][0]
+    assert [reads(made[f"down_{i}"]["block_0"]) for i in (0, 1)] == [8, 8]
+    assert [reads(made["up_0"][f"block_{j}"]) for j in (0, 1)] == [16 + 16, 16 + 8]
+    assert [reads(made["up_1"][f"block_{j}"]) for j in (0, 1)] == [16 + 8, 8 + 8]
+    assert made["up_0"]["block_0"]["res"]["shortcut"]["kernel"] == (32, 16)

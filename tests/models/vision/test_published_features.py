@@ -10,6 +10,9 @@ from diffusion_jax.models.vision import efficientnet, inception, vgg
 
 
 def test_vgg_scales_pixels_as_lpips_and_halves_before_each_stage_but_the_first(monkeypatch):
+    published = [shape for name, shape in vgg.shapes().items() if name.startswith("conv")]
+    assert sum(int(np.prod(shape)) for shape in published) == 14_714_688  # VGG16's convolutions
+    assert [len(stage) for stage in vgg.STAGES] == [2, 2, 3, 3, 3]
     monkeypatch.setattr(vgg, "STAGES", ((2, 3), (1,)))
     rng = np.random.default_rng(0)
     shapes = vgg.shapes()
