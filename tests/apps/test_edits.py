@@ -130,7 +130,7 @@ def test_the_way_between_noises_keeps_the_angle_and_the_norm():
     # Of one direction the cosine may come out above 1, and the way is a line.
     many = jax.random.normal(jax.random.key(2), (300, 7))
     np.testing.assert_allclose(SLERP(many, many, jnp.full(300, 0.4)), many, rtol=1e-4)
-    np.testing.assert_allclose(SLERP(many, 3 * many, jnp.full(300, 0.5)), 2 * many, rtol=1e-4)
+    np.testing.assert_allclose(slerp(many, 3 * many, jnp.full(300, 0.5)), 2 * many, rtol=1e-4)
 
 
 def test_a_variation_has_other_noise_for_each_seed_of_both():
@@ -255,3 +255,16 @@ def test_a_padded_decoder_reads_the_other_side():
 
     tiles(wrap="x").apply(drawing(noise=x, decode=decode), ()).decode(x)
     assert seen == [[0, 1, 2, 3, 4] * 3]
+
+
+def test_what_is_not_said_of_a_request_a_sampler_or_a_generator():
+    assert Request() == ("", "", None, 0, ())
+    assert Geometry((4, 4, 3)) == ((4, 4, 3), 1, 1, 3)
+    own = Sampler(None, None)
+    assert (own.guided, own.end, own.contrast) == (True, None, 1.0)
+    plain = generator()._asdict()
+    off = {
+        "process_of": None, "classes": 0, "reads_text": False, "networks": (), "name": "all",
+        "examples": None, "origin": None,
+    }  # fmt: skip
+    assert {name: plain[name] for name in off} == off

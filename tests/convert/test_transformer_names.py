@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.convert import controlnet, dit, mmdit
+from diffusion_jax.convert.fitting import differences
 from diffusion_jax.convert.names import KINDS, nested
 
 
@@ -207,3 +208,18 @@ def test_the_axes_of_kinds_by_hand():
     assert kernel.tolist() == [[4, 6, 0, 2], [5, 7, 1, 3]]
     flat = KINDS["pointwise"]["kernel"].load(np.arange(6).reshape(3, 2))
     assert flat.tolist() == [[0, 2, 4], [1, 3, 5]]
+
+
+def test_differences_are_listed_in_order_and_the_rest_counted():
+    wanted = {name: (2, 3) for name in "edcba"} | {"same": (4,), "odd": (5,), "more": (1, 2)}
+    found = {name: (1,) for name in "zyxwv"} | {"same": [4], "odd": (6, 1), "more": (1, 3)}
+    assert differences(wanted, found) == (
+        "missing a; missing b; missing c; missing d; missing e; extra v; extra w; extra x; "
+        "extra y; extra z; misshapen more: (1, 3) instead of (1, 2); "
+        "misshapen odd: (6, 1) instead of (5,)"
+    )
+    assert differences(wanted, wanted) is None
+    many = {f"{i:02}": () for i in range(43)}
+    said = differences(many, {}).split("; ")
+    assert said[39:] == ["missing 39", "and 3 more missing"]
+    assert differences({}, {f"{i:02}": () for i in range(40)}).split("; ")[-1] == "extra 39"

@@ -37,3 +37,8 @@ def test_uniforms_are_uniform_independent_and_keyed():
     correlation = np.corrcoef(draws) - np.eye(4)
     assert abs(correlation).max() < 5 / np.sqrt(len(where))
     np.testing.assert_array_equal(order.uniform(1, 0, where[500:510]), draws[2][500:510])
+
+
+def test_a_cached_order_cannot_be_written_to():
+    with pytest.raises(ValueError, match="read-only"):
+        order.shuffled(4, 0, 0)[0] = 1

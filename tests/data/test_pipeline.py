@@ -148,6 +148,16 @@ def test_a_spec_that_cannot_be_followed(spec, change, sentence):
         make_dataset(spec._replace(**change))
 
 
+def test_images_that_cannot_be_had(data_dir):
+    for change, sentence in (
+        ({"image_size": (32,)}, r"give \(height, width\)"),
+        ({"channels": 2}, "channels is 2"),
+        ({"split": "dev"}, "its splits are"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            load_images("mnist5k", data_dir=data_dir, **change)
+
+
 def test_captions_of_a_set_without(data_dir):
     with pytest.raises(ValueError, match="mnist5k has no captions"):
         load_captions("mnist5k", data_dir=data_dir)

@@ -10,7 +10,7 @@ from tensorflow_datasets.core.data_sources.base import BaseDataSource
 
 from diffusion_jax.data import DataMissing, DataSpec, catalog, info, load_images, make_dataset
 from diffusion_jax.data.builders import by_name, fashion_mnist, mnist5k
-from diffusion_jax.data.prepare import Options, prepare
+from diffusion_jax.data.prepare import Options, _move, prepare
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_data.py"
 
@@ -199,3 +199,18 @@ def test_the_script_takes_a_set_of_pictures_by_the_configs_name_of_it(tmp_path):
     assert load_images("image_folder/pets", "train", None, (8, 8), 3, str(tmp_path))[0].shape[
         1:
     ] == (8, 8, 3)
+
+
+def test_a_set_that_another_process_prepared_meanwhile_is_kept(tmp_path):
+    made, final = tmp_path / "made", tmp_path / "new" / "final"
+    with pytest.raises(FileNotFoundError):
+        _move(made, final, overwrite=False)
+    final.mkdir()
+    (final / "a").write_text("theirs")
+    _move(made, final, overwrite=False)
+    assert (final / "a").read_text() == "theirs"
+    made.mkdir()
+    (made / "a").write_text("ours")
+    _move(made, final, overwrite=True)
+    assert (final / "a").read_text() == "ours" and not made.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]

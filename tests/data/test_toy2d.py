@@ -27,6 +27,15 @@ def test_checkerboard_fills_dark_squares_only():
     np.testing.assert_array_equal(labels // 2, row)
 
 
+def test_components_of_the_grid_go_column_by_column():
+    """The second component is above the first one."""
+    centres = toy2d.means("grid")
+    np.testing.assert_allclose(
+        centres[[0, 1, 5, 24]], [(-0.8, -0.8), (-0.8, -0.4), (-0.4, -0.8), (0.8, 0.8)]
+    )
+    np.testing.assert_allclose(toy2d.means("ring")[[0, 2]], [(0.8, 0), (0, 0.8)], atol=1e-12)
+
+
 def uniforms(which, noise=(0.0, 0.0)):
     """[n, 4]: the first two make the noise, none at 0; the others choose the place."""
     return np.column_stack([np.tile(noise, (len(which), 1)), np.asarray(which)])

@@ -128,3 +128,6 @@ def test_every_figure_has_its_resamples_its_seed_and_the_smaller_number(monkeypa
     assert values[:2] == [frechet, kernel]
     each = distances.precision_recall_density_coverage(real["frechet"], fake["frechet"])
     assert values[2:] == [one.mean() for one in each.values()]
+    asked.clear()
+    quality(_net()[0], real, fake)
+    assert {seed for *_, seed in asked} == {0}

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from diffusion_jax.models import MODELS
 from diffusion_jax.models.adapter import features_from_module, init_params, net_from_module
@@ -85,3 +86,39 @@ def test_the_perceptron_has_64_features_of_time_and_two_numbers_of_each_channel(
     assert made["dense_out"]["kernel"] == (6, 3) and "film_2" not in made
     assert made["embed"]["label"]["embedding"] == (5, 6)
     assert not [name for name in made if name.startswith("norm")]
+
+
+SMALL = {
+    "unet": ({"channels": 8, "channel_mults": (1,), "num_res_blocks": 1}, (4, 4, 3), {}),
+    "text_unet": (
+        {"channels": 8, "channel_mults": (1,), "num_res_blocks": 1, "depths": 1, "heads": 2},
+        (4, 4, 4), {"context": jnp.zeros((2, 3, 5))},
+    ),
+    "dit": ({"width": 8, "depth": 1, "heads": 2}, (4, 4, 3), {}),
+    "mmdit": (
+        {"width": 8, "depth": 1, "heads": 2, "pooled_features": 0}, (4, 4, 3),
+        {"context": jnp.zeros((2, 3, 5))},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_network_in_half_precision_has_an_output_in_single(name):
+    fields, shape, cond = SMALL[name]
+    module = MODELS[name](**fields, dtype=jnp.bfloat16)
+    out, _ = jax.eval_shape(
+        lambda: module.init_with_output(
+            jax.random.key(0), jnp.zeros((2, *shape)), jnp.zeros(2), cond
+        )
+    )
+    assert out.dtype == jnp.float32
+
+
+def test_blocks_of_a_unet_read_what_comes_before_beside_its_skip():
+    module = MODELS["unet"](channels=8, channel_mults=(1, 2), num_res_blocks=1, out_channels=2)
+    made = shapes(module, jnp.zeros((1, 4, 4, 3)), jnp.zeros(1), {})
+    reads = lambda block: block["res"]["norm_0"]["scale"][0]
+    assert [reads(made[f"down_{i}"]["block_0"]) for i in (0, 1)] == [8, 8]
+    assert [reads(made["up_0"][f"block_{j}"]) for j in (0, 1)] == [16 + 16, 16 + 8]
+    assert [reads(made["up_1"][f"block_{j}"]) for j in (0, 1)] == [16 + 8, 8 + 8]
+    assert made["up_0"]["block_0"]["res"]["shortcut"]["kernel"] == (32, 16)

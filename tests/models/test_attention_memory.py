@@ -9,7 +9,7 @@ import pytest
 import tiny_unet
 from numpy.testing import assert_allclose
 
-from diffusion_jax.models import primitives
+from diffusion_jax.models import attention_memory, primitives
 from diffusion_jax.models.adapter import net_from_module
 from diffusion_jax.models.attention_memory import ATTENTIONS, chunked, flash
 from diffusion_jax.models.layers import Style
@@ -187,3 +187,33 @@ def test_by_size_changes_form_where_logits_are_many(m, same):
     assert traced[0] == traced[1]
     other = {"full": "chunked", "chunked": "full"}[same]
     assert traced[0] != str(jax.make_jaxpr(ATTENTIONS[other])(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dim", "masked", "form"),
+    [
+        (jnp.bfloat16, 8, False, "fused"),
+        (jnp.float16, 128, False, "fused"),
+        (jnp.float32, 8, False, "chunked"),
+        (jnp.bfloat16, 12, False, "chunked"),
+        (jnp.bfloat16, 136, False, "chunked"),
+        (jnp.bfloat16, 8, True, "chunked"),
+    ],
+)
+def test_flash_is_fused_on_a_gpu_for_half_precision_of_its_widths(
+    monkeypatch, dtype, dim, masked, form
+):
+    x = jnp.zeros((1, 2, 1, dim), dtype)
+    mask = jnp.ones((1, 2), bool) if masked else None
+    monkeypatch.setattr(attention_memory, "chunked", lambda *given: ("chunked", given))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    chosen = lambda *given, cuda, default: ("fused", given, cuda.keywords, default)
+    monkeypatch.setattr(jax.lax, "platform_dependent", chosen)
+    got = flash(x, x, x, mask)
+    assert got[0] == form
+    if form == "fused":
+        assert got[2] == {"implementation": "cudnn"} and got[3] is attention_memory.chunked
+    else:
+        assert got[1][3] is mask
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert flash(x, x, x, mask)[0] == "chunked"

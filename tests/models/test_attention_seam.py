@@ -144,12 +144,17 @@ def test_one_attention_by_hand():
     own = random_like(jax.eval_shape(module.init, jax.random.key(0), x, context))["params"]
     kernels = {k: {"kernel": draw(7, 6, seed=i)} for i, k in enumerate(("key", "value"))}
 
+    seen = []
+
     def net(params, x, time, cond, *, key=None):
+        seen.append((time, set(cond), key))
         return module.apply({"params": params}, x, cond["context"])
 
     cond = {"context": context, "image_tokens": tokens, "image_scale": 0.6}
     params = {"net": own, "image_tokens": {"attend": kernels}}
     got = with_image_tokens(net, "")(params, x, None, cond)
+    with_image_tokens(net, "")(params, x, "time", cond, key="key")
+    assert seen == [(None, {"context"}, None), ("time", {"context"}, "key")]
 
     def attention(q, k, v):
         q, k, v = (np.reshape(z, (*z.shape[:2], 2, 3)).transpose(0, 2, 1, 3) for z in (q, k, v))

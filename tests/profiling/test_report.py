@@ -2,13 +2,15 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 
-from diffusion_jax.profiling import report
+from diffusion_jax.profiling import compiled, report
 from diffusion_jax.profiling.chips import CHIPS, GIB, Chip
 from diffusion_jax.profiling.collectives import Collective, Total, parse, totals
 from diffusion_jax.profiling.compiled import Costs, Memory, out_of_memory
+from diffusion_jax.profiling.flops import Flops
 from diffusion_jax.profiling.hlo import frequencies
 
 TOY = Chip("toy", "Toy", memory=4 * GIB, flops=1e12, bandwidth=1e9, links=1e6)
@@ -103,6 +105,31 @@ def test_a_refusal_has_the_size_and_the_mend_for_what_takes_it():
 )
 def test_the_numbers_of_an_error_have_their_units(message, wanted):
     assert tuple(n / GIB for n in out_of_memory(RuntimeError(message)) or ()) == wanted
+
+
+class Compiled:
+    """Two devices' program, of which XLA says this."""
+
+    def __init__(self, said):
+        self.cost_analysis = lambda: said
+        self.as_text = lambda: STARTED
+        sizes = {"argument": 1, "output": 20, "alias": 4, "temp": 300}
+        names = {f"{name}_size_in_bytes": size for name, size in sizes.items()}
+        self.memory_analysis = lambda: SimpleNamespace(**names, peak_memory_in_bytes=7)
+
+
+def test_costs_have_each_iteration_of_a_loop():
+    said = {"flops": 50.0, "bytes accessed": 30.0}
+    found = compiled.costs(Compiled(said), Flops(400.0, 100.0), devices=4)
+    assert found.memory == (1, 20, 4, 300, 7)
+    assert (found.flops, found.executed, found.bytes_accessed) == (400, 200, 120)
+    assert found.devices == 4 and "reduce-scatter" in found.collectives
+    few = compiled.costs(Compiled({"flops": 10.0}), Flops(400.0, 100.0), devices=4)
+    assert (few.executed, few.bytes_accessed) == (100, 0)  # at least a share of the products
+    none = compiled.costs(Compiled(None), Flops(0.0, 0.0), devices=2)
+    assert (none.flops, none.executed, none.bytes_accessed) == (0, 0, 0)
+    elementwise = compiled.costs(Compiled(said), Flops(), devices=2)
+    assert (elementwise.executed, elementwise.bytes_accessed) == (50, 30)
 
 
 def test_memory_without_a_peak_is_the_sum_of_its_parts():

@@ -83,6 +83,21 @@ def test_the_newest_are_kept_and_some_for_good(tmp_path):
     assert steps(tmp_path) == [20, 40, 60, 70]
 
 
+def test_what_a_killed_save_left_is_cleared_away(tmp_path):
+    left = tmp_path / "checkpoints" / "20.orbax-checkpoint-tmp-1010101"
+    left.mkdir(parents=True)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert steps(tmp_path) == []
+        checkpoints.save(_state(30, width=2), CONFIG)
+    assert steps(tmp_path) == [30] and not left.exists()
+
+
+@pytest.mark.parametrize(("keep", "every"), [(0, 0), (1, -1)])
+def test_what_is_kept_is_a_number(tmp_path, keep, every):
+    with pytest.raises(ValueError, match=f"keep = {keep} must be at least 1, .* = {every} at"):
+        Checkpoints(tmp_path, keep, every)
+
+
 def test_a_step_is_saved_once(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(_state(10, width=2), CONFIG)

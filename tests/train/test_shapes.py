@@ -7,7 +7,7 @@ import tiny
 from diffusion_jax.train import sharding
 from diffusion_jax.train.plan import Plan
 from diffusion_jax.train.program import Program, compilations
-from diffusion_jax.train.state import abstract_state, init_state
+from diffusion_jax.train.state import abstract_state, init_state, with_shardings
 
 
 def _batch(mesh, length, names=("x", "unread")):
@@ -37,3 +37,10 @@ def test_each_shape_compiles_once():
     first, second = flops[0], 2 * flops[1] - flops[0]  # flops is the mean of the calls so far
     assert 2.5 < second / first < 3.05
     np.testing.assert_allclose(flops[-1], (2 * first + 3 * second) / 5, rtol=1e-12)
+
+
+def test_shapes_to_restore_have_their_place():
+    mesh = sharding.make_mesh()
+    leaf, where = jax.ShapeDtypeStruct((4, 2), np.float32), sharding.of_batch(mesh)
+    placed = with_shardings({"a": leaf}, {"a": where})["a"]
+    assert (placed.shape, placed.dtype, placed.sharding) == ((4, 2), np.float32, where)

@@ -107,6 +107,12 @@ def test_clips_images():
     close(other.pooled, norm(np.asarray(other.last[:, 0], np.float64), own["norm"]))
 
 
+def test_the_colours_that_clip_was_trained_on():
+    """Radford et al. 2021, the authors' code."""
+    assert MEAN == (0.48145466, 0.4578275, 0.40821073)
+    assert STD == (0.26862954, 0.26130258, 0.27577711)
+
+
 def test_clips_pixels_are_standardised_after_a_bicubic_resize():
     images = np.random.default_rng(5).uniform(-1, 1, (1, 4, 4, 3)).astype(np.float32)
     np.testing.assert_allclose(normalised(images, 4), ((images + 1) / 2 - MEAN) / STD, rtol=1e-4)

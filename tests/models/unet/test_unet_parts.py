@@ -1,5 +1,6 @@
 """Embeddings, groups and the plan of blocks, against closed forms."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from scipy.special import ndtri
 
 from diffusion_jax.models.embeddings import fourier, sinusoidal
 from diffusion_jax.models.layers import num_groups
+from diffusion_jax.models.unet.control import with_control
 from diffusion_jax.models.unet.plan import down_widths, runs, up_widths
 
 
@@ -88,3 +90,35 @@ def test_runs_of_equal_blocks():
     widths = ((8, 4), (4, 4), (4, 4), (4, 2))
     assert runs(widths, scan=True) == [(0, 0), (1, 2), (3, 3)]
     assert runs(widths, scan=False) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+
+
+def test_controls_have_their_own_hints_scales_and_keys_and_are_summed():
+    seen = []
+
+    def control(params, x, time, cond, *, scale, key=None):
+        seen.append((params, x, time, cond, scale, key))
+        return {"mid": params * scale, "down": (cond["hint"],)}
+
+    def net(params, x, time, cond, *, key=None):
+        return params, x, time, cond, key
+
+    cond = {"hint": (9, 1, 2, 3), "control_scale": (5.0, 10.0, 100.0, 1000.0), "label": 4}
+    params = {"net": "own", "control": (1.0, 2.0, 3.0)}
+    out = with_control(net, [control] * 3)(params, "x", "t", cond)
+    assert out == (
+        "own", "x", "t",
+        {"label": 4, "hint": (9,), "control_scale": (5.0,),
+         "control": {"mid": 3210.0, "down": (6,)}},
+        None,
+    )  # fmt: skip
+    assert [(p, c["hint"], s, k) for p, _, _, c, s, k in seen] == [
+        (1.0, 1, 10.0, None), (2.0, 2, 100.0, None), (3.0, 3, 1000.0, None),
+    ]  # fmt: skip
+    seen.clear()
+    more = {"hint": (7,), "control": {"mid": 0.5, "down": (1,)}}
+    key = jax.random.key(0)
+    one = {"net": "own", "control": (2.0,)}
+    *_, told, own = with_control(net, [control])(one, "x", "t", more, key=key)
+    assert told == {"control": {"mid": 2.5, "down": (8,)}}
+    wanted = jax.random.split(key, 2)
+    assert (own == wanted[0]).all() and (seen[0][5] == wanted[1]).all()

@@ -10,6 +10,9 @@ from diffusion_jax.models.vision import efficientnet, inception, vgg
 
 
 def test_vgg_scales_pixels_as_lpips_and_halves_before_each_stage_but_the_first(monkeypatch):
+    published = [shape for name, shape in vgg.shapes().items() if name.startswith("conv")]
+    assert sum(int(np.prod(shape)) for shape in published) == 14_714_688  # VGG16's convolutions
+    assert [len(stage) for stage in vgg.STAGES] == [2, 2, 3, 3, 3]
     monkeypatch.setattr(vgg, "STAGES", ((2, 3), (1,)))
     rng = np.random.default_rng(0)
     shapes = vgg.shapes()
@@ -88,6 +91,24 @@ def test_inception_joins_branches_of_one_size_and_names_what_is_missing():
     assert len(params) == 94 and not any("Aux" in name for name in params)
     out = jax.eval_shape(lambda: inception.features(params, jnp.zeros((2, 40, 50, 1), jnp.uint8)))
     assert out.shape == (2, 6)
+    # Of 299 pixels: 149, 147, 147, pooled to 73, 73, 71, pooled to 35, then 17 and 8.
+    sizes = {}
+    conv = inception._conv
+
+    def noted(params, name, x, *given, **more):
+        y = conv(params, name, x, *given, **more)
+        sizes[name] = (x.shape[1], y.shape[1])
+        return y
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception, "_conv", noted)
+        jax.eval_shape(lambda: inception.backbone(params, jnp.zeros((1, 299, 299, 3))))
+    assert [sizes[name] for name in sizes if name.startswith("Conv2d")] == [
+        (299, 149), (149, 147), (147, 147), (73, 73), (73, 71),
+    ]  # fmt: skip
+    assert sizes["Mixed_5b.branch1x1"] == (35, 35) and sizes["Mixed_6a.branch3x3"] == (35, 17)
+    assert sizes["Mixed_6e.branch_pool"] == (17, 17) and sizes["Mixed_7a.branch3x3_2"] == (17, 8)
+    assert sizes["Mixed_7c.branch3x3dbl_3b"] == (8, 8)
     name = "Mixed_6c.branch7x7dbl_4"
     gain = state[f"{name}.bn.weight"] / np.sqrt(state[f"{name}.bn.running_var"] + 1e-3)
     kernel = state[f"{name}.conv.weight"].transpose(2, 3, 1, 0) * gain
