@@ -216,3 +216,11 @@ def test_pages_of_a_mapped_file_are_given_back_and_read_again(tmp_path):
     own = np.ones(1 << 20)
     forget(own)  # not of a file: stays as it is
     assert own.all()
+
+
+def test_a_path_may_be_a_string(tmp_path):
+    path = str(tmp_path / "a.safetensors")
+    write_safetensors(path, {"x": np.arange(3, dtype=np.float32)}, {})
+    header, start = read_header(path)
+    assert list(header) == ["x"] and start % 8 == 0
+    np.testing.assert_array_equal(read_safetensors(path)["x"], [0, 1, 2])

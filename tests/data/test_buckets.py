@@ -1,5 +1,6 @@
 """Aspect buckets: what lies where, whose turn it is, and what a batch then holds."""
 
+import warnings
 from collections import Counter
 from io import BytesIO
 
@@ -39,7 +40,9 @@ def test_sizes_cannot_grow_and_have_about_one_area():
 
 
 def test_an_image_lies_in_the_nearest_ratio_and_small_buckets_give_way():
-    found = assign_buckets(np.array(SHAPES), SIZES, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = assign_buckets(np.array(SHAPES), SIZES, 4)
     assert [bucket.size for bucket in found] == list(SIZES)
     assert [len(bucket.members) for bucket in found] == [9, 17, 6]
     np.testing.assert_array_equal(found[2].members, np.arange(26, 32))

@@ -123,7 +123,7 @@ def test_between_pixels_an_image_is_bilinear_and_outside_it_is_its_border():
     draw = np.random.default_rng(0)
     image = draw.normal(size=(5, 7, 1)).astype(np.float32)
     where = draw.uniform((-2, -2), (6, 8), size=(4, 9, 2)).astype(np.float32)
-    got = judge._bilinear(jnp.asarray(image), jnp.asarray(where))[..., 0]
+    got = jax.jit(judge._bilinear)(jnp.asarray(image), jnp.asarray(where))[..., 0]
     inside = np.clip(where, 0, (4, 6))
     wanted = map_coordinates(image[..., 0], np.moveaxis(inside, -1, 0), order=1)
     np.testing.assert_allclose(got, wanted, atol=1e-5)

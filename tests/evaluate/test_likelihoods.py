@@ -155,18 +155,19 @@ def told(spec, **changes):
 def test_the_discrete_bound_takes_its_levels_steps_variance_and_decoder(monkeypatch):
     every = recorded(monkeypatch, likelihood, "variational_bound")
     drawn = recorded(monkeypatch, likelihood, "estimate_bound")
+    monkeypatch.setattr(grids, "trailing", lambda process, n: (process, n))
     subject = told("variational_bound(steps=7)")
     told("variational_bound(n=3, steps=5)", discrete=False)
     told("variational_bound")
     decoders = likelihood.DECODERS
     (key, denoise, x0, levels, *settings), standard = every
     assert (key is KEY, denoise, x0 is X0) == (True, subject.denoise, True)
-    np.testing.assert_array_equal(levels.log_snr, grids.trailing(PROCESS, 7).log_snr)
+    assert levels == (PROCESS, 7)
     assert settings == [fixed_small, decoders["discretised"]]
-    assert len(standard[3].log_snr) == len(grids.trailing(PROCESS, 1000).log_snr)
+    assert standard[3] == (PROCESS, 1000)
     ((*_, levels, n, variance, decoder),) = drawn
     assert (n, variance, decoder) == (3, fixed_small, decoders["gaussian"])
-    assert len(levels.log_snr) == len(grids.trailing(PROCESS, 5).log_snr)
+    assert levels == (PROCESS, 5)
 
 
 def test_the_continuous_bound_takes_its_draws_decoder_times_and_clock(monkeypatch):

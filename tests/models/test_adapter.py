@@ -31,7 +31,7 @@ X, TIME = jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([0.25, 0.5])
 
 def test_a_key_means_training():
     params = init_params(Told(), jax.random.key(0), (5, 2), {"a": jnp.float32(1)})
-    net = net_from_module(Told())
+    net = jax.jit(net_from_module(Told()))
     cond = {"a": jnp.float32(7)}
     still = net(params, X, TIME, cond)
     np.testing.assert_allclose(still, 2 * X + 10 * TIME[:, None] + 7)
@@ -122,3 +122,19 @@ def test_blocks_of_a_unet_read_what_comes_before_beside_its_skip():
     assert [reads(made["up_0"][f"block_{j}"]) for j in (0, 1)] == [16 + 16, 16 + 8]
     assert [reads(made["up_1"][f"block_{j}"]) for j in (0, 1)] == [16 + 8, 8 + 8]
     assert made["up_0"]["block_0"]["res"]["shortcut"]["kernel"] == (32, 16)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_network_starts_at_zero(name):
+    fields, shape, cond = SMALL[name]
+    module, inits = MODELS[name](**fields), {}
+
+    def note(rest, args, kwargs, context):
+        inits[context.module.name] = getattr(context.module, "kernel_init", None)
+        return rest(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        shapes(module, jnp.zeros((2, *shape)), jnp.zeros(2), cond)
+    first, last = ("conv_in", "conv_out") if "unet" in name else ("time_0", "proj_out")
+    starts = [np.asarray(inits[layer](jax.random.key(0), (2, 2))) for layer in (first, last)]
+    assert starts[0].any() and not starts[1].any()

@@ -8,7 +8,10 @@ from diffusion_jax.data import DataSpec
 from diffusion_jax.models import MODELS
 from diffusion_jax.models.autoencoders.autoencoder import AUTOENCODERS
 from diffusion_jax.models.layers import Style
+from diffusion_jax.models.transformers.dit import DiTLayer
+from diffusion_jax.models.transformers.mmdit_blocks import JointLayer
 from diffusion_jax.models.unet.control import ControlNet
+from diffusion_jax.models.unet.transformer_2d import GatedMLP
 from diffusion_jax.models.vision.classifier import Classifier
 from diffusion_jax.models.vision.discriminator import FeatureHeads, PatchDiscriminator
 from diffusion_jax.models.vision.towers import Towers
@@ -53,6 +56,9 @@ WANTED = {
         "pooled_features": 2048, "max_side": 192, "grid": 64, "positions": "computed",
         "second_attention": (), "qk_norm": "none",
     },
+    DiTLayer: {"mlp_ratio": 4.0, "mlp_eps": 1e-6, "dropout": 0.0, "kind": "full"},
+    JointLayer: {"last": False, "second": False, "qk_norm": "none", "kind": "full"},
+    GatedMLP: {"dropout": 0.0, "widening": 4},
     MODELS["mlp"]: {"width": 128, "depth": 3, "out_channels": 2, "num_classes": 0, "scalars": ()},
     AUTOENCODERS["autoencoder_kl"]: {**CODER, "quant": True},
     AUTOENCODERS["autoencoder_vq"]: {**CODER, "entries": 1024, "entry_channels": 0},

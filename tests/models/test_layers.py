@@ -27,7 +27,7 @@ def made(module, *args, seed=0):
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *args)["params"])
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
-    return params, module.apply({"params": params}, *args)
+    return params, jax.jit(lambda *a: module.apply({"params": params}, *a))(*args)
 
 
 def draw(*shape, seed=1):
@@ -103,9 +103,10 @@ def test_a_residual_block_is_its_equation(conditioning, resize):
         h, p["scale"], p["bias"], 3, 0.3, film
     )
     conv = lambda h, p: primitives.conv(h, p["kernel"], p["bias"])
+    norm, conv, resized = (jax.jit(f) for f in (norm, conv, resize or (lambda x: x)))
     h = norm(x, params["norm_0"])
     if resize is not None:
-        h, x = resize(h), resize(x)
+        h, x = resized(h), resized(x)
     h, e = conv(h, params["conv_0"]), emb @ params["emb"]["kernel"] + params["emb"]["bias"]
     if conditioning == "additive":
         h = norm(h + e[:, None, None], params["norm_1"])
@@ -117,7 +118,7 @@ def test_a_residual_block_is_its_equation(conditioning, resize):
     assert ("shortcut" in params) == (features == 6)
     close(out, 0.5 * (x + h), atol=1e-4)
     gate = jnp.array([1.0, 0.25])
-    skipped = ResBlock(features, style, resize).apply(
+    skipped = jax.jit(ResBlock(features, style, resize).apply)(
         {"params": params}, draw(2, 4, 2, 3), emb, gate
     )
     close(skipped, primitives.gated(gate, 0.5 * (x + h), x), atol=1e-4)
@@ -127,12 +128,16 @@ def test_dropout_is_before_the_last_convolution_and_scales_what_is_left():
     """With a last convolution that passes the middle pixel on, kept numbers are doubled."""
     x, emb = draw(1, 6, 6, 4), draw(1, 3, seed=2)
     module = lambda rate: ResBlock(4, Style(dropout=rate, groups=2))
-    params, plain = made(module(0.0), x, emb)
+    params, _ = made(module(0.0), x, emb)
     middle = jnp.zeros((3, 3, 4, 4)).at[1, 1].set(jnp.eye(4))
     params["conv_1"] = {"kernel": middle, "bias": jnp.zeros(4)}
-    plain = module(0.0).apply({"params": params}, x, emb) - x
     rngs = {"dropout": jax.random.key(5)}
-    dropped = module(0.5).apply({"params": params}, x, emb, rngs=rngs) - x
+    plain, dropped = jax.jit(
+        lambda params: (
+            module(0.0).apply({"params": params}, x, emb) - x,
+            module(0.5).apply({"params": params}, x, emb, rngs=rngs) - x,
+        )
+    )(params)
     zero = np.abs(dropped) < 1e-5
     assert 0.3 < zero.mean() < 0.7
     close(np.asarray(dropped)[~zero], 2 * np.asarray(plain)[~zero], atol=1e-4)

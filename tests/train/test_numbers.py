@@ -191,6 +191,7 @@ def test_an_explosion_is_ten_times_the_lowest_median_of_a_hundred():
     assert told(loss=[2.0] * 100 + [20.0] * 51) == ["exploding"]
     assert told(loss=[2.0] * 40 + [200.0] * 59) == []  # no window is complete
     assert told(loss=[-2.0] * 100 + [20.0] * 200) == []
+    assert told(loss=[2.0] * 99 + [500.0] + [30.0] * 101) == ["exploding"]  # whatever is in it
 
 
 def test_stuck_is_six_digits_over_five_windows():

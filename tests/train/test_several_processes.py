@@ -13,7 +13,7 @@ import pytest
 
 from diffusion_jax.train import checksum, log, preemption, snapshots, workdir
 from diffusion_jax.train.loading import quiet
-from diffusion_jax.train.loop import _progress
+from diffusion_jax.train.loop import _leave, _progress
 
 
 @pytest.fixture
@@ -47,13 +47,16 @@ def test_a_lock_that_another_process_could_not_take_is_refused_here_too(second, 
     assert workdir._anywhere(True) and not workdir._anywhere(False)
 
 
-def test_the_first_process_alone_writes(second, tmp_path):
+def test_the_first_process_alone_writes(second, tmp_path, capsys):
     workdir.claim(tmp_path / "run", {"seed": 1})
     with log.open_log(tmp_path, 0) as lines:
         lines.line(1, {"loss": 1.0})
         lines.show(1, {"loss": 1.0})
     snapshots.save(tmp_path, 3, {"0.1": {"w": np.zeros(2)}})
     assert not list(tmp_path.iterdir())
+    with pytest.raises(preemption.Stopped):
+        _leave("SIGTERM", 3, tmp_path)
+    assert capsys.readouterr().err == ""
     with _progress(5, 2) as bar:
         assert bar.disable and bar.total == 5
 

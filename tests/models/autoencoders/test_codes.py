@@ -48,18 +48,17 @@ def test_the_nearest_entry_and_the_gradients_around_it():
     before, book = (jnp.asarray(x, jnp.float32) for x in (before, book))
     nearest = np.square(np.asarray(before)[..., None, :] - np.asarray(book)).sum(-1).argmin(-1)
     assert len(np.unique(nearest)) > 2
-    got = quantise(before, book)
+    got = jax.jit(quantise)(before, book)
     np.testing.assert_array_equal(got.indices, nearest)
     np.testing.assert_allclose(got.z, np.asarray(book)[nearest], atol=1e-6)
     np.testing.assert_array_equal(got.entries, np.asarray(book)[nearest])
     np.testing.assert_array_equal(got.before, before)
     pull = jnp.asarray(rng.normal(size=before.shape), jnp.float32)
-    to_before, to_book = jax.grad(lambda b, c: (quantise(b, c).z * pull).sum(), (0, 1))(
-        before, book
-    )
+    loss = lambda before, book: (quantise(before, book).z * pull).sum()
+    to_before, to_book = jax.jit(jax.grad(loss, (0, 1)))(before, book)
     np.testing.assert_allclose(to_before, pull, rtol=1e-6)
     np.testing.assert_array_equal(to_book, 0 * book)
-    moved = jax.grad(lambda c: (quantise(before, c).entries * pull).sum())(book)
+    moved = jax.jit(jax.grad(lambda c: (quantise(before, c).entries * pull).sum()))(book)
     wanted = np.zeros((5, 4))
     np.add.at(wanted, nearest, np.asarray(pull))
     np.testing.assert_allclose(moved, wanted, rtol=1e-4, atol=1e-5)
@@ -78,14 +77,15 @@ def test_a_block_is_its_equation(features):
         lambda s: jnp.asarray(rng.normal(size=s), jnp.float32), shapes(module, x),
         is_leaf=lambda s: isinstance(s, tuple),
     )  # fmt: skip
-    norm = lambda h, p: primitives.group_norm_silu(h, p["scale"], p["bias"], 2, 1e-6)
-    conv = lambda h, p: primitives.conv(h, p["kernel"], p["bias"])
+    norm = jax.jit(lambda h, p: primitives.group_norm_silu(h, p["scale"], p["bias"], 2, 1e-6))
+    conv = jax.jit(lambda h, p: primitives.conv(h, p["kernel"], p["bias"]))
     h = conv(norm(x, params["norm_0"]), params["conv_0"])
     h = conv(norm(h, params["norm_1"]), params["conv_1"])
     own = params.get("shortcut")
     wanted = h + (x if features == 4 else x @ own["kernel"] + own["bias"])
     assert (own is None) == (features == 4)
-    np.testing.assert_allclose(module.apply({"params": params}, x), wanted, rtol=1e-4, atol=1e-4)
+    got = jax.jit(module.apply)({"params": params}, x)
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_the_style_is_that_of_the_authors():
@@ -114,6 +114,7 @@ def test_small_autoencoders_have_the_widths_blocks_and_layers_asked_for():
     assert {name for name in kl["decoder"] if name.startswith("up_")} == {
         "up_0_block_0", "up_0_block_1", "up_0_resample", "up_1_block_0", "up_1_block_1",
     }  # fmt: skip
+    assert set(kl["encoder"]["mid"]) == {"res_0", "res_1"}
     assert {name for name in kl["encoder"] if name.startswith("down_")} == {
         "down_0_block_0", "down_0_resample", "down_1_block_0",
     }  # fmt: skip

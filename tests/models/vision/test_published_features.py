@@ -146,7 +146,7 @@ def test_a_depthwise_convolution_is_one_of_each_channel():
     layer = {"kernel": rng.normal(size=(5, 5, 1, 3)), "bias": rng.normal(size=3)}
     layer = {name: value.astype(np.float32) for name, value in layer.items()}
     for stride in (1, 2):
-        got = efficientnet._depthwise(x, layer, stride)
+        got = jax.jit(lambda x: efficientnet._depthwise(x, layer, stride))(x)  # noqa: B023
         wanted = jax.lax.conv_general_dilated(
             x, layer["kernel"], (stride, stride), "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=3,
