@@ -12,7 +12,7 @@ from diffusion_jax.core import process, schedules, targets
 from diffusion_jax.core.proposals import Proposal
 from diffusion_jax.core.types import Prediction, Solver
 from diffusion_jax.recipes import autoencoder, bottleneck, diffusion
-from diffusion_jax.recipes.few_step import students
+from diffusion_jax.recipes.few_step import players, students
 from diffusion_jax.recipes.few_step.guidance_distillation import guidance_distillation
 from diffusion_jax.recipes.few_step.latent_consistency import latent_consistency
 from diffusion_jax.recipes.few_step.moment_matching import less_time, moment_matching
@@ -227,3 +227,17 @@ def test_groups_of_particles_lose_their_condition_together():
     dropped = np.asarray(seen[0]["label"] == 99).reshape(16, 2)
     assert (dropped[:, 0] == dropped[:, 1]).all()
     assert 3 <= dropped[:, 0].sum() <= 13
+
+
+def test_levels_of_players_are_uniform_between_their_ends():
+    """On a table they are the next step's, of 100 here."""
+    flow = process.Process(schedules.cosine(), process.vp)
+    table = process.Process(schedules.linear(100), process.vp)
+    t = np.asarray(players.uniform_levels(0.2, 0.6)(jax.random.key(0), 4000, flow).t)
+    assert t.min() >= 0.2 and t.max() <= 0.6
+    assert abs(t.mean() - 0.4) < 0.01 and abs(t.std() - 0.4 / 12**0.5) < 0.005
+    default = np.asarray(players.uniform_levels()(jax.random.key(0), 4000, flow).t)
+    assert 0.02 <= default.min() < 0.03 and 0.97 < default.max() <= 0.98
+    steps = np.asarray(players.uniform_levels(0.2, 0.6)(jax.random.key(0), 4000, table).t) * 100
+    assert_allclose(steps, np.round(steps), atol=1e-3)
+    assert np.round(steps).min() == 21 and np.round(steps).max() == 60
