@@ -205,11 +205,17 @@ def test_latent_consistency_jumps_one_of_the_teachers_steps():
         return x, state
 
     teacher = lambda frozen, cond: lambda x, level: Prediction(x, x)
+    seen, clipped, extras = [], [], []
+    clip = lambda x0: clipped.append(x0) or jnp.zeros_like(x0) + 2.0
+    extra = lambda key, n: extras.append(n) or {"guidance_scale": jnp.full(n, 9.0)}
     made = latent_consistency(
-        _silent(), teacher, lambda *a: {}, levels=5, solver=Solver(lambda x: (), step)
-    )
-    params = {"net": jnp.float32(0)}
-    made.loss(params, context(ema=params), {"image": jnp.ones((64, 2))}, jax.random.key(0))
+        _silent(True, seen), teacher, lambda *a: {}, levels=5, solver=Solver(lambda x: (), step),
+        extra_cond=extra, condition_dropout=1.0, clip=clip,
+    )  # fmt: skip
+    params, batch = {"net": jnp.float32(0)}, {"image": jnp.ones((64, 2)), "label": jnp.arange(64)}
+    value, _ = made.loss(params, context(ema=params), batch, jax.random.key(0))
+    assert value == 0 and len(clipped) == 2 and extras == [64]  # both sides are clipped to 2
+    assert (seen[0]["label"] == 99).all() and (seen[0]["guidance_scale"] == 9).all()
     now, nxt = drawn[0]
     assert_allclose(now - nxt, 0.2, atol=1e-6)
     assert_allclose(np.unique(np.round(now, 4)), [0.2, 0.4, 0.6, 0.8, 1.0], atol=1e-4)
