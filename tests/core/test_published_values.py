@@ -29,6 +29,7 @@ from diffusion_jax.core.guidance import windows
 from diffusion_jax.core.noise import white
 from diffusion_jax.core.process import PATHS, Process, corrupt
 from diffusion_jax.core.solvers import SOLVERS, noising, repaint
+from diffusion_jax.core.solvers.adaptive import _worst
 from diffusion_jax.core.targets import TARGETS, convert, express
 from diffusion_jax.core.types import NoiseLevel, Prediction
 
@@ -151,6 +152,15 @@ def test_schedules(x64):
         assert schedule.steps == 1000
         assert_allclose(at(schedule, i / 1000), logit(bar[i - 1]), rtol=1e-6, err_msg=name)
         assert_allclose(at(schedule, 1.0), logit(bar[-1]), rtol=1e-6, err_msg=name)
+    own = {
+        "linear": ((50, 5e-4, 0.1), bar_of(np.linspace(5e-4, 0.1, 50))),
+        "scaled_linear": ((50, 5e-4, 0.1), bar_of(np.linspace(5e-4**0.5, 0.1**0.5, 50) ** 2)),
+    }
+    f = np.cos((np.arange(51) / 50 + 0.05) / 1.05 * np.pi / 2) ** 2
+    own["cosine_table"] = ((50, 0.05), bar_of(np.minimum(1 - f[1:] / f[:-1], 0.999)))
+    for name, (given, bar) in own.items():
+        got = at(schedules.SCHEDULES[name](*given), np.array([1, 7, 50]) / 50)
+        assert_allclose(got, logit(bar[[0, 6, 49]]), rtol=1e-6, err_msg=name)
     t = np.array([0.0, 0.25, 0.7, 1.0])
     edm = (0.002 ** (1 / 7) + t * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7
     assert_allclose(at(schedules.edm(), t), -2 * np.log(edm), rtol=1e-9)
@@ -222,6 +232,13 @@ def test_white_noise_has_the_dtype_of_x(x64):
         assert white(jax.random.key(0), jnp.ones((2, 3), dtype), level, level).dtype == dtype
 
 
+def test_the_error_of_the_adaptive_solver_is_that_of_its_worst_example():
+    error = jnp.array([[3.0, 4.0], [1.0, 0.0]])
+    assert_allclose(_worst(error), 12.5**0.5, rtol=1e-6)
+    value, slope = jax.value_and_grad(_worst)(jnp.zeros((2, 2)))
+    assert value == 0 and (slope == 0).all()
+
+
 def test_losses_and_likelihoods(x64):
     """iCT's c = 0.00054·sqrt(d), the adaptive weight's c = 0.01 and p = 1, 8-bit bins."""
     a = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 5)))
@@ -290,6 +307,11 @@ def test_bounds_of_x0(x64):
             s = max(np.quantile(np.abs(x0[i]), q), limit)
             assert_allclose(got[i], np.clip(x0[i], -s, s) * limit / s, rtol=1e-9)
     assert_allclose(guidance.clip()(denoise)(x, level).x0, np.clip(x0, -1, 1))
+    for given, (scale, sd, steps) in (((), (10, 0.5, 1000)), ((3.0, 0.7, 50), (3, 0.7, 50))):
+        u = scale * np.maximum(np.asarray(level.t) * steps - 1, 0)[:, None, None, None]
+        skip, out = sd**2 / (u**2 + sd**2), u / np.sqrt(u**2 + sd**2)
+        got = guidance.POSTS["latent_consistency"](*given)(denoise)(x, level).x0
+        assert_allclose(got, skip * x + out * x0, rtol=1e-9)
 
 
 def test_guidance_by_name(x64):

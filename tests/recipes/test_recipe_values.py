@@ -12,7 +12,7 @@ from diffusion_jax.core import process, schedules, targets
 from diffusion_jax.core.proposals import Proposal
 from diffusion_jax.core.types import Prediction, Solver
 from diffusion_jax.recipes import autoencoder, bottleneck, diffusion
-from diffusion_jax.recipes.few_step import students
+from diffusion_jax.recipes.few_step import players, students
 from diffusion_jax.recipes.few_step.guidance_distillation import guidance_distillation
 from diffusion_jax.recipes.few_step.latent_consistency import latent_consistency
 from diffusion_jax.recipes.few_step.moment_matching import less_time, moment_matching
@@ -205,11 +205,17 @@ def test_latent_consistency_jumps_one_of_the_teachers_steps():
         return x, state
 
     teacher = lambda frozen, cond: lambda x, level: Prediction(x, x)
+    seen, clipped, extras = [], [], []
+    clip = lambda x0: clipped.append(x0) or jnp.zeros_like(x0) + 2.0
+    extra = lambda key, n: extras.append(n) or {"guidance_scale": jnp.full(n, 9.0)}
     made = latent_consistency(
-        _silent(), teacher, lambda *a: {}, levels=5, solver=Solver(lambda x: (), step)
-    )
-    params = {"net": jnp.float32(0)}
-    made.loss(params, context(ema=params), {"image": jnp.ones((64, 2))}, jax.random.key(0))
+        _silent(True, seen), teacher, lambda *a: {}, levels=5, solver=Solver(lambda x: (), step),
+        extra_cond=extra, condition_dropout=1.0, clip=clip,
+    )  # fmt: skip
+    params, batch = {"net": jnp.float32(0)}, {"image": jnp.ones((64, 2)), "label": jnp.arange(64)}
+    value, _ = made.loss(params, context(ema=params), batch, jax.random.key(0))
+    assert value == 0 and len(clipped) == 2 and extras == [64]  # both sides are clipped to 2
+    assert (seen[0]["label"] == 99).all() and (seen[0]["guidance_scale"] == 9).all()
     now, nxt = drawn[0]
     assert_allclose(now - nxt, 0.2, atol=1e-6)
     assert_allclose(np.unique(np.round(now, 4)), [0.2, 0.4, 0.6, 0.8, 1.0], atol=1e-4)
@@ -227,3 +233,17 @@ def test_groups_of_particles_lose_their_condition_together():
     dropped = np.asarray(seen[0]["label"] == 99).reshape(16, 2)
     assert (dropped[:, 0] == dropped[:, 1]).all()
     assert 3 <= dropped[:, 0].sum() <= 13
+
+
+def test_levels_of_players_are_uniform_between_their_ends():
+    """On a table they are the next step's, of 100 here."""
+    flow = process.Process(schedules.cosine(), process.vp)
+    table = process.Process(schedules.linear(100), process.vp)
+    t = np.asarray(players.uniform_levels(0.2, 0.6)(jax.random.key(0), 4000, flow).t)
+    assert t.min() >= 0.2 and t.max() <= 0.6
+    assert abs(t.mean() - 0.4) < 0.01 and abs(t.std() - 0.4 / 12**0.5) < 0.005
+    default = np.asarray(players.uniform_levels()(jax.random.key(0), 4000, flow).t)
+    assert 0.02 <= default.min() < 0.03 and 0.97 < default.max() <= 0.98
+    steps = np.asarray(players.uniform_levels(0.2, 0.6)(jax.random.key(0), 4000, table).t) * 100
+    assert_allclose(steps, np.round(steps), atol=1e-3)
+    assert np.round(steps).min() == 21 and np.round(steps).max() == 60
