@@ -12,6 +12,8 @@ from diffusion_jax.build import sampling, training
 from diffusion_jax.train.state import abstract_state
 from diffusion_jax.train.step import make_step
 
+pytestmark = pytest.mark.whole
+
 CONFIGS = [
     "mnist",
     "fashion_mnist",

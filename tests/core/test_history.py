@@ -11,7 +11,7 @@ from diffusion_jax.core.schedules import cosine
 from diffusion_jax.core.solvers import SOLVERS
 from diffusion_jax.core.solvers.er_sde import SCALES, _factors
 from diffusion_jax.core.solvers.history import allowed_order, empty, integrate, lagrange, push
-from diffusion_jax.core.solvers.multistep import _CONSTANT
+from diffusion_jax.core.solvers.multistep import CONSTANT
 from diffusion_jax.core.solvers.steps import phis
 from diffusion_jax.core.targets import from_x0
 
@@ -60,7 +60,7 @@ def test_quadrature_is_exact_for_exponentials(x64):
 
 def test_constant_step_factors_are_those_of_adams_and_bashforth():
     """Σ_j c_j (-j)^k = 1/(k + 1): they integrate monomials over the next step exactly."""
-    for order, row in enumerate(_CONSTANT, 1):
+    for order, row in enumerate(CONSTANT, 1):
         back = -np.arange(4.0)
         for k in range(order):
             assert_allclose(np.sum(row * back**k), 1 / (k + 1), atol=1e-12)

@@ -12,6 +12,8 @@ from diffusion_jax.build import conditioning, training
 from diffusion_jax.build.buckets import bucket_sizes
 from diffusion_jax.data.prepare import Options, prepare
 
+pytestmark = pytest.mark.whole
+
 SHAPES = [(10, 20), (20, 10)] * 8
 
 

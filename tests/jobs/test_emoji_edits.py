@@ -118,6 +118,6 @@ def test_what_it_cannot_draw_is_a_sentence(generator):
     with pytest.raises(ValueError, match="this model reads texts; give one or more"):
         drawn(generator, labels=(3,), prompts=())
     with pytest.raises(ValueError, match=r"must be \(height, width\), multiples of"):
-        drawn(generator, image_size=(64, 100))
+        drawn(generator, image_size=(64, 101))
     with pytest.raises(ValueError, match="are words of a Stable Diffusion checkpoint"):
         jobs.sample(settings_of(embeddings=("a.safetensors",)), "never")

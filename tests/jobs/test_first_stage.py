@@ -23,6 +23,8 @@ from diffusion_jax.models.autoencoders.codec import IDENTITY
 from diffusion_jax.train.state import abstract_state
 from diffusion_jax.train.step import make_step
 
+pytestmark = pytest.mark.whole
+
 NAME = "image_folder/toys"
 
 

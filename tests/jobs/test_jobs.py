@@ -16,6 +16,8 @@ from diffusion_jax import jobs
 from diffusion_jax.build import runs
 from diffusion_jax.jobs import run_samples
 
+pytestmark = pytest.mark.whole
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 

@@ -11,6 +11,8 @@ from configs import toy2d
 from diffusion_jax import jobs
 from diffusion_jax.train.checkpoint import restore_params, steps
 
+pytestmark = pytest.mark.whole
+
 OLD = pathlib.Path(__file__).parents[1] / "fixtures" / "run_0"
 
 

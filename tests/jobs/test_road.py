@@ -15,6 +15,8 @@ from diffusion_jax.jobs.drawing import draw_requests, inputs_of, open_sampler
 from diffusion_jax.jobs.requests import requests_of, settings_of
 from diffusion_jax.pictures import read_picture
 
+pytestmark = pytest.mark.whole
+
 RUNS = ("run", "release", "student")
 CHECKPOINTS = ("sd1", "sd2", "sdxl", "single file")
 EDITS = ("image_to_image", "inpaint", "control", "tiles", "variation")

@@ -20,6 +20,8 @@ from diffusion_jax.train.state import abstract_state
 from diffusion_jax.train.step import make_step
 from diffusion_jax.train.workdir import read_config
 
+pytestmark = pytest.mark.whole
+
 
 def words(texts):
     """Two states for "a b", one for "a": numbers that the letters draw."""

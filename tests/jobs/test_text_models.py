@@ -20,6 +20,8 @@ from diffusion_jax.evaluate.features import FeatureNet
 from diffusion_jax.jobs import captioning
 from diffusion_jax.jobs.run_samples import sampler_of_run
 
+pytestmark = pytest.mark.whole
+
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255,) * 3}
 NAME = "image_folder/colours"
 

@@ -22,6 +22,8 @@ from diffusion_jax.jobs.run_samples import sampler_of_run
 from scripts import export_sampler
 from scripts.export_sampler import export_run, sampler_config
 
+pytestmark = pytest.mark.whole
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 # Nothing of ours, nor what our networks are made of, can be imported before the script runs.

@@ -6,6 +6,8 @@ import pytest
 
 from scripts.few_steps.one_call_models import decoder, generator
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.mark.parametrize("build", [decoder, generator])
 @pytest.mark.parametrize("shape", [(28, 28, 1), (16, 32, 3)])

@@ -10,6 +10,8 @@ from PIL import Image
 from diffusion_jax.data.prepare import Options, prepare
 from diffusion_jax.train.checkpoint import restore_params
 
+pytestmark = pytest.mark.whole
+
 STEPS = 12
 SHAPES = [(10, 21)] * 9 + [(14, 13)] * 8 + [(30, 16)] * 7  # of the pictures, (height, width)
 

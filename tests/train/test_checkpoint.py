@@ -16,6 +16,8 @@ from diffusion_jax.train.checkpoint import (
 from diffusion_jax.train.checksum import checksums
 from diffusion_jax.train.state import TrainState
 
+pytestmark = pytest.mark.whole
+
 CONFIG = {"model": {"width": 64}}
 TX = optax.adamw(1e-3)
 

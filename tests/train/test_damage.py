@@ -16,6 +16,8 @@ import pytest
 from diffusion_jax.train.checkpoint import DAMAGED, Checkpoints, restore_params, steps
 from diffusion_jax.train.state import TrainState
 
+pytestmark = pytest.mark.whole
+
 CONFIG = {"model": {"width": 8}}
 SAYS = r"checkpoints/20 is damaged \(.+\); trying the one before"
 

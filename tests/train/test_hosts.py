@@ -11,6 +11,8 @@ from diffusion_jax.jobs.hosts import Hosts, connect
 from diffusion_jax.train import workdir
 from diffusion_jax.train.checkpoint import restore_params, steps
 
+pytestmark = pytest.mark.whole
+
 RULES = json.dumps({"data": 1, "fsdp": -1})
 
 

@@ -13,6 +13,8 @@ from diffusion_jax.train.loop import Hook
 from diffusion_jax.train.plan import Plan
 from diffusion_jax.train.state import TrainState, abstract_state, with_shardings
 
+pytestmark = pytest.mark.whole
+
 WIDE = {"x": jax.ShapeDtypeStruct((16, 64), jnp.float32)}  # kernels of 4,096 elements
 
 

@@ -12,6 +12,8 @@ from diffusion_jax.spec import plain
 from diffusion_jax.train.checkpoint import restore_params
 from diffusion_jax.train.loop import train
 
+pytestmark = pytest.mark.whole
+
 OTHER = {"float32": "bfloat16", "bfloat16": "float32"}
 
 

@@ -12,6 +12,8 @@ from diffusion_jax.train.checkpoint import restore_params
 from diffusion_jax.train.loop import Hook
 from diffusion_jax.train.state import abstract_state
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

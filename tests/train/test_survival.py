@@ -16,6 +16,8 @@ from diffusion_jax.train import workdir
 from diffusion_jax.train.checkpoint import restore_params, steps
 from diffusion_jax.train.log import METRICS, NonFinite
 
+pytestmark = pytest.mark.whole
+
 
 def _poisoned(*at):
     def data(start):

@@ -16,6 +16,8 @@ from diffusion_jax.build.releases import release
 from diffusion_jax.convert.tensors import write_safetensors
 from diffusion_jax.recipes import lora as factors
 
+pytestmark = pytest.mark.whole
+
 LABELS = (3, 7)
 
 

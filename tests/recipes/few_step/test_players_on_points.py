@@ -29,7 +29,7 @@ from diffusion_jax.recipes.few_step.improved_distribution_matching import (
 )
 from diffusion_jax.recipes.few_step.score_identity import score_identity
 
-pytestmark = pytest.mark.optimized  # its students are trained
+pytestmark = [pytest.mark.optimized, pytest.mark.whole]  # its students are trained
 
 HERE = toy.process_of(schedules.cosine(), vp)
 NET, INIT = toy.mlp()
