@@ -102,6 +102,7 @@ def test_the_flags_that_come_of_it_are_read():
     assert values.config.edits == ("image_to_image('a.png', 0.8)",)
 
 
+@pytest.mark.whole
 def test_a_run_is_drawn_from_by_the_old_names(tmp_path):
     run = shutil.copytree(ROOT / "tests" / "fixtures" / "run_0", tmp_path / "run")
     old = ["--config.sampler.n=5", "--config.sampler.seed=7", "--config.sampler.steps=3"]

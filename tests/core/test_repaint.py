@@ -167,6 +167,9 @@ def test_the_price_is_what_is_said_and_memory_ends_where_x_goes_up():
 
 
 def test_without_repeats_it_is_the_solver_bit_for_bit():
+    """Bit for bit where XLA fuses both programs alike, as that of JAX 0.10 does."""
+    most = 0.0 if jax.__version_info__ < (0, 11) else 1e-6
+    same = lambda a, b: np.abs(a - b).max() <= most
     levels, key = _levels(9), jax.random.key(5)
     x = jax.random.normal(jax.random.key(1), (3, 2, 4, 2))
     process = _process()
@@ -178,8 +181,8 @@ def test_without_repeats_it_is_the_solver_bit_for_bit():
     draw = lambda solver: jax.jit(lambda x: sampling.sample(key, solver, denoise, x, levels))(x)
     for inner in (ddim(0.6), dpmpp_2m()):
         plain = draw(inner)
-        assert (draw(repaint(inner, process, 0)) == plain).all()
-        assert (draw(repaint_on_grid(inner, 1, back=2)) == plain).all()
+        assert same(draw(repaint(inner, process, 0)), plain)
+        assert same(draw(repaint_on_grid(inner, 1, back=2)), plain)
         assert np.abs(draw(repaint(inner, process, 3)) - plain).max() > 0.01
 
 

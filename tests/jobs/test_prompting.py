@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 from PIL import Image
 
 from configs import sample as settings
@@ -35,7 +35,9 @@ def folder(tmp_path_factory):
 def test_the_sampler_for_a_mesh_that_is_not_here(folder):
     """Its shapes are those of the job, split over the batch, and it traces to whole images."""
     config = config_of(folder, batch_size=4, negative_prompt="a dog")
-    made = planning.job(config, "sample", AbstractMesh((4, 1, 1, 1), sharding.AXES))
+    made = planning.job(
+        config, "sample", AbstractMesh((4, 1, 1, 1), sharding.AXES, (AxisType.Auto,) * 4)
+    )
     weights, _, inputs = made.arguments
     assert inputs.noise.sharding.shard_shape(inputs.noise.shape) == (1, 4, 4, 4)
     assert inputs.rows["ids_0"].shape == inputs.negative["ids_0"].shape == (4, 1, 77)
@@ -43,7 +45,9 @@ def test_the_sampler_for_a_mesh_that_is_not_here(folder):
     images = made.jitted.eval_shape(*made.arguments)
     assert images.shape == (4, 32, 32, 3) and images.dtype == np.float32
     with pytest.raises(ValueError, match="not to be tuned; take --mode=sample"):
-        planning.job(config, "train", AbstractMesh((4, 1, 1, 1), sharding.AXES))
+        planning.job(
+            config, "train", AbstractMesh((4, 1, 1, 1), sharding.AXES, (AxisType.Auto,) * 4)
+        )
 
 
 def config_of(folder, **changes):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 
 from diffusion_jax.profiling.flops import count
 from diffusion_jax.profiling.topology import slice_of
@@ -92,7 +92,7 @@ def test_a_wrong_mesh_is_named():
 
 def test_a_config_of_a_mesh_that_is_not_here_is_no_mistake():
     config = compile_for_tpu.load_config(CONFIG, ["--config.mesh.fsdp=4", "--config.mesh.data=4"])
-    mesh = AbstractMesh((4, 4, 1, 1), sharding.AXES)
+    mesh = AbstractMesh((4, 4, 1, 1), sharding.AXES, (AxisType.Auto,) * 4)
     step = compile_for_tpu.job(config, "train", mesh)
     state, _, batch = step.arguments
     assert batch["image"].sharding.shard_shape(batch["image"].shape) == (4, 28, 28, 1)
@@ -104,7 +104,9 @@ def test_the_training_of_a_checkpoint_is_refused_in_a_sentence(name):
     config = compile_for_tpu.load_config(str(ROOT / "configs" / f"{name}.py"), [])
     config.checkpoint = "DIR"
     with pytest.raises(ValueError, match=r"'DIR' can be compiled to draw with, .*--mode=sample"):
-        compile_for_tpu.job(config, "train", AbstractMesh((1, 1, 1, 1), sharding.AXES))
+        compile_for_tpu.job(
+            config, "train", AbstractMesh((1, 1, 1, 1), sharding.AXES, (AxisType.Auto,) * 4)
+        )
 
 
 @pytest.mark.parametrize(("mode", "batch"), [("train", 7), ("sample", 5)])
@@ -121,7 +123,7 @@ def test_the_batch_of_a_compilation_is_that_of_its_program(mode, batch):
 def test_rematerialisation_is_not_useful_work(mode):
     words = ["--config.model.unet.channel_mults=(1,)", "--config.model.unet.channels=8"]
     words += ["--config.model.unet.head_dim=8", "--config.sampler.steps=3"]
-    mesh = AbstractMesh((4, 1, 1, 1), sharding.AXES)
+    mesh = AbstractMesh((4, 1, 1, 1), sharding.AXES, (AxisType.Auto,) * 4)
 
     def counted(*more):
         config = compile_for_tpu.load_config(CONFIG, [*words, *more])

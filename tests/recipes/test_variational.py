@@ -97,6 +97,7 @@ def _config(steps=30):
     return config
 
 
+@pytest.mark.whole
 def test_a_run_trains_its_schedule_and_samples_and_evaluates_by_it(tmp_path):
     jobs.train(_config(), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -75,6 +75,7 @@ def test_setup_copies_and_installs_on_every_worker():
     assert shlex.split(shell)[-3:] == ["-r", "requirements.txt", "jax[tpu]"]
 
 
+@pytest.mark.whole
 def test_run_and_stop_do_on_a_worker_what_they_say(tmp_path):
     """The very commands, with a stand-in for Python that ends as a run does when it is told to."""
     arguments = ["--config=configs/x.py:a", "--workdir=/mnt/my runs/a", "--config.s.labels=(1, 2)"]

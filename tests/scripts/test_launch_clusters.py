@@ -85,6 +85,7 @@ def test_a_container_passes_sigterm_on_and_says_whether_to_start_again(reached, 
     assert (process.returncode, out) == (ends, "saved\n")
 
 
+@pytest.mark.whole
 def test_no_sigterm_is_lost_however_early_it_comes(tmp_path):
     def start(i):
         up = tmp_path / str(i)

@@ -55,6 +55,7 @@ def test_the_saved_average_is_the_state_s(reference):
     assert moved.max() > 1e-3
 
 
+@pytest.mark.whole
 def test_a_killed_process_goes_on_bit_by_bit(reference, tmp_path):
     """A process stopped by SIGTERM, the next killed by SIGKILL, the rest of the run here."""
     told = tiny.script(tmp_path, "--signal=SIGTERM", "--at=7")

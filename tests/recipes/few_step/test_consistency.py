@@ -272,6 +272,7 @@ def _toy_denoise(x, level):
     return oracles.predict(toy.data(), x, level)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", POINTS)
 def test_points_in_one_and_two_steps(name):
     """From scratch, beside DDIM of the exact denoiser."""

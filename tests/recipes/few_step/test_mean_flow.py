@@ -239,6 +239,7 @@ def test_times_are_drawn_as_stated():
             wrong()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_points_in_one_and_two_steps(variant):
     """From scratch, without a teacher."""

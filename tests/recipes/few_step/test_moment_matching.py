@@ -185,6 +185,7 @@ def test_groups_share_their_levels_and_must_fill_the_batch():
         loss(5)
 
 
+@pytest.mark.whole
 def test_points_in_one_and_two_steps():
     """From scratch, without a teacher."""
     net, init = toy.mlp(scalars=("end",))

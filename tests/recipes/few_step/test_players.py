@@ -100,6 +100,7 @@ def test_exact_networks_leave_the_student_unchanged(x64, name, path, target):
         assert abs(metrics.get(part, 0.0)) < 1e-9
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ["dmd", "dmd2", "sid"])
 def test_a_wrong_student_returns_if_its_score_is_known(x64, name):
     recipe = _recipes(_model())[name]

@@ -180,6 +180,7 @@ def test_scales_in_the_wrong_order_are_named():
         teachers.guidance_scales(5.0, 1.0)
 
 
+@pytest.mark.whole
 def test_points_in_four_two_and_one_steps():
     """Trained from scratch: the teacher, then students of 8, 4, 2 and 1 steps, one program."""
     here = Process(schedules.cosine(), process.vp)

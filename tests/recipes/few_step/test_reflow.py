@@ -129,6 +129,7 @@ def test_straightness_of_a_gaussian_is_its_integral(x64, path):
     assert run(lambda x, level: _straight(x, row(level), {})).max() < 1e-20
 
 
+@pytest.mark.whole
 def test_points_become_straight():
     """From scratch on pairs of the exact flow: how straight it is, one step and two."""
     here = toy.rectified()

@@ -208,6 +208,7 @@ def _toy_denoise(x, level):
     return oracles.predict(toy.data(), x, level)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", POINTS)
 def test_points_in_one_and_two_steps(name):
     here = _edm()

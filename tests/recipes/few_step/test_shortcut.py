@@ -98,6 +98,7 @@ def test_wrong_arguments_are_refused(name, value):
         shortcut.shortcut(toy.two_time_model(), lambda *a: {}, **{name: value})
 
 
+@pytest.mark.whole
 def test_points_in_one_and_two_steps():
     """From scratch, without a teacher."""
     net, init = toy.mlp(scalars=("end",))

@@ -139,6 +139,7 @@ def test_solver_levels_are_uniform_down_to_u():
     assert abs(u.mean() - 0.4) < 0.02 and u.min() >= 0 and u.max() <= 0.8
 
 
+@pytest.mark.whole
 def test_points_in_one_and_two_steps():
     """From scratch, taught by the exact denoiser."""
     net, init = toy.mlp(scalars=("end",))
