@@ -1,15 +1,4 @@
-"""Train, sample from or evaluate a diffusion model.
-
-    python main.py --config=configs/mnist.py --workdir=runs/mnist
-    python main.py --mode=sample --workdir=runs/mnist --config.sampler.guidance_scale=3
-    python main.py --mode=sample --config.checkpoint=DIR --config.prompt="a red house"
-    python main.py --mode=evaluate --workdir=runs/mnist
-
-Any field of the config is a flag.  Sampling takes configs/sample.py, whatever it draws from;
-evaluating takes the run's own config.
-Several processes, on one or many hosts, each run the same command with --coordinator=HOST:PORT
---processes=N --process=I, or with --distributed=auto where the cluster tells them.
-"""
+"""The command ``diffusion-jax`` (``diffusion_jax.command``), from a checkout."""
 
 from __future__ import annotations
 
@@ -28,4 +17,4 @@ except ModuleNotFoundError as error:
     sys.exit(2)
 
 if __name__ == "__main__":
-    run(__doc__)
+    run()

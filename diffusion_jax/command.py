@@ -31,13 +31,9 @@ CONFIGS = Path(configs.__path__[0])
 _CONFIG, _FOLDER = "--config=", "configs/"
 
 
-def run(usage: str | None = __doc__) -> None:
-    """The command, from ``sys.argv`` to its exit code.
-
-    Args:
-        usage: what --help says first.
-    """
-    sys.modules["__main__"].__doc__ = usage  # where absl reads it
+def run() -> None:
+    """The command, from ``sys.argv`` to its exit code."""
+    sys.modules["__main__"].__doc__ = __doc__  # where absl reads what --help says first
     with ending.sentences():
         app.run(main, flags_parser=parse_flags)
 
