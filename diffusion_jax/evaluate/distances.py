@@ -32,10 +32,16 @@ def frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
 def gaussian_distance(mean: np.ndarray, cov_a: np.ndarray, cov_b: np.ndarray) -> float:
     """Squared 2-Wasserstein distance of two Gaussians whose means differ by ``mean`` [d]."""
     values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    root = (vectors * _roots(values)) @ vectors.T
     cross = np.linalg.eigvalsh(root @ cov_b @ root)
-    trace = np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(np.maximum(cross, 0)).sum()
+    trace = np.trace(cov_a) + np.trace(cov_b) - 2 * _roots(cross).sum()
     return float(mean @ mean + trace)
+
+
+def _roots(values: np.ndarray) -> np.ndarray:
+    """Square roots of eigenvalues [d] >= 0; one that is but rounding, 1e-16, has not 1e-8 but 0."""
+    rounding = len(values) * np.finfo(values.dtype).eps * np.abs(values).max(initial=0.0)
+    return np.sqrt(np.where(values > rounding, values, 0.0))
 
 
 def kernel_distance(real: np.ndarray, fake: np.ndarray) -> float:
